@@ -1,0 +1,136 @@
+"""Example inputs, whatever form a user hands them in, and other inputs made in their likeness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam.errors import InputError
+from reparam.precision import as_float64, mapped, tensors
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is called with: `model(*args, **kwargs)`."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example_inputs: Any) -> Inputs:
+        """A tensor is the only argument, a tuple or list the positional ones, a dict with string keys the keywords.
+
+        Raises InputError for anything else, and where there is no tensor inside.
+        """
+        match example_inputs:
+            case Inputs():
+                inputs = example_inputs
+            case Tensor():
+                inputs = cls((example_inputs,))
+            case tuple() | list():
+                inputs = cls(tuple(example_inputs))
+            case Mapping() if all(isinstance(key, str) for key in example_inputs):
+                inputs = cls((), dict(example_inputs))
+            case _:
+                raise InputError(
+                    f"example_inputs: a {type(example_inputs).__name__} cannot be handed to a model; give a tensor, a "
+                    "tuple of positional arguments, or a dict of keyword arguments with string keys"
+                )
+        if not inputs.tensors():
+            raise InputError(
+                "example_inputs: there is no tensor inside; give at least one, of a size that will be used"
+            )
+        return inputs
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """`model(*args, **kwargs)` without gradients. The model is called as it is: nothing is put into eval mode."""
+        with torch.no_grad():
+            return model(*self.args, **self.kwargs)
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """Every tensor in the inputs with its path."""
+        return tensors((*self.args, *self.kwargs.values()), "input")
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same inputs with `change` applied to every tensor."""
+        return self._mapped(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
+
+    def _mapped(self, change: Callable[[Any], Any]) -> Inputs:
+        return Inputs(mapped(self.args, change), mapped(dict(self.kwargs), change))
+
+    def as_float64(self) -> Inputs:
+        """Floating tensors in float64 and complex ones in complex128, the rest as it is."""
+        return Inputs(as_float64(self.args), as_float64(dict(self.kwargs)))
+
+    def drawn(self, generator: torch.Generator) -> Inputs:
+        """The same shapes and dtypes with floating and complex tensors drawn anew from a normal distribution.
+
+        Each has the mean and deviation of the example it replaces; a constant (or non-finite) example says nothing of
+        either, and N(0, 1) is drawn. Integer and bool tensors are kept: their values are indices, sizes and masks, and
+        others may not be legal. `generator` is a CPU one, so that a seed means the same on every device.
+        """
+        return self.map(lambda tensor: _redrawn(tensor, generator))
+
+    def resized(self, batch: int = 1, size: tuple[int, ...] = (32, 64)) -> dict[str, Inputs]:
+        """Other legal-looking inputs by name: "batch" with that many more rows, "size" at another resolution.
+
+        The batch is the leading axis of every tensor of rank 2 or more that shares its length with the first of them.
+        A resolution is the axes after the first two of a floating tensor of rank 3, 4 or 5; they grow by `size`, whose
+        last entry serves all further axes, so that a square becomes a non-square one. New entries repeat old ones in
+        order, so values stay legal. A variant that would change nothing is left out.
+        """
+        rows = _batch_length(self)
+        variants = {
+            "batch": self.map(lambda t: _longer(t, 0, batch) if rows and t.ndim > 1 and len(t) == rows else t),
+            "size": self.map(lambda t: _larger(t, size)),
+        }
+        return {name: inputs for name, inputs in variants.items() if inputs.shapes() != self.shapes()}
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of every tensor, in order."""
+        return [tuple(tensor.shape) for _, tensor in self.tensors()]
+
+    def __str__(self) -> str:
+        """Sizes alone, as in `3x3x256x288, 3x10`: what a table row has room for."""
+        return ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.shapes())
+
+
+def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    mean, spread = _moments(tensor.detach().to(wide))
+    noise = torch.randn(tensor.shape, generator=generator, dtype=wide)
+    drawn = torch.empty_like(tensor.detach())  # keeps the memory format, which chooses kernels
+    return drawn.copy_(noise * spread + mean)
+
+
+def _moments(values: Tensor) -> tuple[Any, float]:
+    """Mean and deviation, or 0 and 1 where the values say nothing of them."""
+    # Compared, not by deviation: the deviation of a constant 0.1 is a rounding error, not zero.
+    if values.numel() < 2 or bool((values == values.flatten()[0]).all()) or not bool(values.isfinite().all()):
+        return 0.0, 1.0
+    return values.mean().item(), values.std().item()
+
+
+def _batch_length(inputs: Inputs) -> int | None:
+    return next((len(tensor) for _, tensor in inputs.tensors() if tensor.ndim > 1), None)
+
+
+def _larger(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
+    if not tensor.is_floating_point() or tensor.ndim not in (3, 4, 5):
+        return tensor
+    for i, axis in enumerate(range(2, tensor.ndim)):
+        tensor = _longer(tensor, axis, size[min(i, len(size) - 1)])
+    return tensor
+
+
+def _longer(tensor: Tensor, axis: int, more: int) -> Tensor:
+    length = tensor.shape[axis]
+    if not length:
+        return tensor
+    return tensor.index_select(axis, torch.arange(length + more, device=tensor.device) % length)
