@@ -1,0 +1,77 @@
+"""The public networks that benchmarks and tests fold: timm, random weights, drawn statistics. No download."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ZOO = (
+    "repvgg_a0",
+    "mobileone_s0",
+    "mobileone_s1",
+    "fastvit_t8",
+    "fastvit_mci0",
+    "repvit_m0_9",
+    "repghostnet_050",
+    "ghostnetv3_100",
+    "resnet50d",
+    "efficientnet_b0",
+    "mobilenetv3_small_050",
+    "inception_v3",
+    "nextvit_small",
+    "starnet_s1",
+    "densenet121",
+)
+QUICK = ("repvgg_a0", "mobileone_s0", "mobilenetv3_small_050")
+
+# What `import torchvision` asks of its compiled library even where it runs without it.
+_OPERATORS_ASKED_FOR_ON_IMPORT = ("nms", "qnms")
+_libraries: list[torch.library.Library] = []  # a declaration lives as long as its Library object
+
+
+def declare_torchvision_operators() -> None:
+    """Let torchvision (and so timm) be imported where its compiled library and this torch do not fit together.
+
+    That is so for a torchvision built for CUDA beside a torch built for the CPU. No network here calls the operators:
+    they are declared, not implemented. Where the compiled library loads, nothing is done.
+    """
+    if _libraries or _compiled_library_loads():
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in _OPERATORS_ASKED_FOR_ON_IMPORT:
+        library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+    _libraries.append(library)
+
+
+def _compiled_library_loads() -> bool:
+    spec = importlib.util.find_spec("torchvision")  # finds, does not import
+    if spec is None or spec.origin is None:
+        return True  # there is no torchvision to help
+    try:
+        for path in Path(spec.origin).parent.glob("_C.*"):
+            torch.ops.load_library(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """The timm model `name` in eval mode, with random weights and drawn BatchNorm statistics and gammas."""
+    declare_torchvision_operators()
+    import timm
+    from reparam.nn import draw_statistics
+
+    torch.manual_seed(seed)
+    model: nn.Module = timm.create_model(name, pretrained=False)
+    draw_statistics(model)
+    return model.eval()
+
+
+def example_input(model: nn.Module, batch: int = 1, size: int | None = None, seed: int = 0) -> torch.Tensor:
+    """A normal batch of the size that the model was made for, or of `size`."""
+    channels, height, width = model.default_cfg["input_size"]  # type: ignore[index]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, size or height, size or width, generator=generator)
