@@ -59,15 +59,16 @@ def _compiled_library_loads() -> bool:
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """The timm model `name` in eval mode, with random weights and drawn BatchNorm statistics and gammas."""
+    """The timm model `name` in eval mode, with random weights and nothing left at its regular defaults."""
     declare_torchvision_operators()
     import timm
-    from reparam.nn import draw_statistics
+
+    from reparam.nn import draw_constants, draw_statistics
 
     torch.manual_seed(seed)
     model: nn.Module = timm.create_model(name, pretrained=False)
-    draw_statistics(model)
-    return model.eval()
+    # Statistics of real inputs: without them the activations of a deep untrained network overflow or vanish.
+    return draw_statistics(draw_constants(model), inputs=(example_input(model),)).eval()
 
 
 def example_input(model: nn.Module, batch: int = 1, size: int | None = None, seed: int = 0) -> torch.Tensor:
