@@ -1,0 +1,495 @@
+"""Are two models the same function? Judged against float64, with bounds that are measured and not typed.
+
+Every comparison has two kinds. "fp64": both models doubled and run under `Float64`, where equal functions agree to
+about 1e-15. "own dtype": both as they are, each against the float64 truth; a conversion may add no more noise than the
+original has. All of it is repeated at other batch sizes and resolutions, wherever the original takes them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
+from reparam.inputs import Inputs
+from reparam.precision import Float64, double, leaves
+
+T = TypeVar("T")
+
+EXACT = 1e-10
+"""Largest float64 error of an exact fold, relative to max|y|. Deep nets round to 1e-14 in float64, while the smallest
+real mistake on record (a constant that went through float32) shows up as 1e-9: the bound sits between the two."""
+
+NOISE = 3
+"""How many times the original's own rounding noise a conversion may have. Noise is a maximum over a few thousand random
+values and varies by less than 2 from one order of additions to another; a fold that is wrong is off by far more."""
+
+FLOOR = 4
+"""Noise below this many eps of max|y| is luck (an identity rounds nothing) and binds nobody."""
+
+_DRAWS = 2  # of the example: itself and once redrawn; the variants are drawn once each
+_MORE_DRAWS = 16  # near a measured bound: the noise of a single number is often small by luck, that of 16 never
+_NEAR = 100  # times the bound; what lies further out is wrong and not unlucky
+_HUGE = 1e30  # masks are filled with finfo(dtype).min, which differs by dtype and would dwarf every real value
+
+_FP64, _OWN, _REJECTED = "fp64", "own dtype", "not accepted"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: of the output tensor `name` (or of the whole call), on `inputs`, of a `kind`.
+
+    `error` and `bound` are relative to max|truth| of that tensor, and for integer and bool tensors the share of entries
+    that differ. `noise` is what the original itself shows: in its own dtype, or in float64 with its weights re-rounded.
+    """
+
+    name: str
+    inputs: str
+    kind: str
+    error: float
+    bound: float
+    noise: float
+    passed: bool
+    detail: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.name} on {self.inputs} ({self.kind}): error {self.error:.2g}, bound {self.bound:.2g}"
+        return f"{text}; {self.detail}" if self.detail else text
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The checks of one call of `verify`; prints as a table and a verdict."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def fp64_error(self) -> float:
+        """The largest float64 error: of the function itself, before any rounding where `exact` was given."""
+        return self._largest(_FP64, "error")
+
+    @property
+    def own_error(self) -> float:
+        """The candidate's largest error in its own dtype."""
+        return self._largest(_OWN, "error")
+
+    @property
+    def noise_floor(self) -> float:
+        """The original's largest error in its own dtype: the noise that any conversion is allowed to have."""
+        return self._largest(_OWN, "noise")
+
+    @property
+    def worst(self) -> Check | None:
+        """The failed check furthest beyond its bound; None where none failed."""
+        failed = [check for check in self.checks if not check.passed]
+        return max(failed, key=lambda check: check.error / (check.bound or EXACT), default=None)
+
+    def _largest(self, kind: str, what: str) -> float:
+        return max((getattr(check, what) for check in self.checks if check.kind == kind), default=0.0)
+
+    def raise_if_failed(self) -> Verification:
+        """Itself where every check passed; raises VerificationError with the worst check otherwise."""
+        if self.worst is not None:
+            raise VerificationError(f"the candidate is not equal to the original: {self.worst}")
+        return self
+
+    def __str__(self) -> str:
+        headers = ("inputs", "kind", "worst output", "error", "bound", "", "note")
+        rows = [
+            (c.inputs, c.kind, c.name, f"{c.error:.2g}", f"{c.bound:.2g}", "ok" if c.passed else "FAILED", c.detail)
+            for c in self._shown()
+        ]
+        return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{self._verdict()}"
+
+    def _shown(self) -> list[Check]:
+        """Every failed check, and of the passed ones the worst of each inputs and kind: some models return hundreds."""
+        worst: dict[tuple[str, str], Check] = {}
+        for check in self.checks:
+            seen = worst.setdefault((check.inputs, check.kind), check)
+            if check.error > seen.error:
+                worst[check.inputs, check.kind] = check
+        return [c for c in self.checks if not c.passed or any(c is shown for shown in worst.values())]
+
+    def _verdict(self) -> str:
+        if self.worst is not None:
+            failed = sum(not check.passed for check in self.checks)
+            return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"
+        return (
+            f"equal: float64 error {self.fp64_error:.2g}; in its own dtype the candidate is {self.own_error:.2g} from "
+            f"the truth, the original {self.noise_floor:.2g}"
+        )
+
+
+def verify(
+    original: nn.Module,
+    candidate: nn.Module,
+    example_inputs: Any,
+    *,
+    exact: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    variants: bool = True,
+) -> Verification:
+    """Compare two models in eval mode, whoever converted the second one. Neither is changed: copies are run.
+
+    `example_inputs` is a tensor, a tuple of positional arguments or a dict of keyword arguments, on the models' device;
+    floating tensors are used as they are and drawn anew in their likeness. `exact` maps names of parameters and buffers
+    of the candidate to their float64 values before they were rounded to its dtype; with it (and for float64 models) the
+    functions must agree to `EXACT`. Without it the weights of the candidate carry a rounding that no one can undo, so
+    the bound is `NOISE` times what re-rounding the original's own weights does to it.
+
+    Integer and bool outputs are compared entry by entry and in float64 only, since a near tie is decided by rounding.
+    Entries where both are NaN, or the same infinity, count as equal. With `variants`, other batch sizes and resolutions
+    are compared wherever the original accepts them. Random operations of torch see the same seed in both models.
+
+    Raises TrainModeError where a part of either model is in train mode, ModelError where the original fails on its
+    inputs or cannot be computed in float64, InputError for unusable arguments. A candidate that fails on inputs that
+    the original takes is a failed check.
+    """
+    require_eval(original, "original")
+    require_eval(candidate, "candidate")
+    inputs = Inputs.of(example_inputs)
+    generator = torch.Generator().manual_seed(seed)
+    bench = _Bench.of(original, candidate, inputs, exact, seed)
+    checks = [*_rounding_checks(candidate, exact or {})]
+    checks += _compare("example", inputs, bench, generator, _DRAWS)
+    if variants:
+        for name, variant in _variants(inputs).items():
+            checks += _compare(name, variant.drawn(generator), bench, generator, draws=1)
+    return Verification(tuple(checks))
+
+
+def require_eval(model: nn.Module, role: str) -> None:
+    """Raises TrainModeError, naming the submodules, where any part of `model` is in train mode."""
+    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    if training:
+        names = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+        raise TrainModeError(
+            f"{role}: in train mode: {names}; what it computes then is not what is deployed; call .eval() on it first"
+        )
+
+
+def relative_error(truth: Tensor, value: Tensor) -> float:
+    """max|value - truth| / max|truth| over the finite entries of two tensors of one shape, computed in float64.
+
+    0 where both are all zero or empty, inf where only the truth is; inf too where one is non-finite and the other is
+    not the same (NaN with NaN, an infinity with itself; magnitudes beyond 1e30 count as infinite). Integer and bool
+    tensors: the share of entries that differ. Raises ValueError where the shapes differ.
+    """
+    if truth.shape != value.shape:
+        raise ValueError(f"relative_error: shapes {tuple(truth.shape)} and {tuple(value.shape)} differ")
+    if not truth.numel():
+        return 0.0
+    if not (_is_floating(truth) or _is_floating(value)):
+        return (truth != value.to(truth.device)).double().mean().item()
+    wide = torch.complex128 if truth.is_complex() or value.is_complex() else torch.float64
+    truth, value = (_unmasked(torch.view_as_real(t) if t.is_complex() else t) for t in _both(truth, value, wide))
+    finite = truth.isfinite()
+    same = torch.allclose(truth[~finite], value[~finite], rtol=0, atol=0, equal_nan=True)
+    if not same or not value[finite].isfinite().all():
+        return float("inf")
+    size = truth[finite].abs().max().item() if finite.any() else 0.0
+    error = (value[finite] - truth[finite]).abs().max().item() if finite.any() else 0.0
+    if error == 0.0:
+        return 0.0
+    return error / size if size else float("inf")
+
+
+def bisect(candidates: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> T | None:
+    """The element that makes `fails` true, found with about log2(len(candidates)) + 2 calls on prefixes.
+
+    None where all of them together do not fail, or where it fails without any of them: then none is guilty. One guilty
+    element is always found. Of several, it is one whose arrival turns a prefix from passing to failing.
+    """
+    if not fails(candidates) or fails(candidates[:0]):
+        return None
+    passing, failing = 0, len(candidates)
+    while failing - passing > 1:
+        middle = (passing + failing) // 2
+        if fails(candidates[:middle]):
+            failing = middle
+        else:
+            passing = middle
+    return candidates[failing - 1]
+
+
+# How one draw of inputs is measured.
+
+_Leaves = dict[str, Any]  # the leaves of an output by path: tensors, and whatever else a model returns
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One output tensor of one draw: the candidate's error, the original's own, and the one that measures the bound."""
+
+    name: str
+    kind: str
+    error: float
+    noise: float = 0.0
+    slack: float = 0.0
+    detail: str = ""
+
+
+class _ModelFailure(Exception):
+    """A model raised on inputs that it was given; the text says what."""
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Private copies of both models in both precisions, and how far a comparison of them may be off."""
+
+    original: nn.Module
+    candidate: nn.Module
+    truth: nn.Module
+    twin: nn.Module  # the candidate in float64, unrounded as far as `exact` is known
+    rounded: bool  # the twin's weights are rounded, so its float64 bound has to be measured
+    eps: float
+    seed: int
+
+    @classmethod
+    def of(
+        cls, original: nn.Module, candidate: nn.Module, inputs: Inputs, exact: Mapping[str, Tensor] | None, seed: int
+    ) -> _Bench:
+        eps = max((_eps(tensor) for _, tensor in (*_state(original), *inputs.tensors())), default=0.0)
+        return cls(
+            original=copy.deepcopy(original),
+            candidate=copy.deepcopy(candidate),
+            truth=double(original),
+            twin=_restored(double(candidate), exact or {}),
+            rounded=exact is None and eps > torch.finfo(torch.float64).eps,
+            eps=eps,
+            seed=seed,
+        )
+
+    def bound(self, kind: str, slack: float) -> float:
+        """The largest error that passes, where the original itself shows `slack`."""
+        if kind == _FP64:
+            return max(EXACT, NOISE * slack) if self.rounded else EXACT
+        return max(EXACT, FLOOR * self.eps, NOISE * slack)
+
+    def measure(self, inputs: Inputs, generator: torch.Generator) -> list[_Reading]:
+        """Both models on one draw. Raises _ModelFailure where the original fails; a failing candidate is a reading."""
+        wide = inputs.as_float64()
+        plain = _run(self.original, inputs, self.seed)
+        truth = _run(self.truth, wide, self.seed, Float64())
+        shaken = _run(_rerounded(self.original, generator), wide, self.seed, Float64())
+        try:
+            value = _run(self.twin, wide, self.seed, Float64())
+            own = _run(self.candidate, inputs, self.seed)
+        except _ModelFailure as failure:
+            return [_broken(_FP64, f"the candidate fails where the original runs: {failure}")]
+        for kind, expected, found in ((_FP64, truth, value), (_OWN, plain, own)):
+            if difference := _difference(expected, found):
+                return [_broken(kind, difference)]
+        if not _numbers(truth):
+            return [_broken(_FP64, "the output holds no tensor and no number to compare")]
+        found, *others = (_numbers(run) for run in (value, shaken, plain, own))
+        return list(
+            chain.from_iterable(
+                _readings(name, tensor, found[name], *(other.get(name) for other in others))
+                for name, tensor in _numbers(truth).items()
+            )
+        )
+
+
+def _broken(kind: str, detail: str) -> _Reading:
+    return _Reading("call", kind, float("inf"), detail=detail)
+
+
+def _readings(
+    name: str, truth: Tensor, value: Tensor, shaken: Tensor | None, plain: Tensor | None, own: Tensor | None
+) -> Iterator[_Reading]:
+    weights = _error_where_comparable(truth, shaken)
+    weights = weights if weights < float("inf") else 0.0  # re-rounding pushed it over a cliff: that measures nothing
+    if not _is_floating(truth):
+        detail = "share of entries that differ, in float64 only"
+        yield _Reading(name, _FP64, relative_error(truth, value), weights, weights, detail)
+        return
+    detail = (
+        "" if truth.isfinite().all() else "non-finite in the original, and the same in the candidate where it passes"
+    )
+    yield _Reading(name, _FP64, relative_error(truth, value), weights, weights, detail)
+    # New weights have to be rounded, which the original's, true by definition, never are: that is no one's mistake.
+    noise = _error_where_comparable(truth, plain)
+    lost = "the original in its own dtype is not comparable with its float64 truth" if noise == float("inf") else ""
+    yield _Reading(name, _OWN, _error_where_comparable(truth, own), noise, max(noise, weights), lost)
+
+
+def _error_where_comparable(truth: Tensor, value: Tensor | None) -> float:
+    """Sizes may depend on values (a count of boxes); then rounding alone changes them and there is no distance."""
+    return float("inf") if value is None or value.shape != truth.shape else relative_error(truth, value)
+
+
+def _difference(expected: _Leaves, found: _Leaves) -> str:
+    """Where two outputs differ in anything but numbers, in words; empty where they do not."""
+    if missing := [path for path in expected if path not in found]:
+        return f"{missing[0]} is missing from the output of the candidate"
+    if extra := [path for path in found if path not in expected]:
+        return f"{extra[0]} is in the output of the candidate alone"
+    for path, leaf in expected.items():
+        if _form(leaf) != _form(found[path]):
+            return f"{path} is {_form(leaf)} in the original and {_form(found[path])} in the candidate"
+    return ""
+
+
+def _form(leaf: Any) -> str:
+    """All of a leaf that must be equal outright. Objects of unknown kinds compare by type: they may hold addresses."""
+    if isinstance(leaf, Tensor):
+        return f"a {str(leaf.dtype).removeprefix('torch.')} tensor of shape {tuple(leaf.shape)}"
+    return repr(leaf) if isinstance(leaf, bool | int | str | bytes | None) else f"a {type(leaf).__name__}"
+
+
+def _numbers(output: _Leaves) -> dict[str, Tensor]:
+    """What can be off by a little: tensors, and Python floats as tensors."""
+    floats = {path: torch.tensor(leaf, dtype=torch.float64) for path, leaf in output.items() if isinstance(leaf, float)}
+    return floats | {path: leaf for path, leaf in output.items() if isinstance(leaf, Tensor)}
+
+
+def _run(model: nn.Module, inputs: Inputs, seed: int, mode: AbstractContextManager[Any] | None = None) -> _Leaves:
+    """One call on clones (a model may write to its input), under a seed of its own."""
+    fresh = inputs.map(Tensor.clone)
+    try:
+        with _seeded(seed), mode or nullcontext():
+            return dict(leaves(fresh.call(model)))
+    except Exception as error:
+        raise _ModelFailure(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+# From readings to checks.
+
+
+def _compare(name: str, inputs: Inputs, bench: _Bench, generator: torch.Generator, draws: int) -> list[Check]:
+    """The checks of one variant, each of them over all draws: worst error of either model against the other's.
+
+    Failing by a little, against a bound that is itself a measured maximum, may be luck: it is drawn again before it
+    counts. The example must run; a variant that the original does not take is recorded and passes.
+    """
+    where = f"{name} {inputs}"
+    readings: list[_Reading] = []
+    draw = inputs
+    for count in range(1, _MORE_DRAWS + 1):
+        try:
+            readings += bench.measure(draw, generator)
+        except _ModelFailure as failure:
+            if name == "example":
+                raise ModelError(f"original: fails on inputs {inputs}: {failure}; mend that first") from failure
+            return [Check("call", where, _REJECTED, 0.0, 0.0, 0.0, True, f"by the original: {failure}".split("\n")[0])]
+        checks = _pooled(readings, where, bench)
+        failed = [check for check in checks if not check.passed]
+        if count >= draws and not (failed and all(check.error < _NEAR * check.bound for check in failed)):
+            break
+        draw = inputs.drawn(generator)
+    return checks
+
+
+def _pooled(readings: Sequence[_Reading], where: str, bench: _Bench) -> list[Check]:
+    groups: dict[tuple[str, str], list[_Reading]] = {}
+    for reading in readings:
+        groups.setdefault((reading.name, reading.kind), []).append(reading)
+    checks = []
+    for (name, kind), group in groups.items():
+        error, noise = max(r.error for r in group), max(r.noise for r in group)
+        bound = bench.bound(kind, max(r.slack for r in group))
+        detail = next((r.detail for r in group if r.detail), "")
+        checks.append(Check(name, where, kind, error, bound, noise, error <= bound, detail))
+    return checks
+
+
+def _variants(inputs: Inputs) -> dict[str, Inputs]:
+    """Another batch, another resolution that most networks take, and one that flips the parity of height and width."""
+    return inputs.resized() | {f"odd {name}": odd for name, odd in inputs.resized(batch=0, size=(1, 3)).items()}
+
+
+# The state of a model.
+
+
+def _state(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by every name that they have."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _eps(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).eps if _is_floating(tensor) else 0.0
+
+
+def _restored(twin: nn.Module, exact: Mapping[str, Tensor]) -> nn.Module:
+    """`twin` with its rounded weights replaced by the values that they were rounded from."""
+    state = dict(_state(twin))
+    for name, value in exact.items():
+        if name not in state or state[name].shape != value.shape:
+            found = f"has shape {tuple(state[name].shape)}" if name in state else "does not exist"
+            raise InputError(
+                f"exact: {name!r} {found} in the candidate, the value given has shape {tuple(value.shape)}; give the "
+                "float64 values of the candidate's own parameters and buffers under their qualified names"
+            )
+        state[name].data.copy_(value)
+    return twin
+
+
+def _rounding_checks(candidate: nn.Module, exact: Mapping[str, Tensor]) -> Iterator[Check]:
+    """The deployed weights must be the exact ones, rounded: the float64 comparison never sees them otherwise."""
+    state = dict(_state(candidate))
+    for name, value in exact.items():
+        found = state[name]
+        if not _is_floating(found):
+            continue
+        info = torch.finfo(found.dtype)
+        truth, weight = _both(value, found.detach(), torch.float64)
+        allowed = info.eps * truth.abs() + info.eps * info.smallest_normal
+        overflow = truth.abs() > info.max
+        if bool(((weight - truth).abs() > allowed).logical_and(~overflow).any()):
+            detail = "the weight is not its exact value rounded to its dtype"
+            yield Check(name, "weights", _OWN, relative_error(value, found), info.eps, 0.0, False, detail)
+
+
+def _rerounded(original: nn.Module, generator: torch.Generator) -> nn.Module:
+    """The original in float64, every floating weight off by a random part of one ulp of the dtype that it had.
+
+    Whole numbers stay (a mask, a scale of one, an index kept as a float): no rounding has touched them.
+    """
+    twin = double(original)
+    for (_, before), (_, after) in zip(
+        chain(original.named_parameters(), original.named_buffers()),
+        chain(twin.named_parameters(), twin.named_buffers()),
+        strict=True,
+    ):
+        if before.is_floating_point():
+            part = torch.rand(after.shape, generator=generator, dtype=torch.float64).to(after.device) * 2 - 1
+            ulp = torch.ldexp(torch.full_like(after, _eps(before)), torch.frexp(after).exponent - 1)
+            after.data.copy_(torch.where(after == after.round(), after, after + part * ulp))
+    return twin
+
+
+# The arithmetic of errors.
+
+
+def _both(truth: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return truth.detach().to(dtype), value.detach().to(truth.device, dtype)
+
+
+def _unmasked(tensor: Tensor) -> Tensor:
+    return torch.where(tensor.abs() > _HUGE, tensor.sign() * float("inf"), tensor)
