@@ -225,6 +225,24 @@ def bisect(candidates: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> T |
     return candidates[failing - 1]
 
 
+def rerounded(original: nn.Module, generator: torch.Generator) -> nn.Module:
+    """The original in float64, every floating weight off by a random part of one ulp of the dtype that it had.
+
+    Whole numbers stay (a mask, a scale of one, an index kept as a float): no rounding has touched them.
+    """
+    twin = double(original)
+    for (_, before), (_, after) in zip(
+        chain(original.named_parameters(), original.named_buffers()),
+        chain(twin.named_parameters(), twin.named_buffers()),
+        strict=True,
+    ):
+        if before.is_floating_point():
+            part = torch.rand(after.shape, generator=generator, dtype=torch.float64).to(after.device) * 2 - 1
+            ulp = torch.ldexp(torch.full_like(after, _eps(before)), torch.frexp(after).exponent - 1)
+            after.data.copy_(torch.where(after == after.round(), after, after + part * ulp))
+    return twin
+
+
 # How one draw of inputs is measured.
 
 _Leaves = dict[str, Any]  # the leaves of an output by path: tensors, and whatever else a model returns
@@ -284,7 +302,7 @@ class _Bench:
         wide = inputs.as_float64()
         plain = _run(self.original, inputs, self.seed)
         truth = _run(self.truth, wide, self.seed, Float64())
-        shaken = _run(_rerounded(self.original, generator), wide, self.seed, Float64())
+        shaken = _run(rerounded(self.original, generator), wide, self.seed, Float64())
         try:
             value = _run(self.twin, wide, self.seed, Float64())
             own = _run(self.candidate, inputs, self.seed)
@@ -464,24 +482,6 @@ def _rounding_checks(candidate: nn.Module, exact: Mapping[str, Tensor]) -> Itera
         if bool(((weight - truth).abs() > allowed).logical_and(~overflow).any()):
             detail = "the weight is not its exact value rounded to its dtype"
             yield Check(name, "weights", _OWN, relative_error(value, found), info.eps, 0.0, False, detail)
-
-
-def _rerounded(original: nn.Module, generator: torch.Generator) -> nn.Module:
-    """The original in float64, every floating weight off by a random part of one ulp of the dtype that it had.
-
-    Whole numbers stay (a mask, a scale of one, an index kept as a float): no rounding has touched them.
-    """
-    twin = double(original)
-    for (_, before), (_, after) in zip(
-        chain(original.named_parameters(), original.named_buffers()),
-        chain(twin.named_parameters(), twin.named_buffers()),
-        strict=True,
-    ):
-        if before.is_floating_point():
-            part = torch.rand(after.shape, generator=generator, dtype=torch.float64).to(after.device) * 2 - 1
-            ulp = torch.ldexp(torch.full_like(after, _eps(before)), torch.frexp(after).exponent - 1)
-            after.data.copy_(torch.where(after == after.round(), after, after + part * ulp))
-    return twin
 
 
 # The arithmetic of errors.
