@@ -31,7 +31,7 @@ _WIDENED = {
 }
 
 
-class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Float64(TorchDispatchMode):
     """Within this mode no operation returns a tensor of a lower floating dtype than float64 (complex: complex128).
 
     Dtype arguments are widened, floating inputs of a lower dtype are promoted before they are computed with, and the
