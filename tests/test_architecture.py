@@ -19,6 +19,7 @@ FLOORS = {
     "affine": 1,
     "precision": 1,
     "inputs": 1,
+    "sizes": 1,
     "rules": 2,
     "capture": 3,
     "interpret": 3,
