@@ -19,10 +19,10 @@ FLOORS = {
     "affine": 1,
     "precision": 1,
     "inputs": 1,
-    "sizes": 1,
     "rules": 2,
     "capture": 3,
     "interpret": 3,
+    "cost": 4,
     "plan": 4,
     "emit": 4,
     "verify": 4,
@@ -40,6 +40,7 @@ TOP = max(FLOORS.values())
 SAME_FLOOR = {
     ("inputs", "precision"),
     ("interpret", "capture"),
+    ("plan", "cost"),
     ("emit", "plan"),
     ("pipeline", "report"),
 }
