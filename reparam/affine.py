@@ -1,0 +1,477 @@
+"""The theory, once: a convolution of one tensor, and the laws by which such convolutions combine.
+
+Between two non-linearities a trained network is affine and shift-invariant: convolutions, batch norms in eval, sums,
+paddings, average pools, scalings. Whatever such a stretch computes from one tensor x, its *anchor*, has the form
+
+    y[o, n] = bias[o] + sum over i, t of kernel[o, i, t] * x0[i, stride * n + dilation * t - lo]
+
+where x0 is x with zeros all around it, and n runs over `floor((L + lo + hi - span) / stride) + 1` positions, with
+`span = dilation * (taps - 1) + 1`. That is an `AffineConv`. It never needs to know the input size L: every law below
+is exact for all sizes, and a combination that would not be is refused.
+
+With no spatial axis it is a linear map on the last dimension (nn.Linear), with one to three it is Conv1d, Conv2d,
+Conv3d on dimension 1. Numbers are float64 and deferred: laws decide on shapes, and work out a kernel only if somebody
+asks for it. (A bias is asked for by the padding law.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reparam.errors import Refusal
+
+T = TypeVar("T")
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+# Two constants that stand for the same number may have been computed by different formulas, each a handful of float64
+# operations with some cancellation: 2**-40 is about 1e-12, two orders below what verification allows in total.
+ROUNDING = 2.0**-40
+
+
+class Deferred(Generic[T]):
+    """A number worked out when it is first asked for, once."""
+
+    __slots__ = ("_value", "_work")
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work: Callable[[], T] | None = work
+        self._value: T | None = None
+
+    def __call__(self) -> T:
+        if self._work is not None:
+            self._value, self._work = self._work(), None
+        return self._value  # type: ignore[return-value]
+
+
+Number = Deferred[Tensor]
+
+
+def known(value: Tensor) -> Number:
+    """A number that needs no work."""
+    return Deferred(lambda: value)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor computed from parameters, buffers and literals alone; `value` is float64 (integers stay integers)."""
+
+    shape: tuple[int, ...]
+    value: Number
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A tensor that convolutions start from: who it is (compared by identity) and the shape it had when recorded."""
+
+    key: Hashable
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the anchor."""
+
+    taps: int = 1
+    dilation: int = 1
+    stride: int = 1
+    lo: int = 0
+    hi: int = 0
+
+    @property
+    def span(self) -> int:
+        return self.dilation * (self.taps - 1) + 1
+
+    @property
+    def slack(self) -> int:
+        """lo + hi - span: two convolutions of one stride give equally many outputs at every size iff it is equal."""
+        return self.lo + self.hi - self.span
+
+    def outputs(self, length: int) -> int:
+        return (length + self.slack) // self.stride + 1
+
+    @property
+    def smallest(self) -> int:
+        """The smallest input length that gives an output."""
+        return max(1, -self.slack)
+
+    def padded(self, lo: int, hi: int) -> Axis:
+        """`lo` and `hi` more outputs at the two ends (fewer where negative)."""
+        return replace(self, lo=self.lo + lo * self.stride, hi=self.hi + hi * self.stride)
+
+    def then(self, outer: Axis) -> Axis:
+        """`outer`, unpadded, applied to the outputs of this."""
+        dilation = _lattice(self, Axis(outer.taps, outer.dilation * self.stride))
+        span = self.span + self.stride * (outer.span - 1)
+        return Axis((span - 1) // dilation + 1, dilation, self.stride * outer.stride, self.lo, self.hi)
+
+    def joined(self, other: Axis) -> Axis:
+        """The smallest window that holds the taps of both; strides and slacks are equal."""
+        lo = max(self.lo, other.lo)
+        span = lo + max(self.span - self.lo, other.span - other.lo)
+        dilation = _lattice(self, other, abs(self.lo - other.lo))
+        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, self.slack + span - lo)
+
+    def widened(self) -> Axis:
+        """Padded equally at both ends, as nn.Conv wants it: the window grows by taps that will be zero."""
+        padding = max(self.lo, self.hi, 0)
+        span = 2 * padding - self.slack
+        dilation = math.gcd(_lattice(self, self, padding - self.lo), span - 1) or 1
+        return Axis((span - 1) // dilation + 1, dilation, self.stride, padding, padding)
+
+
+def _lattice(a: Axis, b: Axis, offset: int = 0) -> int:
+    """The coarsest step that reaches every tap of both windows, `offset` pixels apart."""
+    steps = [axis.dilation for axis in (a, b) if axis.taps > 1]
+    return reduce(math.gcd, steps, offset) or 1
+
+
+@dataclass(frozen=True)
+class AffineConv:
+    """A convolution of `anchor` (see the module's text for the formula).
+
+    kernel: float64, (out_channels, in_channels / groups, *taps), deferred.
+    bias: float64, (out_channels,), deferred; None where it is zero by construction.
+    identity: the anchor itself, by construction: nothing has been done to it.
+    """
+
+    anchor: Anchor
+    in_channels: int
+    out_channels: int
+    groups: int
+    axes: tuple[Axis, ...]
+    kernel: Number
+    bias: Number | None = None
+    identity: bool = False
+
+    @staticmethod
+    def of(anchor: Anchor, spatial: int) -> AffineConv:
+        """The anchor as the convolution of itself that changes nothing, seen with `spatial` spatial axes."""
+        channels = anchor.shape[1 if spatial else -1]
+        kernel = Deferred(lambda: torch.ones(channels, 1, *[1] * spatial, dtype=torch.float64))
+        return AffineConv(anchor, channels, channels, channels, (Axis(),) * spatial, kernel, identity=True)
+
+    @staticmethod
+    def conv(
+        weight: Constant,
+        bias: Constant | None = None,
+        stride: Sequence[int] | None = None,
+        dilation: Sequence[int] | None = None,
+        groups: int = 1,
+    ) -> AffineConv:
+        """A convolution that nothing has been put into yet; weight as torch has it: (out, in / groups, *taps)."""
+        out_channels, inner, *taps = weight.shape
+        ones = [1] * len(taps)
+        axes = tuple(map(Axis, taps, dilation or ones, stride or ones))
+        free = Anchor(None, (1, inner * groups, *ones))
+        number = None if bias is None else bias.value
+        return AffineConv(free, inner * groups, out_channels, groups, axes, weight.value, number)
+
+    # --- what it is
+
+    @property
+    def pointwise(self) -> bool:
+        """Every output channel reads the same channel of the same pixel: a per-channel scale and shift."""
+        return self.groups == self.in_channels == self.out_channels and all(
+            axis.taps == axis.stride == 1 and axis.lo == axis.hi == 0 for axis in self.axes
+        )
+
+    @property
+    def diagonal(self) -> bool:
+        """Each channel on its own and one tap: its kernel is one number per channel."""
+        return self.groups == self.in_channels == self.out_channels and all(axis.taps == 1 for axis in self.axes)
+
+    @property
+    def taps(self) -> int:
+        return math.prod(axis.taps for axis in self.axes)
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result at the recorded size."""
+        if not self.axes:
+            return (*self.anchor.shape[:-1], self.out_channels)
+        sizes = map(Axis.outputs, self.axes, self.anchor.shape[2:])
+        return (self.anchor.shape[0], self.out_channels, *sizes)
+
+    def bias_value(self) -> Tensor:
+        return torch.zeros(self.out_channels, dtype=torch.float64) if self.bias is None else self.bias()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The meaning: the result for an anchor tensor x, computed in x's dtype. The laws are tested against this."""
+        kernel, bias = self.kernel().to(x), self.bias_value().to(x)
+        if not self.axes:
+            return F.linear(x, regroup(kernel, self.groups, 1), bias)
+        x0 = F.pad(x, [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)])
+        stride, dilation = [axis.stride for axis in self.axes], [axis.dilation for axis in self.axes]
+        return CONV[len(self.axes)](x0, kernel, bias, stride, 0, dilation, self.groups)
+
+    # --- laws
+
+    def seen_with(self, spatial: int) -> AffineConv:
+        """The same value with channels on dimension 1 and `spatial` axes, or (0) channels on the last dimension."""
+        if len(self.axes) == spatial:
+            return self
+        if self.identity and len(self.anchor.shape) == (spatial + 2 if spatial else len(self.anchor.shape)):
+            return AffineConv.of(self.anchor, spatial)
+        seen, wanted = _layout(len(self.axes)), _layout(spatial)
+        raise Refusal(f"it reads {wanted}, but what comes in is a map of {seen}")
+
+    def channels_first(self) -> AffineConv:
+        """The same value with channels on dimension 1, as batch norm and constants of shape (C, 1, 1) read it."""
+        return self.seen_with(len(self.anchor.shape) - 2)
+
+    def then(self, outer: AffineConv) -> AffineConv:
+        """`outer`, unpadded, after this: kernels compose, strides multiply, lo and hi stay. Always exact."""
+        if outer.in_channels != self.out_channels:
+            raise Refusal(f"it reads {outer.in_channels} channels of {self.out_channels}")
+        groups = math.gcd(self.groups, outer.groups)
+        axes = tuple(map(Axis.then, self.axes, outer.axes))
+
+        def kernel() -> Tensor:
+            return compose(self, outer, groups, axes)
+
+        def bias() -> Tensor:
+            blocks = self.bias_value().view(outer.groups, -1, 1)
+            sums = outer.kernel().flatten(1).view(outer.groups, -1, blocks.shape[1], outer.taps).sum(3)
+            return (sums @ blocks).flatten() + outer.bias_value()
+
+        number = outer.bias if self.bias is None else Deferred(bias)
+        return AffineConv(self.anchor, self.in_channels, outer.out_channels, groups, axes, Deferred(kernel), number)
+
+    def scale_shift(self, scale: Number | None = None, shift: Number | None = None) -> AffineConv:
+        """Per output channel: y * scale + shift, both (out_channels,) or (1,); None leaves it. Always exact."""
+        if scale is None and shift is None:
+            return self
+
+        def kernel() -> Tensor:
+            return self.kernel() if scale is None else _rows(scale(), self.kernel())
+
+        def bias() -> Tensor:
+            scaled = self.bias_value() if scale is None else self.bias_value() * scale()
+            return scaled if shift is None else scaled + shift()
+
+        number = None if self.bias is None and shift is None else Deferred(bias)
+        return replace(self, kernel=Deferred(kernel), bias=number, identity=False)
+
+    def __add__(self, other: AffineConv) -> AffineConv:
+        """The sum of two convolutions of one anchor: both kernels laid into one window, groups become the gcd."""
+        self._matches(other)
+        if self.out_channels != other.out_channels:
+            raise Refusal(f"a sum of {self.out_channels} and {other.out_channels} channels broadcasts")
+        groups = math.gcd(self.groups, other.groups)
+        axes = tuple(map(Axis.joined, self.axes, other.axes))
+
+        def kernel() -> Tensor:
+            a, b = (regroup(laid(v.kernel(), v.axes, axes), v.groups, groups) for v in (self, other))
+            return a + b
+
+        biased = self.bias is not None or other.bias is not None
+        number = Deferred(lambda: self.bias_value() + other.bias_value()) if biased else None
+        return AffineConv(self.anchor, self.in_channels, self.out_channels, groups, axes, Deferred(kernel), number)
+
+    def cat(self, other: AffineConv) -> AffineConv:
+        """The output channels of both, these first."""
+        self._matches(other)
+        axes = tuple(map(Axis.joined, self.axes, other.axes))
+
+        def kernel() -> Tensor:
+            return torch.cat([regroup(laid(v.kernel(), v.axes, axes), v.groups, 1) for v in (self, other)])
+
+        biased = self.bias is not None or other.bias is not None
+        number = Deferred(lambda: torch.cat([self.bias_value(), other.bias_value()])) if biased else None
+        out_channels = self.out_channels + other.out_channels
+        return AffineConv(self.anchor, self.in_channels, out_channels, 1, axes, Deferred(kernel), number)
+
+    def take(self, rows: Sequence[int]) -> AffineConv:
+        """The output channels `rows`, in that order; groups stay where every group keeps its own."""
+        if list(rows) == list(range(self.out_channels)):
+            return self
+        groups = _groups_of(rows, self.out_channels, self.groups)
+        index = torch.tensor(rows)
+        kernel = Deferred(lambda: regroup(self.kernel(), self.groups, groups)[index])
+        number = None if self.bias is None else Deferred(lambda: self.bias_value()[index])
+        return AffineConv(self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number)
+
+    def pad(self, pads: Sequence[tuple[int, int]], value: Number | None = None) -> AffineConv | Bordered:
+        """(lo, hi) more outputs per axis, reading `value` per channel (None: zero); negative amounts crop.
+
+        Exact where the value, continued outside its extent, reads nothing but zeros (`lo >= span - stride`,
+        `hi >= span - 1`) and so equals its bias there, and where the padding holds that very bias. Where only the
+        last is missing, a `Bordered` comes back, which may still be filled.
+        """
+        if not any(map(any, pads)):
+            return self
+        for axis, (lo, hi) in zip(self.axes, pads, strict=True):
+            if (lo > 0 and axis.lo < axis.span - axis.stride) or (hi > 0 and axis.hi < axis.span - 1):
+                raise Refusal(
+                    f"padding after a {axis.span}-wide window that was padded by {axis.lo} and {axis.hi}: "
+                    "at the border the window would reach pixels that the padding hides",
+                    "padding the first operation fully, or not padding the second, would fold",
+                )
+        extended = replace(self, axes=tuple(axis.padded(*p) for axis, p in zip(self.axes, pads, strict=True)))
+        extended = replace(extended, identity=False)
+        if self._holds(value) or not any(side > 0 for p in pads for side in p):
+            return extended
+        faces = frozenset((i, side) for i, p in enumerate(pads) for side in (0, 1) if p[side] > 0)
+        return Bordered(extended, tuple(pads), faces)
+
+    def slice(self, axis: int, start: int = 0, stop: int = 0, step: int = 1) -> AffineConv:
+        """Drop `start` outputs in front and `stop` at the end of a spatial axis, then take every `step`-th."""
+        if (start, stop, step) == (0, 0, 1):
+            return self
+        cropped = self.axes[axis].padded(-start, -stop)
+        axes = (*self.axes[:axis], replace(cropped, stride=cropped.stride * step), *self.axes[axis + 1 :])
+        return replace(self, axes=axes, identity=False)
+
+    def widened(self) -> AffineConv:
+        """The same map with equal, non-negative padding at both ends of every axis: what nn.Conv can hold."""
+        axes = tuple(map(Axis.widened, self.axes))
+        if axes == self.axes:
+            return self
+        return replace(self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False)
+
+    def _matches(self, other: AffineConv) -> None:
+        if self.anchor != other.anchor:
+            raise Refusal("the two sides start from different tensors")
+        if len(self.axes) != len(other.axes):
+            raise Refusal(f"one side is a map of {_layout(len(self.axes))}, the other of {_layout(len(other.axes))}")
+        for a, b in zip(self.axes, other.axes, strict=True):
+            if a.stride != b.stride or a.slack != b.slack:
+                raise Refusal("the two sides differ in stride or in the size of their output")
+
+    def _holds(self, value: Number | None) -> bool:
+        if value is None and self.bias is None:
+            return True
+        bias = self.bias_value()
+        given = torch.zeros(()) if value is None else value()
+        scale = max(bias.abs().max().item(), given.abs().max().item())
+        return bool(((bias - given).abs() <= ROUNDING * scale).all())
+
+
+@dataclass(frozen=True)
+class Bordered:
+    """An AffineConv in a frame of padding whose `faces` (axis, end) do not hold its bias yet.
+
+    Blocks that pad by hand write zeros first and then fill the border, face by face, with what batch norm makes of
+    zero. When the last face is right the frame is gone, and the padded convolution stands.
+    """
+
+    inside: AffineConv
+    pads: tuple[tuple[int, int], ...]
+    faces: frozenset[tuple[int, int]]
+
+    @property
+    def why(self) -> Refusal:
+        return Refusal(
+            "the padding holds another value than the bias that comes before it, so the border is a different function",
+            "no bias before the padding, padding with that bias, or padding the first operation instead, would fold",
+        )
+
+    def fill(self, axis: int, side: int, width: int, value: Number) -> AffineConv | Bordered:
+        """The whole face at `side` (0 front, 1 end) of a spatial axis, `width` pixels deep, overwritten by `value`."""
+        if width != self.pads[axis][side]:
+            raise Refusal(f"a border of {self.pads[axis][side]} pixels is overwritten to a depth of {width}")
+        right = self.inside._holds(value)
+        faces = self.faces - {(axis, side)} if right else self.faces | {(axis, side)}
+        return Bordered(self.inside, self.pads, faces) if faces else self.inside
+
+
+# --- kernels: the numbers behind the laws. All are (out, in / groups, *taps).
+
+
+def laid(kernel: Tensor, axes: Sequence[Axis], onto: Sequence[Axis]) -> Tensor:
+    """A kernel with the geometry `axes`, laid with zeros into the larger windows `onto`."""
+    for dim, (a, b) in enumerate(zip(axes, onto, strict=True), start=2):
+        if (a.taps, a.lo) == (b.taps, b.lo) and (a.taps == 1 or a.dilation == b.dilation):
+            continue
+        step, offset = a.dilation // b.dilation if a.taps > 1 else 1, (b.lo - a.lo) // b.dilation
+        wide = kernel.new_zeros([*kernel.shape[:dim], b.taps, *kernel.shape[dim + 1 :]])
+        wide.narrow(dim, offset, (a.taps - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)] = kernel
+        kernel = wide
+    return kernel
+
+
+def regroup(kernel: Tensor, groups: int, target: int) -> Tensor:
+    """From `groups` to fewer, `target` groups: the blocks laid on the diagonal of larger blocks."""
+    if groups == target:
+        return kernel
+    many = groups // target
+    out, inner, *taps = kernel.shape
+    blocks = kernel.view(target, many, out // groups, inner, *taps)
+    wide = kernel.new_zeros([target, many, out // groups, many, inner, *taps])
+    each = torch.arange(many)
+    wide[:, each, :, each] = blocks.transpose(0, 1)
+    return wide.view(out, many * inner, *taps)
+
+
+def compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:
+    """kernel[o, i, t] = sum over m and s of outer[o, m, s] * inner[m, i, t - s], on the lattice of `axes`."""
+    if outer.diagonal and all(axis.taps == 1 for axis in outer.axes):
+        return _rows(outer.kernel().flatten(), inner.kernel())
+    if inner.diagonal:
+        columns = inner.kernel().view(outer.groups, -1, *[1] * len(axes))
+        spread = columns.repeat_interleave(outer.out_channels // outer.groups, 0)
+        return laid_outer(outer, inner, axes) * spread
+    first = regroup(_densified(inner.kernel(), [a.dilation // b.dilation for a, b in zip(inner.axes, axes, strict=True)]),
+                    inner.groups, groups)
+    second = regroup(laid_outer(outer, inner, axes), outer.groups, groups)
+    return _convolved(first, second, groups)
+
+
+def laid_outer(outer: AffineConv, inner: AffineConv, axes: Sequence[Axis]) -> Tensor:
+    """The outer kernel on the lattice of the composition: its own steps are strides of the inner one."""
+    steps = [a.dilation * b.stride // c.dilation for a, b, c in zip(outer.axes, inner.axes, axes, strict=True)]
+    return _densified(outer.kernel(), steps)
+
+
+def _densified(kernel: Tensor, steps: Sequence[int]) -> Tensor:
+    """Zeros between the taps: from one tap every `step` to one every 1."""
+    for dim, step in enumerate(steps, start=2):
+        taps = kernel.shape[dim]
+        if taps > 1 and step > 1:
+            wide = kernel.new_zeros([*kernel.shape[:dim], (taps - 1) * step + 1, *kernel.shape[dim + 1 :]])
+            wide[(slice(None),) * dim + (slice(None, None, step),)] = kernel
+            kernel = wide
+    return kernel
+
+
+def _convolved(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """Group by group the full convolution of two kernels; a matrix product where one of them has a single tap."""
+    taps, more = first.shape[2:], second.shape[2:]
+    middle, inner, out = first.shape[0] // groups, first.shape[1], second.shape[0]
+    if math.prod(more) == 1:
+        product = second.reshape(groups, -1, middle) @ first.reshape(groups, middle, -1)
+        return product.view(out, inner, *taps)
+    if math.prod(taps) == 1:
+        rows = second.reshape(groups, out // groups, middle, -1).transpose(2, 3).reshape(groups, -1, middle)
+        product = (rows @ first.reshape(groups, middle, inner)).view(out, -1, inner)
+        return product.transpose(1, 2).reshape(out, inner, *more)
+    dims = list(range(2, second.dim()))
+    images = first.view(groups * middle, inner, *taps).transpose(0, 1)
+    padding = [t - 1 for t in more]
+    return CONV[len(dims)](images, second.flip(dims), None, 1, padding, 1, groups).transpose(0, 1).contiguous()
+
+
+def _rows(factor: Tensor, kernel: Tensor) -> Tensor:
+    return factor.view(-1, *[1] * (kernel.dim() - 1)) * kernel
+
+
+def _groups_of(rows: Sequence[int], out_channels: int, groups: int) -> int:
+    """The most groups, a divisor of `groups`, in which the j-th part of `rows` stays inside the j-th group."""
+    for candidate in range(groups, 1, -1):
+        if groups % candidate == 0 and len(rows) % candidate == 0:
+            part, block = len(rows) // candidate, out_channels // candidate
+            if all(row // block == i // part for i, row in enumerate(rows)):
+                return candidate
+    return 1
+
+
+def _layout(spatial: int) -> str:
+    return f"channels first with {spatial} spatial axes" if spatial else "channels last"

@@ -1,0 +1,426 @@
+"""The recorder: one run of the user's model, written down.
+
+The model runs once, in eval and without gradients, on the user's inputs, under a `TorchFunctionMode`. Every torch
+function becomes a `Node`, every module call a `Call` that knows its nodes and inner calls in order. Python's control
+flow simply runs, so models that no symbolic tracer can follow are recorded as easily as others.
+
+The record is for knowing. It is analysed and never executed in place of the user's code: what it holds is true for
+this run, and whether it holds for every input is proven again, symbolically, where code is rewritten (see `emit`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from reparam.errors import ModelError
+from reparam.inputs import Inputs
+from reparam.precision import Float64, as_float64, tensors
+from reparam.rules.table import operation
+
+# Attributes and methods that look at a tensor without computing one.
+_QUERIES = frozenset(
+    "shape size dim ndim ndimension dtype device numel nelement len is_floating_point is_complex is_cuda layout stride "
+    "is_contiguous requires_grad get_device element_size itemsize is_leaf grad_fn is_sparse is_quantized is_meta names "
+    "storage_offset data_ptr untyped_storage is_mkldnn is_nested type_ is_same_size hash format repr is_tensor "
+    "is_inference dim_order is_signed _version is_mps is_xla is_cpu".split()
+)
+
+_RANDOM = frozenset(
+    "rand randn randint randperm bernoulli multinomial normal poisson rand_like randn_like randint_like uniform "
+    "exponential geometric cauchy log_normal random rrelu".split()
+)
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One tensor computed (or given) during the run; compared by identity.
+
+    function: what computed it, or None for an input of the model and for a tensor of unknown origin.
+    tensor: the parameter, buffer or plain attribute that it is, else None; `name` is its qualified name.
+    constant: computed from such tensors and literals alone.
+    written: some later operation overwrites the memory of this value.
+    inplace: this is the new value of its first argument, which it overwrote.
+    """
+
+    name: str
+    function: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    call: Call | None = None
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    tensor: Tensor | None = None
+    constant: bool = False
+    written: bool = False
+    inplace: bool = False
+    inputs: tuple[Node, ...] = ()
+    readers: list[Node] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        """The inputs that depend on the model's input."""
+        return tuple(node for node in self.inputs if not node.constant)
+
+    @property
+    def where(self) -> str:
+        """The module whose forward computed it, and by which operation."""
+        path = self.call.path if self.call is not None else ""
+        return f"{path or 'the model itself'} ({self.name.rpartition('.')[2]})"
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order."""
+
+    module: nn.Module
+    path: str
+    parent: Call | None
+    events: list[Node | Call] = field(default_factory=list)
+    given: list[Node] = field(default_factory=list)
+    returned: list[Node] = field(default_factory=list)
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node computed inside, in order."""
+        for event in self.events:
+            if isinstance(event, Call):
+                yield from event.nodes()
+            else:
+                yield event
+
+    def above(self) -> Iterator[Call]:
+        """This call and those it was made from, innermost first."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Record:
+    """What happened: all nodes in order, all calls in order (the root's first), the nodes whose tensors are needed.
+
+    walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
+    """
+
+    nodes: list[Node]
+    calls: list[Call]
+    outputs: list[Node]
+    walls: set[Node]
+
+    @property
+    def root(self) -> Call:
+        return self.calls[0]
+
+
+def record(model: nn.Module, inputs: Inputs) -> Record:
+    """Run `model` once on `inputs` and write down what it computes. The model is left as it was.
+
+    Raises ModelError if the model fails on the inputs.
+    """
+    before = [_State(module) for module in model.modules()]
+    recorder = _Recorder(model)
+    handles = recorder.watch(model)
+    try:
+        given = inputs.map(recorder.given)
+        with torch.no_grad(), recorder:
+            result = given.call(model)
+        return recorder.finish(result, before)
+    except Exception as error:
+        raise ModelError(
+            f"the model fails on its example inputs ({inputs}) in eval mode: {type(error).__name__}: {error}; "
+            "give the inputs that its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for state in before:
+            state.restore()
+
+
+class _State:
+    """What a module held before the run; forwards that change their module leave no trace."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.registries = {key: dict(value) for key, value in vars(module).items() if key in _REGISTRIES}
+
+    def restore(self) -> None:
+        attributes = vars(self.module)
+        attributes.clear()
+        attributes.update(self.attributes)
+        for key, entries in self.registries.items():
+            attributes[key].clear()
+            attributes[key].update(entries)
+
+    def replaced(self) -> Iterator[Any]:
+        """Values that the run has stored on the module."""
+        for key, value in vars(self.module).items():
+            if key not in _REGISTRIES and self.attributes.get(key) is not value:
+                yield value
+
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.calls: list[Call] = []
+        self.stack: list[Call] = []
+        self.walls: set[Node] = set()
+        self.writers: list[tuple[Node, int]] = []
+        self.overwritten: set[int] = set()
+        self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
+        self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in _held(model)}
+
+    # --- modules
+
+    def watch(self, model: nn.Module) -> list[Any]:
+        """Hooks that note every call; a user's own hooks run inside it, and what they see must stay as it is."""
+        handles = []
+        for path, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # runs outside Python: its results are tensors of unknown origin
+            hooked = _hooked(module)
+            handles.append(module.register_forward_pre_hook(self._entering(path, hooked), prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leaving(hooked), with_kwargs=True))
+        return handles
+
+    def _entering(self, path: str, hooked: bool) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            call = Call(module, path, self.stack[-1] if self.stack else None)
+            call.given = self.all_of((args, kwargs))
+            if self.stack:
+                self.stack[-1].events.append(call)
+            self.calls.append(call)
+            self.stack.append(call)
+            if hooked:
+                self.walls.update(call.given)
+
+        return enter
+
+    def _leaving(self, hooked: bool) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            call = self.stack.pop()
+            call.returned = self.all_of(result)
+            if hooked:
+                self.walls.update(call.returned)
+
+        return leave
+
+    # --- tensors
+
+    def given(self, tensor: Tensor) -> Tensor:
+        """A tensor of the example inputs, as the model gets it."""
+        alias = tensor.detach().clone()
+        self._bind(alias, self._add(Node(f"input_{len(self.nodes)}", shape=tuple(alias.shape), dtype=alias.dtype)))
+        return alias
+
+    def all_of(self, tree: Any) -> list[Node]:
+        with torch._C.DisableTorchFunction():
+            return [self.node_of(tensor) for _, tensor in tensors(tree)]
+
+    def node_of(self, tensor: Tensor) -> Node:
+        """The node whose value the tensor holds now."""
+        entry = self.known.get(id(tensor))
+        if entry is not None and entry[0]() is tensor:
+            if entry[2] == tensor._version:
+                return entry[1]
+            # Its memory was overwritten through another tensor: what it holds now has no description.
+            self.overwritten.add(tensor.untyped_storage().data_ptr())
+            return self._bind(tensor, self._add(self._unknown(tensor, (entry[1],))))
+        held = self.held.get(id(tensor))
+        if held is not None and held[1] is tensor:
+            node = Node(held[0], shape=tuple(tensor.shape), dtype=tensor.dtype, tensor=tensor, constant=True)
+            return self._bind(tensor, node)
+        return self._bind(tensor, self._add(self._unknown(tensor, ())))
+
+    def _unknown(self, tensor: Tensor, inputs: tuple[Node, ...]) -> Node:
+        name = f"unknown_{len(self.nodes)}"
+        return Node(name, shape=tuple(tensor.shape), dtype=tensor.dtype, inputs=inputs, call=self._here())
+
+    def _here(self) -> Call | None:
+        return self.stack[-1] if self.stack else None
+
+    def _bind(self, tensor: Tensor, node: Node) -> Node:
+        self.known[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
+        return node
+
+    def _add(self, node: Node) -> Node:
+        self.nodes.append(node)
+        for operand in node.inputs:
+            operand.readers.append(node)
+        if node.call is not None:
+            node.call.events.append(node)
+        return node
+
+    # --- functions
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = operation(func)
+        if name in _QUERIES:
+            return func(*args, **kwargs)
+        inputs: list[Node] = []
+        seen: list[tuple[Tensor, int]] = []
+
+        def noted(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                node = self.node_of(value)
+                inputs.append(node)
+                seen.append((value, value._version))
+                return node
+            if isinstance(value, (tuple, list)):
+                return type(value)(map(noted, value)) if type(value) in (tuple, list) else tuple(map(noted, value))
+            if isinstance(value, dict):
+                return {key: noted(item) for key, item in value.items()}
+            if isinstance(value, slice):
+                return slice(noted(value.start), noted(value.stop), noted(value.step))
+            return value
+
+        described, named = noted(args), noted(kwargs)
+        result = func(*args, **kwargs)
+        written = [tensor for tensor, version in seen if tensor._version != version]
+        node = Node(name, func, described, named, self._here(), inputs=tuple(inputs))
+        node.constant = name not in _RANDOM and all(operand.constant for operand in inputs)
+        self._conclude(node, result, written)
+        return result
+
+    def _conclude(self, node: Node, result: Any, written: list[Tensor]) -> None:
+        for tensor in written:
+            self.known[id(tensor)][1].written = True
+            self.writers.append((node, tensor.untyped_storage().data_ptr()))
+        found = [tensor for _, tensor in tensors(result)]
+        if not found and not written:
+            if node.inputs and result is not None:  # a number read out of a tensor: the tensor is needed
+                self._add(node)
+            return
+        self._add(node)
+        node.inplace = bool(written)
+        whole = result if isinstance(result, Tensor) else written[0] if not found else None
+        if whole is not None:
+            node.shape, node.dtype = tuple(whole.shape), whole.dtype
+            self._bind(whole, node)
+        elif isinstance(result, (tuple, list)):
+            self._entries(node, result)
+        else:
+            for tensor in found:
+                self._bind(tensor, self._add(self._unknown(tensor, (node,))))
+        for tensor in written:
+            if tensor is not whole:
+                self._bind(tensor, self._add(self._unknown(tensor, (node,))))
+
+    def _entries(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
+        """One node per tensor of a tuple, as if it were indexed."""
+        for i, item in enumerate(result):
+            if isinstance(item, Tensor):
+                entry = Node("getitem", _entry, (node, i), {}, node.call, tuple(item.shape), item.dtype)
+                entry.inputs, entry.constant = (node,), node.constant
+                self._bind(item, self._add(entry))
+            else:
+                for _, tensor in tensors(item):
+                    self._bind(tensor, self._add(self._unknown(tensor, (node,))))
+
+    # --- the end
+
+    def finish(self, result: Any, before: list[_State]) -> Record:
+        outputs = self.all_of(result)
+        with torch._C.DisableTorchFunction():
+            for state in before:
+                stored = [tensor for value in state.replaced() for _, tensor in tensors(value)]
+                outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
+        changed = {
+            node
+            for _, node, _ in self.known.values()
+            if node.tensor is not None and self._changed(node.tensor)
+        }
+        _no_longer_constant(changed)
+        self.walls.update(node for node, memory in self.writers if memory in self.overwritten)
+        return Record(self.nodes, self.calls, outputs, self.walls)
+
+    def _changed(self, tensor: Tensor) -> bool:
+        _, _, version, pointer = self.held[id(tensor)]
+        return tensor._version != version or tensor.data_ptr() != pointer
+
+
+def _entry(values: Any, index: int) -> Any:
+    return values[index]
+
+
+_entry.__name__ = "getitem"
+
+
+def _no_longer_constant(nodes: set[Node]) -> None:
+    """A tensor that the run itself changes is not a constant, nor is what is computed from it."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node.constant:
+            node.constant = False
+            waiting += node.readers
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that the model holds, with its qualified name: parameters, buffers, plain attributes."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for key, value in vars(module).items():
+            if key in ("_parameters", "_buffers"):
+                yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
+            elif key != "_modules" and isinstance(value, (Tensor, list, tuple, dict)):
+                yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether user code watches the calls of a module. The hook of `weight_norm` computes a weight: it is no watcher."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(type(hook).__module__ not in _WEIGHT_HOOKS for hook in hooks)
+
+
+_WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
+
+
+def evaluate(node: Node, memo: dict[Node, Any]) -> Any:
+    """The value of a node in float64; `memo` holds what is known already and keeps what is worked out on the way.
+
+    Constants need nothing; any other node needs the value of its anchor in `memo`.
+    """
+    if node in memo:
+        return memo[node]
+    if node.tensor is not None:
+        return as_float64(node.tensor.detach())
+    if node.function is None:
+        raise KeyError(f"the value of {node} is not known")
+
+    def value(item: Any) -> Any:
+        if isinstance(item, Node):
+            return evaluate(item, memo)
+        if isinstance(item, (tuple, list)):
+            return type(item)(map(value, item))
+        if isinstance(item, dict):
+            return {key: value(entry) for key, entry in item.items()}
+        if isinstance(item, slice):
+            return slice(value(item.start), value(item.stop), value(item.step))
+        return item
+
+    args, kwargs = value(node.args), value(node.kwargs)
+    with torch.no_grad(), Float64():
+        if node.inplace:
+            args = (args[0].clone(), *args[1:])
+        result = node.function(*args, **kwargs)
+    memo[node] = args[0] if node.inplace else result
+    return memo[node]

@@ -1,0 +1,97 @@
+"""What an operation costs: a roofline with a price per launched operation. Units: microseconds.
+
+`max(multiply-adds / rate, bytes / bandwidth) + launch`. The rates are those of a desktop CPU core pair running float32
+through oneDNN, rounded; plans depend on their ratios only. Depthwise kernels reach a fraction of the rate of
+dense ones because they reuse each loaded value a few times only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reparam.affine import AffineConv
+from reparam.capture import Node
+from reparam.rules import operation
+
+_VIEWS = frozenset(
+    "view reshape chunk split split_with_sizes getitem transpose permute flatten unflatten unsqueeze squeeze expand detach "
+    "contiguous narrow select unbind movedim swapaxes t T mT view_as reshape_as expand_as tensor_split dropout alpha_dropout "
+    "dropout1d dropout2d dropout3d feature_alpha_dropout data".split()
+)
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of a device: multiply-adds per microsecond (dense, depthwise), bytes per microsecond, microseconds."""
+
+    dense: float = 40_000.0
+    depthwise: float = 8_000.0
+    bandwidth: float = 10_000.0
+    launch: float = 6.0
+    view: float = 1.0
+
+
+CPU = Device()
+_BYTES = 4
+
+
+def convolution(device: Device, read: int, written: int, weights: int, groups: int, channels: int) -> float:
+    """A convolution that reads and writes so many elements; every output takes weights / channels multiply-adds."""
+    macs = written * weights / channels
+    rate = device.depthwise if groups > 1 and weights // channels * groups <= 32 * groups else device.dense
+    return max(macs / rate, (read + written + weights) * _BYTES / device.bandwidth) + device.launch
+
+
+def of_fold(device: Device, value: AffineConv) -> float:
+    """The plain convolution that a value would be emitted as; nothing for the anchor itself."""
+    if value.identity:
+        return 0.0
+    value = value.widened()
+    weights = value.out_channels * (value.in_channels // value.groups) * value.taps
+    written = math.prod(value.shape())
+    return convolution(device, math.prod(value.anchor.shape), written, weights, value.groups, value.out_channels)
+
+
+def of_node(device: Device, node: Node) -> float:
+    """An operation as the user's code runs it, with what it takes to compute its constants again at every call."""
+    name = operation(node.function) if node.function is not None else ""
+    constants = sum(_constant(device, operand) for operand in node.inputs if operand.constant)
+    if name in _VIEWS:
+        return device.view + constants
+    read, written = sum(math.prod(operand.shape) for operand in node.operands), math.prod(node.shape)
+    if name in _CONVOLUTIONS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
+        kernel = node.inputs[1].shape
+        groups = _groups(node, kernel)
+        return convolution(device, read, written, math.prod(kernel), groups, kernel[0]) + constants
+    return (read + written) * _BYTES / device.bandwidth + device.launch + constants
+
+
+def macs_of(node: Node) -> int:
+    """Multiply-adds of a convolution or linear layer (transposed ones counted by their input), else 0."""
+    name = operation(node.function) if node.function is not None else ""
+    if name not in _CONVOLUTIONS or len(node.inputs) < 2 or len(node.inputs[1].shape) < 2:
+        return 0
+    kernel = node.inputs[1].shape
+    counted = node.inputs[0].shape if "transpose" in name else node.shape
+    return math.prod(counted) * math.prod(kernel[1:])
+
+
+def macs_of_fold(value: AffineConv) -> int:
+    return 0 if value.identity else math.prod(value.shape()) * (value.in_channels // value.groups) * value.taps
+
+
+def _groups(node: Node, kernel: Sequence[int]) -> int:
+    channel = 1 if len(kernel) > 2 else -1
+    return node.inputs[0].shape[channel] // kernel[1] if len(node.inputs[0].shape) > 1 else 1
+
+
+def _constant(device: Device, node: Node) -> float:
+    """What it takes to compute a constant; nothing for a tensor that the model holds."""
+    if node.tensor is not None:
+        return 0.0
+    elements = math.prod(node.shape) + sum(math.prod(operand.shape) for operand in node.inputs)
+    own = elements * _BYTES / device.bandwidth + device.launch
+    return own + sum(_constant(device, operand) for operand in node.inputs)

@@ -1,0 +1,249 @@
+"""What to fold: the cheapest way to compute the tensors that somebody needs.
+
+Folding everything is wrong as often as folding nothing: a depthwise 3x3 followed by a pointwise convolution would
+become a dense 3x3. The tensors that are read by something outside (an activation, the output) have to exist; every
+other one is a choice. For each of them the search weighs: one convolution from an earlier tensor that all paths to it
+pass through (a dominator), or the user's own operation on its own inputs, each computed in the cheapest way in turn.
+The user's operations are always among the candidates, so a plan never costs more than what came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from reparam import cost
+from reparam.affine import AffineConv
+from reparam.capture import Node, Record
+from reparam.errors import Refusal
+from reparam.interpret import Interpretation, interpret, step
+
+# How many dominators back a convolution may start. Composing more than this many operations that are each worth
+# keeping does not happen in networks; without a limit a purely linear network would take quadratic time.
+REACH = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """`value` computes `sink` from `base`; `nodes` are what it stands for, in order, `sink` last."""
+
+    base: Node
+    sink: Node
+    value: AffineConv
+    nodes: tuple[Node, ...]
+    gain: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The folds, in order; the refusals met on the way; what runs before and after, by the cost (microseconds)."""
+
+    folds: tuple[Fold, ...]
+    refusals: dict[Node, Refusal]
+    before: float
+    after: float
+
+
+def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CPU) -> Plan:
+    """Choose the folds of a record; `opaque` nodes are left as they are."""
+    found = interpret(record.nodes, opaque)
+    live = _live(record)
+    demanded = _demanded(record, found, live)
+    regions: dict[Node, list[Node]] = {}
+    for node in record.nodes:
+        if node in demanded and node in found.values:
+            regions.setdefault(found.anchors[node], []).append(node)
+    folds: list[Fold] = []
+    before = after = 0.0
+    for sinks in regions.values():
+        region = _Region(found, sinks, device)
+        chosen, old, new = region.best()
+        folds += chosen
+        before, after = before + old, after + new
+    order = {node: i for i, node in enumerate(record.nodes)}
+    folds.sort(key=lambda fold: order[fold.sink])
+    refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
+    return Plan(tuple(folds), refusals, before, after)
+
+
+def _live(record: Record) -> set[Node]:
+    """Every node that an output, a write or a number read from a tensor depends on."""
+    waiting = [*record.outputs, *(n for n in record.nodes if n.inplace or (n.dtype is None and not n.readers))]
+    live: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in live:
+            live.add(node)
+            waiting += node.inputs
+    return live
+
+
+def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Node]:
+    """Every node whose tensor has to exist: it is an output, or is read by an operation that stays as it is."""
+    demanded = {*record.outputs, *record.walls}
+    for node in live:
+        if not node.constant and node not in found.values:
+            demanded.update(node.operands)
+    return demanded
+
+
+@dataclass(eq=False)
+class _Region:
+    """Everything that is a convolution of one anchor and is needed for `sinks`."""
+
+    found: Interpretation
+    sinks: list[Node]
+    device: cost.Device
+    seen: dict[Node, dict[Node, AffineConv | None]] = field(default_factory=dict)
+    above: dict[Node, Node] = field(default_factory=dict)
+    depth: dict[Node, int] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.anchor = self.found.anchors[self.sinks[0]]
+        self.depth[self.anchor] = 0
+        self.nodes = between(self.anchor, self.sinks)
+        for node in self.nodes:
+            self.above[node] = self._meet(node.operands)
+            self.depth[node] = self.depth[self.above[node]] + 1
+        self.prices = {node: cost.of_node(self.device, node) for node in self.nodes}
+
+    def best(self) -> tuple[list[Fold], float, float]:
+        """The folds of the cheapest plan found, the cost of the user's operations, and that of the plan."""
+        before = sum(self.prices.values())
+        forks = [node for node in self.nodes if len(set(node.readers)) > 1 and self._single(node)]
+        plans = [self._greedy(self.sinks)]
+        if len(self.sinks) > 1:
+            plans.append(self._greedy([n for n in self.nodes if n in {*forks, *self.sinks}]))
+        total, chosen = min(plans, key=lambda each: each[0])
+        if total >= before:
+            return [], before, before
+        return [self._fold(base, node) for base, node in chosen], before, total
+
+    def _single(self, node: Node) -> bool:
+        return isinstance(self.found.values[node], AffineConv)
+
+    def _meet(self, operands: tuple[Node, ...]) -> Node:
+        """The nearest tensor that every path to all of `operands` passes through."""
+        first, *others = operands
+        for other in others:
+            while first is not other:
+                if self.depth[first] >= self.depth[other]:
+                    first = self.above[first]
+                else:
+                    other = self.above[other]
+        return first
+
+    def _greedy(self, sinks: list[Node]) -> tuple[float, list[tuple[Node, Node]]]:
+        """Each sink in turn in the cheapest way, given the tensors that exist by then."""
+        search = _Search(self, {self.anchor})
+        total, chosen = 0.0, dict[Node, Node | None]()
+        for sink in sinks:
+            total += search.cost(self.anchor, sink)
+            search.settle(self.anchor, sink, chosen)
+            search = _Search(self, {self.anchor, *chosen})
+        return total, [(base, node) for node, base in chosen.items() if base is not None]
+
+    def value(self, base: Node, node: Node) -> AffineConv | None:
+        """`node` as one convolution of `base`, if it is one."""
+        if base is self.anchor:
+            value = self.found.values[node]
+            return value if isinstance(value, AffineConv) else None
+        if base not in self.seen:
+            self.seen[base] = {}
+        known = self.seen[base]
+        if node not in known:
+            self._walk(base, node, known)
+        return known[node]
+
+    def _walk(self, base: Node, node: Node, known: dict[Node, AffineConv | None]) -> None:
+        values: dict[Node, object] = {}
+        for inner in between(base, [node]):
+            try:
+                values[inner] = step(inner, values)
+            except Refusal:
+                known[node] = None
+                return
+        value = values[node]
+        alone = isinstance(value, AffineConv) and value.anchor.key is base
+        known[node] = value if alone else None  # type: ignore[assignment]
+
+    def absorbed(self, node: Node) -> bool:
+        """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
+        if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
+            return False
+        value = self.value(node, node.readers[0])
+        return value is not None and value.pointwise
+
+    def _fold(self, base: Node, sink: Node) -> Fold:
+        value = self.value(base, sink)
+        assert value is not None
+        nodes = between(base, [sink])
+        gain = sum(self.prices[node] for node in nodes) - cost.of_fold(self.device, value)
+        return Fold(base, sink, value, tuple(nodes), gain)
+
+
+@dataclass(eq=False)
+class _Search:
+    """The cheapest way to let a node exist, when `there` exist already."""
+
+    region: _Region
+    there: set[Node]
+    memo: dict[tuple[Node, Node], tuple[float, Node, bool]] = field(default_factory=dict)
+
+    def cost(self, base: Node, node: Node) -> float:
+        return 0.0 if node in self.there or node is base else self._choice(base, node)[0]
+
+    def _choice(self, base: Node, node: Node) -> tuple[float, Node, bool]:
+        """(cost, the dominator it is computed from, whether by one convolution) from `base` on."""
+        if (base, node) not in self.memo:
+            self.memo[base, node] = min(self._choices(base, node), key=lambda choice: choice[0])
+        return self.memo[base, node]
+
+    def _choices(self, base: Node, node: Node) -> list[tuple[float, Node, bool]]:
+        # The user's own operation comes first: on equal cost nothing is changed.
+        choices: list[tuple[float, Node, bool]] = []
+        for start in self._starts(base, node):
+            reached = self.cost(base, start)
+            kept = self.region.prices[node] + sum(self.cost(start, operand) for operand in set(node.operands))
+            choices.append((reached + kept, start, False))
+            value = self.region.value(start, node)
+            if value is not None:
+                choices.append((reached + cost.of_fold(self.region.device, value), start, True))
+        return choices
+
+    def _starts(self, base: Node, node: Node) -> list[Node]:
+        """The dominators of `node` from the nearest to `base` at which a convolution may start."""
+        starts, start = [], node
+        while start is not base and len(starts) < REACH:
+            start = self.region.above[start]
+            if start is base or (self.region._single(start) and not self.region.absorbed(start)):
+                starts.append(start)
+        return starts
+
+    def settle(self, base: Node, node: Node, chosen: dict[Node, Node | None]) -> None:
+        """Note how `node` and all that it takes are computed: from which base by one convolution, or (None) as is."""
+        if node in self.there or node is base or node in chosen:
+            return
+        _, start, folded = self._choice(base, node)
+        self.settle(base, start, chosen)
+        if folded:
+            chosen[node] = start
+            return
+        for operand in node.operands:
+            self.settle(start, operand, chosen)
+        chosen[node] = None
+
+
+def between(base: Node, sinks: Collection[Node]) -> list[Node]:
+    """Every node on a path from `base` to one of `sinks`, these included, in an order in which they can run."""
+    seen: dict[Node, None] = {}
+    waiting: list[tuple[Node, bool]] = [(sink, False) for sink in reversed(list(sinks))]
+    while waiting:
+        node, done = waiting.pop()
+        if done:
+            seen[node] = None
+        elif node is not base and node not in seen:
+            waiting.append((node, True))
+            waiting += [(operand, False) for operand in node.operands]
+    return list(seen)

@@ -1,0 +1,67 @@
+"""Normalisations whose scale and shift are known before the input is seen."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv, Deferred
+from reparam.errors import Refusal
+from reparam.rules.table import Case, Op, Value, affine, optional, rule
+
+
+def _functional(m: Op, x: Tensor) -> Tensor:
+    return F.batch_norm(x, m.mean, m.var, None, m.beta, eps=0.1)
+
+
+@rule(
+    "batch_norm",
+    folds=lambda: [
+        Case(nn.BatchNorm1d(4), spatial=0),
+        Case(nn.BatchNorm1d(4), spatial=1),
+        Case(nn.BatchNorm2d(4, eps=0.3, momentum=None)),
+        Case(nn.BatchNorm2d(4, affine=False)),
+        Case(nn.BatchNorm3d(4), spatial=3),
+        Case(nn.SyncBatchNorm(4)),
+        Case(Op(_functional, mean=torch.randn(4), var=torch.rand(4), beta=torch.randn(4))),
+        Case(nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6)), smallest=3),
+        Case(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, stride=2)), smallest=3),
+        Case(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), spatial=0),
+    ],
+    keeps=lambda: [
+        (Case(nn.BatchNorm2d(4, track_running_stats=False), smallest=2), "batch"),
+        (Case(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(5)), spatial=1, channels_last=True, smallest=5), "channels"),
+    ],
+)  # fmt: skip
+def batch_norm(
+    x: Value,
+    running_mean: Value,
+    running_var: Value,
+    weight: Value = None,
+    bias: Value = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+) -> AffineConv:
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, per channel (Ioffe and Szegedy 2015), with running statistics."""
+    if training or running_mean is None or running_var is None:
+        raise Refusal(
+            "its scale depends on the batch (no running statistics)",
+            "track_running_stats=True while training would fold",
+        )
+    mean, var = optional(running_mean, "running mean"), optional(running_var, "running variance")
+    gamma, beta = optional(weight, "weight"), optional(bias, "bias")
+    assert mean is not None and var is not None
+
+    def gain() -> Tensor:
+        inverse = (var.value() + eps).rsqrt()
+        return inverse if gamma is None else inverse * gamma.value()
+
+    scale = Deferred(gain)
+
+    def shift() -> Tensor:
+        moved = -mean.value() * scale()
+        return moved if beta is None else moved + beta.value()
+
+    return affine(x).channels_first().scale_shift(scale, Deferred(shift))

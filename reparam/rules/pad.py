@@ -1,0 +1,103 @@
+"""Paddings with a constant, and borders filled by assignment."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv, Bordered
+from reparam.errors import Refusal
+from reparam.rules.table import Case, Op, Value, affine, each, per_channel, rule
+
+
+def _bordered(m: Op, x: Tensor) -> Tensor:
+    """Zero padding whose four faces are overwritten with what batch norm makes of zero."""
+    norm = m.inner[0]
+    y = F.pad(norm(x), [1, 1, 1, 1])
+    border = norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    border = border.view(1, -1, 1, 1)
+    y[:, :, 0:1, :] = border
+    y[:, :, -1:, :] = border
+    y[:, :, :, 0:1] = border
+    y[..., -1:] = border
+    return y
+
+
+def _three_faces(m: Op, x: Tensor) -> Tensor:
+    y = F.pad(m.inner[0](x), [1, 1, 1, 1])
+    border = m.inner[0].bias.view(1, -1, 1, 1)
+    y[:, :, :1] = border
+    y[:, :, -1:] = border
+    y[:, :, :, :1] = border
+    return y
+
+
+@rule(
+    "pad", "constant_pad_nd",
+    folds=lambda: [
+        Case(nn.ZeroPad2d((1, 2, 0, 3))),
+        Case(nn.ZeroPad2d((-1, -2, 0, 1)), smallest=4),
+        Case(nn.ConstantPad1d((2, 0), 0.0), spatial=1),
+        Case(nn.Sequential(nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(4, 4, 4, stride=2, bias=False))),
+        Case(nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ZeroPad2d(2), nn.Conv2d(4, 4, 5))),
+        Case(nn.Sequential(nn.Conv2d(4, 4, 3, padding=2, bias=False), nn.ZeroPad2d(1))),
+        Case(nn.Sequential(Op(lambda m, x: x - 2.5), nn.ConstantPad2d(1, -2.5), nn.Conv2d(4, 4, 3))),
+    ],
+    keeps=lambda: [
+        (Case(nn.ConstantPad2d(1, 0.5)), "value"),
+        (Case(nn.ReflectionPad2d(1), smallest=2), "reflect"),
+        (Case(nn.ReplicationPad2d(1)), "replicate"),
+        (Case(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.ZeroPad2d(1)), smallest=3), "border"),
+    ],
+)  # fmt: skip
+def pad(x: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | Bordered:
+    """Constant padding; negative amounts crop."""
+    if mode != "constant":
+        raise Refusal(f"{mode} padding copies pixels, which no convolution does", "zero padding would fold")
+    inside = affine(x)
+    amounts = each(pad, 2)
+    pads = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
+    if len(pads) > len(inside.axes) and not inside.axes:
+        inside = inside.channels_first()
+    if any(map(any, pads[len(inside.axes) :])):
+        raise Refusal("it pads channels or the batch")
+    missing = len(inside.axes) - len(pads)
+    spatial = [(0, 0)] * missing + pads[: len(inside.axes)][::-1]
+    return inside.pad(spatial, None if not value else per_channel(value, inside))
+
+
+def _face(index: Value, axes: int) -> tuple[int, int, int]:
+    """(axis, end, width) of the one face that an index selects."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        entries[at : at + 1] = [slice(None)] * (axes + 3 - len(entries))
+    entries += [slice(None)] * (axes + 2 - len(entries))
+    narrowed = [(i, entry) for i, entry in enumerate(entries) if entry != slice(None)]
+    if len(narrowed) == 1 and narrowed[0][0] >= 2 and isinstance(narrowed[0][1], slice):
+        dim, part = narrowed[0]
+        if part.step in (None, 1):
+            if not part.start and part.stop is not None and part.stop > 0:
+                return dim - 2, 0, part.stop
+            if part.stop is None and part.start < 0:
+                return dim - 2, 1, -part.start
+    raise Refusal("it writes into a part that is not one face of the border")
+
+
+@rule(
+    "setitem",
+    folds=lambda: [
+        Case(Op(_bordered, nn.BatchNorm2d(4))),
+        Case(nn.Sequential(Op(_bordered, nn.BatchNorm2d(4)), nn.Conv2d(4, 3, 3, bias=False))),
+    ],
+    keeps=lambda: [
+        (Case(nn.Sequential(Op(_three_faces, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "border"),
+    ],
+)  # fmt: skip
+def setitem(x: Value, index: Value, value: Value) -> AffineConv | Bordered:
+    """A face of a padded map overwritten with one value per channel."""
+    if not isinstance(x, Bordered):
+        raise Refusal("it writes into a tensor that is not a border waiting for its value")
+    axis, side, width = _face(index, len(x.inside.axes))
+    return x.fill(axis, side, width, per_channel(value, x.inside))

@@ -1,0 +1,180 @@
+"""The table of rules: what every linear operation means in terms of the laws of `AffineConv`.
+
+A rule is one function with the signature of the torch function it speaks for. It unpacks, refuses in plain words, and
+says what the operation is. It sees no graph, no other rule and no border. Modules have no rules of their own: a module
+is what it calls, so `nn.BatchNorm2d`, `nn.SyncBatchNorm` and `F.batch_norm` are one entry, as are `x + y`,
+`x.add_(y)` and `torch.add(x, y)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv, Bordered, Constant, Deferred, Number, known
+from reparam.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Tensors of one shape stacked along a new dimension `dim`: it waits for the sum over that dimension."""
+
+    items: tuple[Any, ...]
+    dim: int
+
+
+Value: TypeAlias = AffineConv | Bordered | Constant | Stack | tuple[Any, ...] | list[Any] | Any
+RuleFunction: TypeAlias = Callable[..., Value]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An example of a rule: a module, and the tensor it reads: channels, spatial axes, smallest legal length."""
+
+    module: nn.Module
+    channels: int = 4
+    spatial: int = 2
+    smallest: int = 1
+    channels_last: bool = False
+
+    def input(self, batch: int, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
+        """A drawn float64 tensor of `sizes` per spatial axis, none of them below the smallest legal one."""
+        sizes = [max(size, self.smallest) for size in sizes[: self.spatial]]
+        shape = (batch, *sizes, self.channels) if self.channels_last else (batch, self.channels, *sizes)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One operation: its name in reports, what it is, and examples that fold or must be refused for a reason."""
+
+    name: str
+    apply: RuleFunction
+    signature: inspect.Signature
+    keys: tuple[str, ...]
+    folds: Callable[[], list[Case]]
+    keeps: Callable[[], list[tuple[Case, str]]]
+
+    def __call__(self, *args: Value, **kwargs: Value) -> Value:
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise Refusal(f"it is called in a way that has no rule ({error})") from None
+        return self.apply(*bound.args, **bound.kwargs)
+
+
+RULES: dict[str, Rule] = {}
+
+# Operators that Python spells differently and that mean the same function.
+SPELLINGS = {
+    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "rsubtract": "rsub", "imul": "mul", "rmul": "mul",
+    "multiply": "mul", "truediv": "div", "itruediv": "div", "idiv": "div", "true_divide": "div", "divide": "div",
+    "negative": "neg", "concat": "cat", "concatenate": "cat", "__get__": "get",
+}  # fmt: skip
+
+
+def operation(function: Callable[..., Any]) -> str:
+    """The name under which a torch function, method, operator or attribute is looked up."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if name == "__get__":
+        return str(function.__self__.__name__)  # type: ignore[attr-defined]
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+    name = name.rstrip("_")
+    return SPELLINGS.get(name, name)
+
+
+def rule(
+    *keys: str, folds: Callable[[], list[Case]], keeps: Callable[[], list[tuple[Case, str]]]
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a rule under the names of the torch operations it speaks for, with its examples."""
+
+    def register(function: RuleFunction) -> RuleFunction:
+        entry = Rule(function.__name__, function, inspect.signature(function), keys, folds, keeps)
+        for key in keys:
+            if RULES.setdefault(key, entry) is not entry:
+                raise ValueError(f"two rules for {key}")
+        return function
+
+    return register
+
+
+# --- what rules ask of their arguments
+
+
+def affine(x: Value) -> AffineConv:
+    """The argument as a convolution, or a refusal."""
+    if isinstance(x, AffineConv):
+        return x
+    if isinstance(x, Bordered):
+        raise x.why
+    raise Refusal("it reads something that is not a feature map")
+
+
+def settled(x: AffineConv | Bordered) -> AffineConv:
+    return affine(x)
+
+
+def constant(x: Value, role: str) -> Constant:
+    """The argument as a constant, or a refusal that names its role."""
+    if isinstance(x, Constant):
+        return x
+    raise Refusal(f"its {role} is computed from the input", f"a {role} computed from parameters alone would fold")
+
+
+def optional(x: Value, role: str) -> Constant | None:
+    return None if x is None else constant(x, role)
+
+
+def each(value: Value, count: int) -> list[int]:
+    """An int or a sequence of `count` ints (or of one), as torch spells geometry."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return values * count if len(values) == 1 else values
+
+
+def per_channel(value: Value, x: AffineConv, trailing: int | None = None) -> Number:
+    """A number or constant that broadcasts over `x` as one value per channel: (out_channels,) or (1,), float64.
+
+    trailing: how many dimensions stand behind the channels (by default the spatial axes of x).
+    """
+    if isinstance(value, (bool, int, float)):
+        return known(torch.tensor([float(value)], dtype=torch.float64))
+    shape = constant(value, "factor or summand").shape
+    trailing = len(x.axes) if trailing is None else trailing
+    position = len(shape) - 1 - trailing
+    others = [size for i, size in enumerate(shape) if i != position]
+    size = shape[position] if position >= 0 else 1
+    if any(other != 1 for other in others) or size not in (1, x.out_channels):
+        raise Refusal(
+            f"a constant of shape {shape} does not hold one value per channel of {x.out_channels}",
+            "a scalar, or one value per channel, would fold",
+        )
+    return Deferred(lambda: value.value().to(torch.float64).flatten())
+
+
+def dimension(dim: int, x: AffineConv) -> int:
+    """Dimension `dim` of x, counted from the front."""
+    return dim % len(x.anchor.shape)
+
+
+def channel_dimension(x: AffineConv) -> int:
+    return 1 if x.axes else len(x.anchor.shape) - 1
+
+
+class Op(nn.Module):
+    """A module that calls a function: what an example in functional or method form is written with."""
+
+    def __init__(self, function: Callable[..., Any], *modules: nn.Module, **tensors: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.inner = nn.ModuleList(modules)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
