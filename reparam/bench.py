@@ -128,8 +128,11 @@ def benchmark(
     Raises VerificationError where outputs differ, TrainModeError, and InputError for arguments that cannot be used.
     """
     inputs = Inputs.of(example_inputs)
-    if not models or rounds < 1 or warmup < 0:
-        raise InputError(f"benchmark: {len(models)} models, rounds={rounds}, warmup={warmup}; give at least 1, 1 and 0")
+    if not models or rounds < 1 or warmup < 0 or (threads is not None and threads < 1):
+        raise InputError(
+            f"benchmark: {len(models)} models, rounds={rounds}, warmup={warmup}, threads={threads} cannot be timed; "
+            "give at least 1, 1, 0 and 1"
+        )
     for name, model in models.items():
         if isinstance(model, nn.Module):
             require_eval(model, name)
