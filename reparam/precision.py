@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
@@ -143,10 +143,9 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
     result: Any = tree
     if isinstance(tree, Tensor | torch.Size | str | bytes):
         result = change(tree)
-    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        result = type(tree)(*(mapped(item, change) for item in tree))
     elif isinstance(tree, tuple | list):
-        result = type(tree)([mapped(item, change) for item in tree])
+        make = getattr(type(tree), "_make", type(tree))  # a named tuple's constructor wants its fields one by one
+        result = make([mapped(item, change) for item in tree])
     elif isinstance(tree, Mapping):
         result = _mapped_mapping(tree, change)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -161,7 +160,7 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
 def _mapped_mapping(tree: Mapping[Any, Any], change: Callable[[Any], Any]) -> Any:
     """A shallow copy with its values replaced: the only way that keeps defaultdicts and ModelOutputs themselves."""
     result = copy.copy(tree)
-    if not hasattr(result, "__setitem__"):
+    if not isinstance(result, MutableMapping):
         return {key: mapped(value, change) for key, value in tree.items()}
     for key, value in tree.items():
         result[key] = mapped(value, change)
@@ -199,6 +198,10 @@ def _children(tree: Any, path: str) -> list[tuple[str, Any]] | None:
         return [(f"{path}[{key!r}]", value) for key, value in tree.items()]
     if dataclasses.is_dataclass(tree):
         return [(f"{path}.{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
-    if callable(tree) or not hasattr(tree, "__dict__"):
+    if callable(tree):
         return None
-    return [(f"{path}.{key}", value) for key, value in vars(tree).items()]
+    try:
+        attributes = vars(tree)
+    except TypeError:  # a number, None, anything with slots
+        return None
+    return [(f"{path}.{key}", value) for key, value in attributes.items()]
