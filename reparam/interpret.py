@@ -1,61 +1,128 @@
 """The walk: every recorded tensor as a value, instead of numbers.
 
-A node is either an *anchor*, or an `AffineConv` (or something that will become one) of one anchor. Constants and rules
-decide; where a rule refuses, or there is none, a new anchor starts.
+A node is either an *anchor* (its operation has no rule, or is refused) or an `AffineConv`, or something that will
+become one, of an earlier tensor. Which earlier tensor is a choice: of every tensor that all paths to the node pass
+through, its dominators. So the walk keeps the tree of dominators, whose roots are the anchors, and answers for any
+pair what the one is of the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from reparam.affine import AffineConv, Anchor, Bordered, Constant, Deferred
+from reparam.affine import AffineConv, Anchor, Constant, Deferred
 from reparam.capture import Node, evaluate
 from reparam.errors import Refusal
-from reparam.rules import RULES, Stack, Value, operation
+from reparam.rules import RULES, Value, operation
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(eq=False)
 class Interpretation:
-    """What the walk found: the value of every node that is not an anchor, the anchor each belongs to, the refusals."""
+    """What every recorded node is.
 
-    values: dict[Node, Value] = field(default_factory=dict)
-    anchors: dict[Node, Node] = field(default_factory=dict)
-    refusals: dict[Node, Refusal] = field(default_factory=dict)
+    above: for every node that is not an anchor, the nearest tensor that all paths to it pass through.
+    base: for every such node, the farthest dominator of which it is known to be one value.
+    refusals: why a node is not a value of anything, or of nothing farther than its base.
+    """
 
+    def __init__(self, nodes: Iterable[Node], opaque: Collection[Node]) -> None:
+        self.above: dict[Node, Node] = {}
+        self.base: dict[Node, Node] = {}
+        self.root: dict[Node, Node] = {}
+        self.refusals: dict[Node, Refusal] = {}
+        self._depth: dict[Node, int] = {}
+        self._values: dict[Node, dict[Node, Value]] = {}
+        for node in nodes:
+            if not node.constant and node not in opaque and self._ruled(node):
+                self._place(node)
 
-def interpret(nodes: Iterable[Node], opaque: Collection[Node]) -> Interpretation:
-    """Walk the nodes in the order in which they ran; `opaque` ones are anchors whatever their rule says."""
-    found = Interpretation()
-    for node in nodes:
-        if node.constant or node in opaque:
-            continue
+    def value(self, base: Node, node: Node) -> Value:
+        """`node` as a value of `base`, one of its dominators; None where it is none."""
+        known = self._values.setdefault(base, {})
+        if node not in known:
+            for inner in between(base, [node]):
+                if inner not in known:
+                    known[inner] = self._quietly(inner, known)
+        return known[node]
+
+    def _quietly(self, node: Node, known: Mapping[Node, Value]) -> Value:
         try:
-            value = step(node, found.values)
+            return step(node, known)
+        except Refusal:
+            return None
+
+    def _ruled(self, node: Node) -> bool:
+        """Whether there is a rule for it, and every operand is a feature map or waits to become one."""
+        if node.function is None or not node.operands or operation(node.function) not in RULES:
+            return False
+        return all(operand in self.above or _is_map(operand) for operand in node.operands)
+
+    def _place(self, node: Node) -> None:
+        """Give the node its place below the nearest common dominator of its operands, if it is a value of that."""
+        roots = {self.root.get(operand, operand) for operand in node.operands}
+        if len(roots) > 1:
+            self._settles(node, node)
+            self.refusals.setdefault(node, Refusal("its inputs start from different tensors"))
+            return
+        nearest = self._meet(node.operands)
+        farthest = max((self.base.get(operand, operand) for operand in node.operands), key=self._depth_of)
+        for base in dict.fromkeys((farthest, nearest)):
+            if self.dominates(base, nearest) and self._settles(node, base):
+                self.above[node], self.base[node], self.root[node] = nearest, base, roots.pop()
+                self._depth[node] = self._depth_of(nearest) + 1
+                return
+
+    def _settles(self, node: Node, base: Node) -> bool:
+        """Whether the node is a value of `base`; the first refusal is kept."""
+        known = self._values.setdefault(base, {})
+        if base is not node:
+            for operand in node.operands:
+                if operand is not base:
+                    self.value(base, operand)
+        try:
+            value = step(node, known)
         except Refusal as refusal:
-            found.refusals[node] = refusal
-            continue
-        if value is not None:
-            found.values[node] = value
-            found.anchors[node] = next(found.anchors.get(operand, operand) for operand in node.operands)
-    return found
+            self.refusals.setdefault(node, refusal)
+            return False
+        if value is not None and base is not node:
+            known[node] = value
+        return value is not None
+
+    def dominates(self, base: Node, node: Node) -> bool:
+        """Whether every path to `node` passes through `base` (a node dominates itself)."""
+        while self._depth_of(node) > self._depth_of(base):
+            node = self.above[node]
+        return node is base
+
+    def _depth_of(self, node: Node) -> int:
+        return self._depth.get(node, 0)
+
+    def _meet(self, operands: tuple[Node, ...]) -> Node:
+        """The nearest common dominator."""
+        first, *others = operands
+        for other in others:
+            while first is not other:
+                if self._depth_of(first) >= self._depth_of(other):
+                    first = self.above[first]
+                else:
+                    other = self.above[other]
+        return first
 
 
 def step(node: Node, values: Mapping[Node, Value]) -> Value:
-    """The value of a node, its operands' given (one without a value is its own anchor); None if it has no rule."""
-    rule = RULES.get(operation(node.function)) if node.function is not None else None
-    if rule is None or not node.operands:
+    """The value of a node from those of its operands; an operand that has none is an anchor.
+
+    None where an operand is known to be no value; raises Refusal where the rule refuses.
+    """
+    if any(values.get(operand, node) is None for operand in node.operands):
         return None
-    for operand in node.operands:
-        if operand not in values and not _is_map(operand):
-            return None
+    rule = RULES[operation(node.function)]  # type: ignore[arg-type]
     value = rule(*_looked_up(node.args, values), **_looked_up(node.kwargs, values))
-    if node.inplace and _anchored(node.args[0], values):
+    if node.inplace and isinstance(node.args[0], Node) and node.args[0] not in values:
         raise Refusal("it overwrites its input, which others may read", "the same operation out of place would fold")
     sources = {operand.dtype for operand in node.operands if operand.dtype is not None}
     if node.dtype is not None and sources and sources != {node.dtype}:
@@ -69,26 +136,33 @@ def anchored(node: Node) -> AffineConv:
     return AffineConv.of(Anchor(node, node.shape), rank - 2 if 3 <= rank <= 5 else 0)
 
 
+def between(base: Node, sinks: Collection[Node]) -> list[Node]:
+    """Every node on a path from `base` to one of `sinks`, these included, in an order in which they can run."""
+    seen: dict[Node, None] = {}
+    waiting: list[tuple[Node, bool]] = [(sink, False) for sink in reversed(list(sinks))]
+    while waiting:
+        node, done = waiting.pop()
+        if done:
+            seen[node] = None
+        elif node is not base and node not in seen:
+            waiting.append((node, True))
+            waiting += [(operand, False) for operand in node.operands]
+    return list(seen)
+
+
 def _is_map(node: Node) -> bool:
     return node.dtype in _FLOATING and len(node.shape) >= 2
-
-
-def _anchored(argument: Any, values: Mapping[Node, Value]) -> bool:
-    return isinstance(argument, Node) and argument not in values and not argument.constant
 
 
 def _looked_up(argument: Any, values: Mapping[Node, Value]) -> Any:
     if isinstance(argument, Node):
         if argument.constant:
             return Constant(argument.shape, Deferred(lambda: evaluate(argument, {})))
-        return values[argument] if argument in values else anchored(argument)
+        if argument in values:
+            return values[argument]
+        return anchored(argument) if _is_map(argument) else None
     if isinstance(argument, (tuple, list)):
         return type(argument)(_looked_up(item, values) for item in argument)
     if isinstance(argument, dict):
         return {key: _looked_up(item, values) for key, item in argument.items()}
     return argument
-
-
-def waits(value: Value) -> bool:
-    """Whether a value is not a tensor that one convolution could compute (parts, a stack, an unfinished border)."""
-    return isinstance(value, (Bordered, Stack, tuple, list))

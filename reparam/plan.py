@@ -16,7 +16,7 @@ from reparam import cost
 from reparam.affine import AffineConv
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
-from reparam.interpret import Interpretation, interpret, step
+from reparam.interpret import Interpretation, between
 
 # How many dominators back a convolution may start. Composing more than this many operations that are each worth
 # keeping does not happen in networks; without a limit a purely linear network would take quadratic time.
@@ -46,13 +46,13 @@ class Plan:
 
 def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CPU) -> Plan:
     """Choose the folds of a record; `opaque` nodes are left as they are."""
-    found = interpret(record.nodes, opaque)
+    found = Interpretation(record.nodes, opaque)
     live = _live(record)
     demanded = _demanded(record, found, live)
     regions: dict[Node, list[Node]] = {}
     for node in record.nodes:
-        if node in demanded and node in found.values:
-            regions.setdefault(found.anchors[node], []).append(node)
+        if node in demanded and node in found.above:
+            regions.setdefault(found.root[node], []).append(node)
     folds: list[Fold] = []
     before = after = 0.0
     for sinks in regions.values():
@@ -82,36 +82,28 @@ def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Nod
     """Every node whose tensor has to exist: it is an output, or is read by an operation that stays as it is."""
     demanded = {*record.outputs, *record.walls}
     for node in live:
-        if not node.constant and node not in found.values:
+        if not node.constant and node not in found.above:
             demanded.update(node.operands)
     return demanded
 
 
 @dataclass(eq=False)
 class _Region:
-    """Everything that is a convolution of one anchor and is needed for `sinks`."""
+    """Everything that is linear in one anchor and is needed for `sinks`."""
 
     found: Interpretation
     sinks: list[Node]
     device: cost.Device
-    seen: dict[Node, dict[Node, AffineConv | None]] = field(default_factory=dict)
-    above: dict[Node, Node] = field(default_factory=dict)
-    depth: dict[Node, int] = field(default_factory=dict)
-    nodes: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.anchor = self.found.anchors[self.sinks[0]]
-        self.depth[self.anchor] = 0
+        self.anchor = self.found.root[self.sinks[0]]
         self.nodes = between(self.anchor, self.sinks)
-        for node in self.nodes:
-            self.above[node] = self._meet(node.operands)
-            self.depth[node] = self.depth[self.above[node]] + 1
         self.prices = {node: cost.of_node(self.device, node) for node in self.nodes}
 
     def best(self) -> tuple[list[Fold], float, float]:
         """The folds of the cheapest plan found, the cost of the user's operations, and that of the plan."""
         before = sum(self.prices.values())
-        forks = [node for node in self.nodes if len(set(node.readers)) > 1 and self._single(node)]
+        forks = [node for node in self.nodes if len(set(node.readers)) > 1 and self.tensor(node)]
         plans = [self._greedy(self.sinks)]
         if len(self.sinks) > 1:
             plans.append(self._greedy([n for n in self.nodes if n in {*forks, *self.sinks}]))
@@ -119,20 +111,6 @@ class _Region:
         if total >= before:
             return [], before, before
         return [self._fold(base, node) for base, node in chosen], before, total
-
-    def _single(self, node: Node) -> bool:
-        return isinstance(self.found.values[node], AffineConv)
-
-    def _meet(self, operands: tuple[Node, ...]) -> Node:
-        """The nearest tensor that every path to all of `operands` passes through."""
-        first, *others = operands
-        for other in others:
-            while first is not other:
-                if self.depth[first] >= self.depth[other]:
-                    first = self.above[first]
-                else:
-                    other = self.above[other]
-        return first
 
     def _greedy(self, sinks: list[Node]) -> tuple[float, list[tuple[Node, Node]]]:
         """Each sink in turn in the cheapest way, given the tensors that exist by then."""
@@ -146,27 +124,12 @@ class _Region:
 
     def value(self, base: Node, node: Node) -> AffineConv | None:
         """`node` as one convolution of `base`, if it is one."""
-        if base is self.anchor:
-            value = self.found.values[node]
-            return value if isinstance(value, AffineConv) else None
-        if base not in self.seen:
-            self.seen[base] = {}
-        known = self.seen[base]
-        if node not in known:
-            self._walk(base, node, known)
-        return known[node]
+        value = self.found.value(base, node)
+        return value if isinstance(value, AffineConv) else None
 
-    def _walk(self, base: Node, node: Node, known: dict[Node, AffineConv | None]) -> None:
-        values: dict[Node, object] = {}
-        for inner in between(base, [node]):
-            try:
-                values[inner] = step(inner, values)
-            except Refusal:
-                known[node] = None
-                return
-        value = values[node]
-        alone = isinstance(value, AffineConv) and value.anchor.key is base
-        known[node] = value if alone else None  # type: ignore[assignment]
+    def tensor(self, node: Node) -> bool:
+        """Whether the node is a tensor by itself, not parts or a border that wait to become one."""
+        return isinstance(self.found.value(self.found.base[node], node), AffineConv)
 
     def absorbed(self, node: Node) -> bool:
         """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
@@ -216,8 +179,8 @@ class _Search:
         """The dominators of `node` from the nearest to `base` at which a convolution may start."""
         starts, start = [], node
         while start is not base and len(starts) < REACH:
-            start = self.region.above[start]
-            if start is base or (self.region._single(start) and not self.region.absorbed(start)):
+            start = self.region.found.above[start]
+            if start is base or (self.region.tensor(start) and not self.region.absorbed(start)):
                 starts.append(start)
         return starts
 
@@ -233,17 +196,3 @@ class _Search:
         for operand in node.operands:
             self.settle(start, operand, chosen)
         chosen[node] = None
-
-
-def between(base: Node, sinks: Collection[Node]) -> list[Node]:
-    """Every node on a path from `base` to one of `sinks`, these included, in an order in which they can run."""
-    seen: dict[Node, None] = {}
-    waiting: list[tuple[Node, bool]] = [(sink, False) for sink in reversed(list(sinks))]
-    while waiting:
-        node, done = waiting.pop()
-        if done:
-            seen[node] = None
-        elif node is not base and node not in seen:
-            waiting.append((node, True))
-            waiting += [(operand, False) for operand in node.operands]
-    return list(seen)
