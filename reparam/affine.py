@@ -109,7 +109,7 @@ class Axis:
 
     def then(self, outer: Axis) -> Axis:
         """`outer`, unpadded, applied to the outputs of this."""
-        dilation = _lattice(self, Axis(outer.taps, outer.dilation * self.stride))
+        dilation = _lattice(self, Axis(outer.taps, outer.dilation * self.stride)) or 1
         span = self.span + self.stride * (outer.span - 1)
         return Axis((span - 1) // dilation + 1, dilation, self.stride * outer.stride, self.lo, self.hi)
 
@@ -117,7 +117,7 @@ class Axis:
         """The smallest window that holds the taps of both; strides and slacks are equal."""
         lo = max(self.lo, other.lo)
         span = lo + max(self.span - self.lo, other.span - other.lo)
-        dilation = _lattice(self, other, abs(self.lo - other.lo))
+        dilation = _lattice(self, other, abs(self.lo - other.lo)) or 1
         return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, self.slack + span - lo)
 
     def widened(self) -> Axis:
@@ -129,9 +129,8 @@ class Axis:
 
 
 def _lattice(a: Axis, b: Axis, offset: int = 0) -> int:
-    """The coarsest step that reaches every tap of both windows, `offset` pixels apart."""
-    steps = [axis.dilation for axis in (a, b) if axis.taps > 1]
-    return reduce(math.gcd, steps, offset) or 1
+    """The coarsest step that reaches every tap of both windows, `offset` pixels apart; 0 where there is but one tap."""
+    return reduce(math.gcd, [axis.dilation for axis in (a, b) if axis.taps > 1], offset)
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,9 @@ class AffineConv:
         kernel, bias = self.kernel().to(x), self.bias_value().to(x)
         if not self.axes:
             return F.linear(x, regroup(kernel, self.groups, 1), bias)
-        x0 = F.pad(x, [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)])
+        sides = [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)]
+        # Zeros first, crops second: at small sizes a crop at one end may reach into the zeros of the other.
+        x0 = F.pad(F.pad(x, [max(side, 0) for side in sides]), [min(side, 0) for side in sides])
         stride, dilation = [axis.stride for axis in self.axes], [axis.dilation for axis in self.axes]
         return CONV[len(self.axes)](x0, kernel, bias, stride, 0, dilation, self.groups)
 
@@ -337,6 +338,17 @@ class AffineConv:
             return self
         return replace(self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False)
 
+    def deployable(self) -> tuple[list[int], AffineConv]:
+        """What nn.Conv can hold, and what to pad or crop in front of it, as F.pad spells it (empty: nothing).
+
+        Padding that differs between the two ends widens the kernel with zeros, unless that would more than double it.
+        """
+        wide = self.widened()
+        if wide.taps <= 2 * self.taps:
+            return [], wide
+        pads = [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)]
+        return pads, replace(self, axes=tuple(replace(axis, lo=0, hi=0) for axis in self.axes), identity=False)
+
     def _matches(self, other: AffineConv) -> None:
         if self.anchor != other.anchor:
             raise Refusal("the two sides start from different tensors")
@@ -413,14 +425,14 @@ def regroup(kernel: Tensor, groups: int, target: int) -> Tensor:
 
 def compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:
     """kernel[o, i, t] = sum over m and s of outer[o, m, s] * inner[m, i, t - s], on the lattice of `axes`."""
-    if outer.diagonal and all(axis.taps == 1 for axis in outer.axes):
+    if outer.diagonal:
         return _rows(outer.kernel().flatten(), inner.kernel())
     if inner.diagonal:
         columns = inner.kernel().view(outer.groups, -1, *[1] * len(axes))
         spread = columns.repeat_interleave(outer.out_channels // outer.groups, 0)
         return laid_outer(outer, inner, axes) * spread
-    first = regroup(_densified(inner.kernel(), [a.dilation // b.dilation for a, b in zip(inner.axes, axes, strict=True)]),
-                    inner.groups, groups)
+    steps = [a.dilation // b.dilation for a, b in zip(inner.axes, axes, strict=True)]
+    first = regroup(_densified(inner.kernel(), steps), inner.groups, groups)
     second = regroup(laid_outer(outer, inner, axes), outer.groups, groups)
     return _convolved(first, second, groups)
 
