@@ -10,8 +10,10 @@ this run, and whether it holds for every input is proven again, symbolically, wh
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ModelError
 from reparam.inputs import Inputs
-from reparam.precision import Float64, as_float64, tensors
+from reparam.precision import Float64, as_float64, mapped, tensors
 from reparam.rules.table import operation
 
 # Attributes and methods that look at a tensor without computing one.
@@ -80,14 +82,18 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order."""
+    """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order.
+
+    args, kwargs and result are what went in and came out, with nodes where tensors were.
+    """
 
     module: nn.Module
     path: str
     parent: Call | None
     events: list[Node | Call] = field(default_factory=list)
-    given: list[Node] = field(default_factory=list)
-    returned: list[Node] = field(default_factory=list)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    result: Any = None
 
     def nodes(self) -> Iterator[Node]:
         """Every node computed inside, in order."""
@@ -96,6 +102,17 @@ class Call:
                 yield from event.nodes()
             else:
                 yield event
+
+    def inner(self) -> Iterator[Call]:
+        """Every call made inside, at any depth."""
+        for event in self.events:
+            if isinstance(event, Call):
+                yield event
+                yield from event.inner()
+
+    def passes(self, nodes: Collection[Node]) -> bool:
+        """Whether it computes nothing and returns one of `nodes` as it came in."""
+        return self.result in nodes and not any(True for _ in self.nodes()) if isinstance(self.result, Node) else False
 
     def above(self) -> Iterator[Call]:
         """This call and those it was made from, innermost first."""
@@ -109,6 +126,7 @@ class Call:
 class Record:
     """What happened: all nodes in order, all calls in order (the root's first), the nodes whose tensors are needed.
 
+    watched: the modules whose calls hooks look at.
     walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
     """
 
@@ -116,10 +134,20 @@ class Record:
     calls: list[Call]
     outputs: list[Node]
     walls: set[Node]
+    watched: set[nn.Module]
 
     @property
     def root(self) -> Call:
         return self.calls[0]
+
+    def readers(self) -> dict[int, list[Node]]:
+        """The nodes that read each tensor of the model, by the tensor's id."""
+        readers: dict[int, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for operand in node.inputs:
+                if operand.tensor is not None:
+                    readers[id(operand.tensor)].append(node)
+        return readers
 
 
 def record(model: nn.Module, inputs: Inputs) -> Record:
@@ -180,6 +208,7 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.walls: set[Node] = set()
+        self.watched: set[nn.Module] = set()
         self.writers: list[tuple[Node, int]] = []
         self.overwritten: set[int] = set()
         self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
@@ -194,6 +223,7 @@ class _Recorder(TorchFunctionMode):
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # runs outside Python: its results are tensors of unknown origin
             hooked = _hooked(module)
+            self.watched.update([module] if hooked else [])
             handles.append(module.register_forward_pre_hook(self._entering(path, hooked), prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leaving(hooked), with_kwargs=True))
         return handles
@@ -201,22 +231,22 @@ class _Recorder(TorchFunctionMode):
     def _entering(self, path: str, hooked: bool) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             call = Call(module, path, self.stack[-1] if self.stack else None)
-            call.given = self.all_of((args, kwargs))
+            call.args, call.kwargs = self.described(args), self.described(kwargs)
             if self.stack:
                 self.stack[-1].events.append(call)
             self.calls.append(call)
             self.stack.append(call)
             if hooked:
-                self.walls.update(call.given)
+                self.walls.update(nodes_in((call.args, call.kwargs)))
 
         return enter
 
     def _leaving(self, hooked: bool) -> Callable[..., None]:
         def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             call = self.stack.pop()
-            call.returned = self.all_of(result)
+            call.result = self.described(result)
             if hooked:
-                self.walls.update(call.returned)
+                self.walls.update(nodes_in(call.result))
 
         return leave
 
@@ -228,9 +258,10 @@ class _Recorder(TorchFunctionMode):
         self._bind(alias, self._add(Node(f"input_{len(self.nodes)}", shape=tuple(alias.shape), dtype=alias.dtype)))
         return alias
 
-    def all_of(self, tree: Any) -> list[Node]:
+    def described(self, tree: Any) -> Any:
+        """The tree with nodes for tensors."""
         with torch._C.DisableTorchFunction():
-            return [self.node_of(tensor) for _, tensor in tensors(tree)]
+            return mapped(tree, lambda leaf: self.node_of(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def node_of(self, tensor: Tensor) -> Node:
         """The node whose value the tensor holds now."""
@@ -328,9 +359,9 @@ class _Recorder(TorchFunctionMode):
         """One node per tensor of a tuple, as if it were indexed."""
         for i, item in enumerate(result):
             if isinstance(item, Tensor):
-                entry = Node("getitem", _entry, (node, i), {}, node.call, tuple(item.shape), item.dtype)
-                entry.inputs, entry.constant = (node,), node.constant
-                self._bind(item, self._add(entry))
+                part = Node("getitem", entry, (node, i), {}, node.call, tuple(item.shape), item.dtype)
+                part.inputs, part.constant = (node,), node.constant
+                self._bind(item, self._add(part))
             else:
                 for _, tensor in tensors(item):
                     self._bind(tensor, self._add(self._unknown(tensor, (node,))))
@@ -338,8 +369,8 @@ class _Recorder(TorchFunctionMode):
     # --- the end
 
     def finish(self, result: Any, before: list[_State]) -> Record:
-        outputs = self.all_of(result)
         with torch._C.DisableTorchFunction():
+            outputs = [self.node_of(tensor) for _, tensor in tensors(result)]
             for state in before:
                 stored = [tensor for value in state.replaced() for _, tensor in tensors(value)]
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
@@ -350,18 +381,29 @@ class _Recorder(TorchFunctionMode):
         }
         _no_longer_constant(changed)
         self.walls.update(node for node, memory in self.writers if memory in self.overwritten)
-        return Record(self.nodes, self.calls, outputs, self.walls)
+        return Record(self.nodes, self.calls, outputs, self.walls, self.watched)
 
     def _changed(self, tensor: Tensor) -> bool:
         _, _, version, pointer = self.held[id(tensor)]
         return tensor._version != version or tensor.data_ptr() != pointer
 
 
-def _entry(values: Any, index: int) -> Any:
+def nodes_in(tree: Any) -> list[Node]:
+    """Every node in a described tree, in order."""
+    if isinstance(tree, Node):
+        return [tree]
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        tree = list(vars(tree).values())
+    return [node for item in tree for node in nodes_in(item)] if isinstance(tree, (tuple, list)) else []
+
+
+def entry(values: Any, index: int) -> Any:
     return values[index]
 
 
-_entry.__name__ = "getitem"
+entry.__name__ = "getitem"
 
 
 def _no_longer_constant(nodes: set[Node]) -> None:
@@ -383,6 +425,11 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
             elif key != "_modules" and isinstance(value, (Tensor, list, tuple, dict)):
                 yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
+
+
+def served(node: Node, removed: Collection[Node]) -> bool:
+    """Whether an operation is removed, or is a constant that only removed ones use."""
+    return node in removed or (node.constant and all(served(reader, removed) for reader in node.readers))
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -49,10 +49,12 @@ def of_fold(device: Device, value: AffineConv) -> float:
     """The plain convolution that a value would be emitted as; nothing for the anchor itself."""
     if value.identity:
         return 0.0
-    value = value.widened()
+    pads, value = value.deployable()
     weights = value.out_channels * (value.in_channels // value.groups) * value.taps
     written = math.prod(value.shape())
-    return convolution(device, math.prod(value.anchor.shape), written, weights, value.groups, value.out_channels)
+    read = math.prod(value.anchor.shape)
+    padding = 2 * read * _BYTES / device.bandwidth + device.launch if pads else 0.0
+    return padding + convolution(device, read, written, weights, value.groups, value.out_channels)
 
 
 def of_node(device: Device, node: Node) -> float:

@@ -125,7 +125,9 @@ class _Region:
     def value(self, base: Node, node: Node) -> AffineConv | None:
         """`node` as one convolution of `base`, if it is one."""
         value = self.found.value(base, node)
-        return value if isinstance(value, AffineConv) else None
+        if not isinstance(value, AffineConv) or (value.identity and (base.written or node.written)):
+            return None  # the second: two tensors of equal value, one of which is overwritten later
+        return value
 
     def tensor(self, node: Node) -> bool:
         """Whether the node is a tensor by itself, not parts or a border that wait to become one."""

@@ -78,9 +78,9 @@ SPELLINGS = {
 }  # fmt: skip
 
 
-def operation(function: Callable[..., Any]) -> str:
-    """The name under which a torch function, method, operator or attribute is looked up."""
-    name = getattr(function, "__name__", type(function).__name__)
+def operation(function: Callable[..., Any] | str) -> str:
+    """The name under which a torch function, method (or its name), operator or attribute is looked up."""
+    name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
     if name == "__get__":
         return str(function.__self__.__name__)  # type: ignore[attr-defined]
     if name.startswith("__") and name.endswith("__"):

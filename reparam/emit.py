@@ -1,0 +1,550 @@
+"""The smallest edit that carries a fold: the user's own model, with plain convolutions where the branches were.
+
+Two kinds of edit, in this order:
+
+*swap*: the fold is a chain of operations, each result read once. The one that has a kernel becomes the folded
+convolution under its own name; every other one does nothing from now on. Where such an operation is all that its module
+does, the module is exchanged; no forward is rewritten.
+
+*rewrite*: the smallest module whose forward holds the operations gets a new forward, from a symbolic trace of that module
+alone (see `trace`), in which one convolution stands for them.
+
+All edits are prepared before the first is made. What cannot be edited is refused with its reason, and planned anew.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.affine import AffineConv
+from reparam.capture import Call, Node, Record, served
+from reparam.errors import Refusal
+from reparam.plan import Fold
+from reparam.rewrite import Code, set_forward
+from reparam.rules import operation
+from reparam.trace import CHECKS, Trace, user_code
+
+_KERNELS = ("conv1d", "conv2d", "conv3d", "linear")
+_PLAIN = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_PADS = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
+_DO_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Part of a fold inside one call: `nodes` give way to one convolution of `base`, or (value None) to `base` itself."""
+
+    call: Call
+    nodes: tuple[Node, ...]
+    base: Node
+    sink: Node
+    fold: Fold
+    value: AffineConv | None
+
+
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """`module` gives way to a plain convolution, or (value None) to nn.Identity."""
+
+    module: nn.Module
+    fold: Fold
+    value: AffineConv | None
+
+
+@dataclass(eq=False)
+class Rewrite:
+    """New code for one module; `trace` is of its first call."""
+
+    trace: Trace
+    pieces: list[Piece]
+
+
+@dataclass(eq=False)
+class Edits:
+    """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why."""
+
+    swaps: list[Swap] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refused: dict[Node, Refusal] = field(default_factory=dict)
+    folds: list[Fold] = field(default_factory=list)
+
+
+class _Editor:
+    def __init__(self, record: Record, pinned: Collection[nn.Module]) -> None:
+        self.record = record
+        self.pinned = {*pinned, *record.watched}
+        self.calls: dict[nn.Module, list[Call]] = defaultdict(list)
+        for call in record.calls:
+            self.calls[call.module].append(call)
+        self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
+        self.traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
+        self.readers = record.readers()
+        self.removed: set[Node] = set()
+
+    def edits(self, folds: Sequence[Fold]) -> Edits:
+        """Every fold by its smallest edit; if any is refused, the others have to be planned anew."""
+        self.removed = {node for fold in folds for node in fold.nodes}
+        alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
+        for fold in folds:
+            alike[self._signature(fold.nodes)].append(fold)
+        result = Edits(folds=list(folds))
+        pieces: list[Piece] = []
+        for group in alike.values():
+            try:
+                swaps, parts = self._smallest(group)
+                result.swaps += swaps
+                pieces += parts
+            except Refusal as refusal:
+                self._refuse(result, group, refusal)
+        self._rewrites(result, pieces)
+        return result
+
+    def _signature(self, nodes: Iterable[Node]) -> tuple[tuple[str, int], ...]:
+        """Which operations of which code these are: equal for the same code in another call of its module."""
+        return tuple((node.call.path if node.call else "", self.ordinal.get(node, -1)) for node in nodes)
+
+    # --- one group of folds: the same code, once for every call of the module around it
+
+    def _smallest(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
+        try:
+            return self._chain(group)
+        except _NoChain:
+            return self._joined(group)
+
+    def _chain(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
+        """Each operation where it stands: swaps for whole modules, pieces of code for the rest."""
+        fold = group[0]
+        _require_chain(fold)
+        carrier = _carrier(fold)
+        swaps: list[Swap] = []
+        pieces: list[Piece] = []
+        for call, nodes in _runs(fold):
+            value = fold.value if carrier in nodes else None
+            self._require_alike(call, nodes, group)
+            if self._whole(call, nodes):
+                swaps.append(Swap(call.module, fold, value))
+            else:
+                pieces.append(Piece(call, nodes, nodes[0].operands[0], nodes[-1], fold, value))
+        return swaps, pieces
+
+    def _joined(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
+        """One convolution in the smallest call that holds all operations of the fold."""
+        fold = group[0]
+        call = _common(fold.nodes)
+        if call is None:
+            raise Refusal("it runs outside the model's forward")
+        try:
+            self._require_alike(call, fold.nodes, group)
+        except _NoChain as why:
+            raise Refusal(str(why), "separate modules would fold") from None
+        value = None if fold.value.identity else fold.value
+        if self._whole(call, fold.nodes):
+            return [Swap(call.module, fold, value)], []
+        return [], [Piece(call, fold.nodes, fold.base, fold.sink, fold, value)]
+
+    def _require_alike(self, call: Call, nodes: Sequence[Node], group: list[Fold]) -> None:
+        """Every call of the module that is edited takes part in the same fold."""
+        if len(self.calls[call.module]) != len(group):
+            raise _NoChain(f"{call.path} is called {len(self.calls[call.module])} times, {len(group)} of them to fold alike")
+
+    def _whole(self, call: Call, nodes: Sequence[Node]) -> bool:
+        """Whether these operations are all that the call does, so that its module can be exchanged."""
+        if call.module in self.pinned or any(isinstance(event, Call) for event in call.events):
+            return False
+        mine = set(nodes)
+        whole = all(event.constant or event in mine for event in call.events) and call.result is nodes[-1]
+        if whole and not self._unread(call.module):
+            raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
+        return whole and (not user_code(call.module) or self._proven(call, nodes))
+
+    def _unread(self, module: nn.Module) -> bool:
+        """Whether only operations that are removed read the module's tensors."""
+        tensors = (*module.parameters(), *module.buffers())
+        return all(served(reader, self.removed) for tensor in tensors for reader in self.readers[id(tensor)])
+
+    def _proven(self, call: Call, nodes: Sequence[Node]) -> bool:
+        trace = self._traced(call, frozenset({call.module}))
+        return not any(trace.sized(node) for node in nodes)
+
+    def _traced(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
+        key = (call, opened)
+        if key not in self.traces:
+            try:
+                self.traces[key] = Trace(call, opened)
+            except Refusal as refusal:
+                self.traces[key] = refusal
+        found = self.traces[key]
+        if isinstance(found, Refusal):
+            raise found
+        return found
+
+    def _refuse(self, result: Edits, group: Iterable[Fold], refusal: Refusal, call: Call | None = None) -> None:
+        """Leave as they are the operations that the code around them holds fast: those of its own forward."""
+        for fold in group:
+            around = call or _common(fold.nodes)
+            own = [node for node in fold.nodes if node.call is around]
+            for node in own or fold.nodes[-1:]:
+                result.refused.setdefault(node, refusal)
+
+    # --- rewriting
+
+    def _rewrites(self, result: Edits, pieces: list[Piece]) -> None:
+        """One rewrite per module, around every piece in it; a piece inside another's opened code moves out to it."""
+        at = {piece: piece.call for piece in pieces}
+        opened: dict[Call, set[nn.Module]] = {}
+        settled = False
+        while not settled:
+            settled = True
+            opened = defaultdict(set)
+            for piece, call in at.items():
+                opened[call] |= self._opened(piece, call)
+            for piece, call in at.items():
+                outer = next((c for c in call.above() if c is not call and call.module in opened.get(c, ())), None)
+                if outer is not None:
+                    at[piece], settled = outer, False
+        for call, inner in opened.items():
+            mine = [piece for piece, place in at.items() if place is call]
+            try:
+                result.rewrites.append(self._rewrite(call, inner, mine))
+            except Refusal as refusal:
+                for piece in mine:
+                    self._refuse(result, [piece.fold], refusal, piece.call)
+
+    def _opened(self, piece: Piece, place: Call) -> set[nn.Module]:
+        """The modules whose code is written into that of `place`: those around the nodes of a piece."""
+        opened = {place.module}
+        for node in piece.nodes:
+            for call in node.call.above() if node.call else ():
+                if call is place:
+                    break
+                if user_code(call.module) or not self._inside(call, piece.nodes):
+                    opened.add(call.module)
+        # A module that only hands on a tensor of the fold (a drop path) has to prove that it always does.
+        passing = {*piece.nodes[:-1], piece.base}
+        return opened | {call.module for call in place.inner() if user_code(call.module) and call.passes(passing)}
+
+    def _inside(self, call: Call, nodes: Collection[Node]) -> bool:
+        return all(node.constant or node in nodes for node in call.nodes())
+
+    def _rewrite(self, call: Call, opened: set[nn.Module], pieces: list[Piece]) -> Rewrite:
+        held = [module for module in opened if module in self.pinned and module is not call.module]
+        if held:
+            raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
+        trace = self._traced(call, frozenset(opened))
+        for piece in pieces:
+            for node in piece.nodes:
+                if node in trace.at and trace.sized(node):
+                    raise Refusal(f"{node.name} takes an argument that depends on the size of the input")
+        return Rewrite(trace, pieces)
+
+
+class _NoChain(Exception):
+    """A fold that is no chain of operations to be edited one by one."""
+
+
+def prepare(record: Record, folds: Sequence[Fold], pinned: Collection[nn.Module] = ()) -> Edits:
+    """The edits that carry the folds. Nothing is changed, apart from what tracing a forward does."""
+    return _Editor(record, pinned).edits(folds)
+
+
+def _require_chain(fold: Fold) -> None:
+    before = fold.base
+    for node, after in zip(fold.nodes, [*fold.nodes[1:], None], strict=True):
+        alone = after is None or (node.readers == [after])
+        if node.operands != (before,) or not alone or node.call is None:
+            raise _NoChain
+        before = node
+
+
+def _carrier(fold: Fold) -> Node | None:
+    """The operation of a chain whose place the convolution takes: the first that has a kernel."""
+    if fold.value.identity:
+        return None
+    kernels = [node for node in fold.nodes if operation(node.function) in _KERNELS]  # type: ignore[arg-type]
+    return (kernels or fold.nodes)[0]
+
+
+def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
+    """The chain, cut where it passes from the code of one call to that of another."""
+    runs: list[tuple[Call, tuple[Node, ...]]] = []
+    for node in fold.nodes:
+        assert node.call is not None
+        if runs and runs[-1][0] is node.call:
+            runs[-1] = (node.call, (*runs[-1][1], node))
+        else:
+            runs.append((node.call, (node,)))
+    return runs
+
+
+def _common(nodes: Sequence[Node]) -> Call | None:
+    """The innermost call around all nodes."""
+    if any(node.call is None for node in nodes):
+        return None
+    around = [list(node.call.above()) for node in nodes if node.call]
+    return next((call for call in around[0] if all(call in others for others in around[1:])), None)
+
+
+def _path(calls: dict[nn.Module, list[Call]], module: nn.Module) -> str:
+    return calls[module][0].path or "the model itself"
+
+
+# --- making the edits
+
+
+@dataclass(eq=False)
+class Emitted:
+    """The edited model; `exact` holds the float64 values of every new weight by qualified name, before rounding."""
+
+    model: nn.Module
+    exact: dict[str, Tensor]
+    names: dict[Fold, str]
+
+
+def emit(model: nn.Module, record: Record, edits: Edits) -> Emitted:
+    """Make the edits on `model`, in place (the record is of this very model)."""
+    return _Emitter(model, record).emit(edits)
+
+
+class _Emitter:
+    def __init__(self, model: nn.Module, record: Record) -> None:
+        self.model = model
+        self.record = record
+        self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+        for parent in model.modules():
+            for name, child in parent._modules.items():
+                if child is not None:
+                    self.parents[child].append((parent, name))
+        self.weights: dict[Tensor, Tensor] = {}
+        self.made: dict[nn.Module, Fold] = {}
+        self.readers = record.readers()
+
+    def emit(self, edits: Edits) -> Emitted:
+        removed = {node for fold in edits.folds for node in fold.nodes}
+        spent = self._spent(removed)
+        for swap in edits.swaps:
+            self._exchange(swap.module, self._plain(swap.fold, swap.value))
+        for rewrite in edits.rewrites:
+            self._rewrite(rewrite, removed, spent)
+        names = {module: path for path, module in self.model.named_modules()}
+        exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
+        return Emitted(self.model, exact, {fold: names.get(module, "") for module, fold in self.made.items()})
+
+    def _exchange(self, old: nn.Module, new: nn.Module) -> None:
+        if old is self.model:
+            self.model = new
+        for parent, name in self.parents[old]:
+            parent._modules[name] = new
+        self.parents[new] = self.parents.pop(old, [])
+
+    def _plain(self, fold: Fold, value: AffineConv | None) -> nn.Module:
+        if value is None:
+            return nn.Identity().eval()
+        like = _weight_like(fold, self.model)
+        module, weights = plain(value, like)
+        self.weights.update(weights)
+        self.made[module] = fold
+        return module
+
+    def _rewrite(self, rewrite: Rewrite, removed: set[Node], spent: set[nn.Module]) -> None:
+        module, graph, trace = rewrite.trace.module, rewrite.trace.graph, rewrite.trace
+        gone = {node for piece in rewrite.pieces for node in piece.nodes}
+        idle = _without_idle_calls(module, graph)
+        for piece in rewrite.pieces:
+            replacement = trace.at[piece.base]
+            if piece.value is not None:
+                new = self._plain(piece.fold, piece.value)
+                name = _free_name(module, "linear" if isinstance(new, nn.Linear) else "conv")
+                module.add_module(name, new)
+                self.parents[new].append((module, name))
+                first = next(n for n in graph.nodes if _stands_for(trace, n, piece.nodes))
+                with graph.inserting_before(first):
+                    replacement = graph.call_module(name, (trace.at[piece.base],))
+            trace.at[piece.sink].replace_all_uses_with(replacement)
+            for node, place in list(trace.at.items()):
+                if place is trace.at[piece.sink]:
+                    trace.at[node] = replacement
+        _swept(trace, gone)
+        steps = _steps(graph)
+        if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model:
+            self._exchange(module, _sequence(module, steps))  # it is no longer what its class says
+            return
+        set_forward(module, Code.of(graph))
+        used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+        for path, inner in list(module.named_modules()):
+            if path and (inner in spent or path in idle) and not _named(path, used):
+                self._dropped(module, path)
+        for each in trace.opened:
+            self._drop_unread(each, module, removed, used)
+
+    def _spent(self, removed: set[Node]) -> set[nn.Module]:
+        """The modules all of whose operations, in every call, are removed."""
+        left: dict[nn.Module, bool] = defaultdict(lambda: True)
+        for call in self.record.calls:
+            nodes = [node for node in call.nodes() if not node.constant]
+            left[call.module] &= bool(nodes) and all(node in removed for node in nodes)
+        return {module for module, gone in left.items() if gone}
+
+    def _drop_unread(self, each: nn.Module, module: nn.Module, removed: set[Node], used: Collection[str]) -> None:
+        """Delete parameters and buffers of one module that only removed operations have read."""
+        prefix = next((f"{path}." if path else "" for path, inner in module.named_modules() if inner is each), None)
+        if prefix is None:
+            return
+        for registry in (each._parameters, each._buffers):
+            for name, tensor in list(registry.items()):
+                readers = self.readers[id(tensor)]
+                if prefix + name not in used and readers and all(served(reader, removed) for reader in readers):
+                    del registry[name]
+
+    def _dropped(self, module: nn.Module, path: str) -> None:
+        """Delete one inner module, and the containers that are empty without it."""
+        parent_path, _, name = path.rpartition(".")
+        try:
+            parent = module.get_submodule(parent_path)
+        except AttributeError:
+            return  # gone with the module around it
+        parent._modules.pop(name, None)
+        if parent_path and not parent._modules and isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            self._dropped(module, parent_path)
+
+
+_OPERATIONS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
+
+
+def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:
+    """The convolution as a module of torch, in the dtype, device and memory format of `like`, and its exact weights.
+
+    One-sided padding widens the kernel with zeros, or, where that would more than double it, is a module of its own.
+    """
+    pads, value = value.deployable()
+    kernel = value.kernel()
+    bias = None if value.bias is None else value.bias()
+    geometry = {}
+    if value.axes:
+        geometry = {
+            "kernel_size": [axis.taps for axis in value.axes],
+            "stride": [axis.stride for axis in value.axes],
+            "padding": [axis.lo for axis in value.axes],
+            "dilation": [axis.dilation for axis in value.axes],
+            "groups": value.groups,
+        }
+        geometry = {key: tuple(v) if isinstance(v, list) else v for key, v in geometry.items()}
+    with torch.device("meta"):
+        module = _PLAIN[len(value.axes)](value.in_channels, value.out_channels, bias=bias is not None, **geometry)
+    exact = {_rounded(module, "weight", kernel, like): kernel}
+    if bias is not None:
+        exact[_rounded(module, "bias", bias, like)] = bias
+    padded = nn.Sequential(_PADS[len(value.axes)](pads, 0.0), module) if pads else module
+    return padded.eval(), exact
+
+
+def _rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:
+    rounded = number.to(like.device, like.dtype, copy=True)
+    if rounded.dim() in (4, 5) and like.dim() == rounded.dim():
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        last = like.is_contiguous(memory_format=formats[like.dim()]) and not like.is_contiguous()
+        rounded = rounded.contiguous(memory_format=formats[like.dim()] if last else torch.contiguous_format)
+    parameter = nn.Parameter(rounded, requires_grad=False)
+    module.register_parameter(name, parameter)
+    return parameter
+
+
+def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
+    """A weight of the fold: what the new one takes dtype, device and memory format from."""
+    held = [leaf for node in fold.nodes for leaf in _leaves(node) if leaf.is_floating_point()]
+    held.sort(key=lambda tensor: -tensor.dim())
+    return next(iter(held), None) if held else next(model.parameters(), torch.empty(0))  # type: ignore[return-value]
+
+
+def _leaves(node: Node) -> list[Tensor]:
+    waiting, found = list(node.inputs), []
+    while waiting:
+        each = waiting.pop()
+        if each.tensor is not None:
+            found.append(each.tensor)
+        elif each.constant:
+            waiting += each.inputs
+    return found
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    taken = {*module._modules, *vars(module), *module._parameters, *module._buffers, *dir(type(module))}
+    names = (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2)))
+    return next(each for each in names if each not in taken)
+
+
+def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
+    """Whether a step of the trace is one of these operations, or an inner call of nothing but these."""
+    if node in trace.inner:
+        return any(not n.constant for n in trace.inner[node].nodes()) and all(
+            n.constant or n in nodes for n in trace.inner[node].nodes()
+        )
+    seen = trace.tree.get(node)
+    return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
+
+
+def _swept(trace: Trace, gone: set[Node]) -> None:
+    """Erase what nobody reads any more: the removed operations, constants and sizes made for them, their checks."""
+    graph = trace.graph
+    about = set[fx.Node]()
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is _SETITEM and not _stands_for(trace, node, gone):
+            # Assignment returns nothing: whoever reads its result means the tensor assigned to.
+            node.replace_all_uses_with(node.args[0])
+        if _stands_for(trace, node, gone) or (node not in trace.tree and about.intersection(node.all_input_nodes)):
+            about.add(node)
+    for node in reversed(list(graph.nodes)):
+        if node.users or node.op in ("placeholder", "output"):
+            continue
+        check = operation(node.target) in CHECKS and node not in about
+        seen = trace.tree.get(node, _NOTHING)
+        if _stands_for(trace, node, gone) or seen is None or (seen is _NOTHING and node.op != "call_module" and not check):
+            graph.erase_node(node)
+
+
+def _without_idle_calls(module: nn.Module, graph: fx.Graph) -> set[str]:
+    """Take the calls that do nothing out of the code; the paths of the modules that they called."""
+    idle = set()
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(module.get_submodule(str(node.target))) in _DO_NOTHING:
+            idle.add(str(node.target))
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
+    return idle
+
+
+_SETITEM = operator.setitem
+_NOTHING = object()
+
+
+def _steps(graph: fx.Graph) -> list[str] | None:
+    """The names of the modules that the forward calls, if it does nothing but call one after another."""
+    steps: list[str] = []
+    before: fx.Node | None = None
+    for node in graph.nodes:
+        if node.op == "placeholder" and before is None:
+            before = node
+        elif node.op == "call_module" and node.args == (before,) and not node.kwargs:
+            steps.append(str(node.target))
+            before = node
+        elif node.op == "output":
+            return steps if node.args == (before,) else None
+        else:
+            return None
+    return None
+
+
+def _sequence(module: nn.Module, steps: list[str]) -> nn.Module:
+    """What is left of a module as a plain sequence, under the same names."""
+    if not steps:
+        return nn.Identity().eval()
+    return nn.Sequential(OrderedDict((step.replace(".", "_"), module.get_submodule(step)) for step in steps)).eval()
+
+
+def _named(path: str, used: Collection[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") or path.startswith(f"{name}.") for name in used)

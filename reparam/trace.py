@@ -1,0 +1,214 @@
+"""The proof that code may be rewritten: its symbolic trace, matched with what the record saw.
+
+A record is true for one run. A symbolic trace of one module's forward holds for every input, because a proxy has no
+size and no value that Python could decide on. Where the two show the same operations on the same tensors in the same
+order, what was concluded from the record holds for the code, and the trace is the text in which it can be edited.
+Only what is edited is traced: every inner module that is not concerned stays one call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import traceback
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from reparam.capture import Call, Node, entry, nodes_in
+from reparam.errors import Refusal
+from reparam.rules import operation
+
+CHECKS = ("_assert", "assert")
+_LOOKS = frozenset("size dim ndimension numel nelement is_floating_point stride get_device element_size type".split())
+
+
+class Trace:
+    """The traced forward of one call; `tree[n]` is what fx node n was in the record, `at[node]` the way back.
+
+    Raises Refusal where the forward cannot be traced or is not what ran.
+    """
+
+    def __init__(self, call: Call, opened: Collection[nn.Module]) -> None:
+        self.call = call
+        self.module = call.module
+        self.opened = opened
+        self.graph = _traced(call.module, opened)
+        self.tree: dict[fx.Node, Any] = {}
+        self.at: dict[Node, fx.Node] = {}
+        self.inner: dict[fx.Node, Call] = {}
+        self._match()
+
+    def sized(self, node: Node) -> bool:
+        """Whether the operation takes an argument that depends on the size of the input."""
+        return any(argument not in self.tree for argument in self.at[node].all_input_nodes)
+
+    def _match(self) -> None:
+        arguments = self._arguments()
+        entries = _entries(self.call, self.opened)
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                self._is(node, arguments.get(str(node.target).lstrip("*")))
+            elif node.op == "get_attr":
+                self.tree[node] = None
+            elif node.op == "output":
+                if _nodes(map(self.tree.get, node.all_input_nodes)) != _distinct(nodes_in(self.call.result)):
+                    raise self._other("returns other tensors")
+            else:
+                self._step(node, entries)
+        if (left := next(entries, None)) is not None:
+            raise self._other(f"does not reach {_name(left)}")
+
+    def _step(self, node: fx.Node, entries: Iterator[Node | Call]) -> None:
+        inputs = node.all_input_nodes
+        operands = _nodes(map(self.tree.get, inputs))
+        if not operands:
+            if all(argument in self.tree for argument in inputs):
+                self.tree[node] = None  # computed from constants alone
+            return
+        source = self.tree.get(inputs[0])
+        if node.target is operator.getitem and not isinstance(source, Node):
+            self._is(node, source[node.args[1]])  # type: ignore[index]
+        elif not self._looks(node):
+            self._consume(node, operands, next(entries, None))
+
+    def _looks(self, node: fx.Node) -> bool:
+        """Whether it asks something about a tensor (a size, a dtype) instead of computing one."""
+        name = operation(node.target)
+        if node.op == "call_function" and node.target is getattr:
+            return node.args[1] not in ("T", "mT", "H", "mH", "data", "real", "imag")
+        return name in CHECKS or (node.op == "call_method" and name in _LOOKS)
+
+    def _consume(self, node: fx.Node, operands: list[Node], seen: Node | Call | None) -> None:
+        if isinstance(seen, Call):
+            same = node.op == "call_module" and self.module.get_submodule(str(node.target)) is seen.module
+            given, result = _distinct(nodes_in((seen.args, seen.kwargs))), seen.result
+            given = [operand for operand in given if not operand.constant]
+            self.inner[node] = seen
+        elif seen is not None:
+            name = node.args[1] if node.target is getattr else operation(node.target)
+            recorded = operation(seen.function)  # type: ignore[arg-type]
+            same = node.op != "call_module" and recorded in (name, f"r{name}")
+            given, result = _distinct(seen.operands), _parts(seen)
+        else:
+            raise self._other(f"goes on with {node.format_node()}")
+        if not same or given != operands:
+            raise self._other(f"calls {operation(node.target)} where {_name(seen)} ran")
+        self._is(node, result)
+        if isinstance(seen, Node):
+            self.at[seen] = node
+
+    def _is(self, node: fx.Node, tree: Any) -> None:
+        if not _nodes([tree]):
+            return
+        self.tree[node] = tree
+        if isinstance(tree, Node):
+            self.at.setdefault(tree, node)
+
+    def _arguments(self) -> dict[str, Any]:
+        try:
+            bound = inspect.signature(self.module.forward).bind(*self.call.args, **self.call.kwargs)
+        except TypeError as error:
+            raise self._other(f"is called in another way ({error})") from None
+        return bound.arguments
+
+    def _other(self, what: str) -> Refusal:
+        path = self.call.path or "the model itself"
+        return Refusal(
+            f"the forward of {path} ({type(self.module).__name__}) cannot be rewritten: traced for every input it {what}",
+            "a forward without branches on sizes or values would fold",
+        )
+
+
+def _entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
+    """What a trace shows one step each: the operations of the call and of opened inner calls, and all other calls."""
+    for event in call.events:
+        if isinstance(event, Call):
+            if event.module in opened:
+                yield from _entries(event, opened)
+            elif any(not node.constant for node in nodes_in((event.args, event.kwargs))):
+                yield event
+        elif not event.constant and event.function is not entry and event.function is not None:
+            yield event
+
+
+def _parts(node: Node) -> Any:
+    """The result of an operation: the node, or the entries of the tuple that it returned."""
+    if node.dtype is not None:
+        return node
+    parts = {reader.args[1]: reader for reader in node.readers if reader.function is entry}
+    return [parts.get(i) for i in range(max(parts, default=-1) + 1)]
+
+
+def _nodes(trees: Any) -> list[Node]:
+    return _distinct(node for tree in trees if tree is not None for node in nodes_in(tree) if not node.constant)
+
+
+def _distinct(nodes: Any) -> list[Node]:
+    return list(dict.fromkeys(nodes))
+
+
+def _name(seen: Node | Call) -> str:
+    return f"{seen.path} ({type(seen.module).__name__})" if isinstance(seen, Call) else seen.name
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that records item assignment, as fx's own does not: later uses read the assigned tensor."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.node = self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {}).node
+
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, opened: Collection[nn.Module]) -> None:
+        super().__init__()
+        self.opened = opened
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m not in self.opened
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+def _traced(module: nn.Module, opened: Collection[nn.Module]) -> fx.Graph:
+    """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
+    held = [(each, dict(vars(each))) for each in (module, *opened)]
+    try:
+        with torch.no_grad():
+            return _Tracer(opened).trace(module)
+    except Exception as error:
+        line = _line_of(module, opened, error)
+        raise Refusal(
+            f"the forward of {type(module).__name__} cannot be rewritten: tracing it for every input stops {line}"
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})",
+            "a forward without branches on sizes or values would fold",
+        ) from None
+    finally:
+        for each, attributes in held:
+            vars(each).clear()
+            vars(each).update(attributes)
+
+
+def _line_of(module: nn.Module, opened: Collection[nn.Module], error: Exception) -> str:
+    """Where in the user's forward tracing stopped."""
+    files = {inspect.getsourcefile(type(each)) for each in (module, *opened) if _has_source(each)}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"at line {frame.lineno} of {frame.filename}: `{frame.line}` " if (frame := next(reversed(frames), None)) else ""
+
+
+def _has_source(module: nn.Module) -> bool:
+    try:
+        return inspect.getsourcefile(type(module)) is not None
+    except TypeError:
+        return False
+
+
+def user_code(module: nn.Module) -> bool:
+    """Whether the module's forward is not torch's own: torch's operations do the same at every size."""
+    return not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Sequential)
