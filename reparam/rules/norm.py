@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.affine import AffineConv, Deferred
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, optional, rule
+from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule
 
 
-def _functional(m: Op, x: Tensor) -> Tensor:
+def _functional(m: Any, x: Tensor) -> Tensor:
     return F.batch_norm(x, m.mean, m.var, None, m.beta, eps=0.1)
 
 
@@ -31,11 +33,16 @@ def _functional(m: Op, x: Tensor) -> Tensor:
     ],
     keeps=lambda: [
         (Case(nn.BatchNorm2d(4, track_running_stats=False), smallest=2), "batch"),
-        (Case(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(5)), spatial=1, channels_last=True, smallest=5), "channels"),
+        (
+            Case(
+                nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(5)), spatial=1, channels_last=True, smallest=5, fixed=True
+            ),
+            "channels",
+        ),
     ],
-)  # fmt: skip
+)
 def batch_norm(
-    x: Value,
+    input: Value,
     running_mean: Value,
     running_var: Value,
     weight: Value = None,
@@ -44,15 +51,14 @@ def batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> AffineConv:
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, per channel (Ioffe and Szegedy 2015), with running statistics."""
+    """y = (x - mean) / sqrt(var + eps) * weight + bias per channel, from running statistics (Ioffe, Szegedy 2015)."""
     if training or running_mean is None or running_var is None:
         raise Refusal(
             "its scale depends on the batch (no running statistics)",
             "track_running_stats=True while training would fold",
         )
-    mean, var = optional(running_mean, "running mean"), optional(running_var, "running variance")
+    mean, var = constant(running_mean, "running mean"), constant(running_var, "running variance")
     gamma, beta = optional(weight, "weight"), optional(bias, "bias")
-    assert mean is not None and var is not None
 
     def gain() -> Tensor:
         inverse = (var.value() + eps).rsqrt()
@@ -64,4 +70,4 @@ def batch_norm(
         moved = -mean.value() * scale()
         return moved if beta is None else moved + beta.value()
 
-    return affine(x).channels_first().scale_shift(scale, Deferred(shift))
+    return affine(input).channels_first().scale_shift(scale, Deferred(shift))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, each, per_channel, rule
 
 
-def _bordered(m: Op, x: Tensor) -> Tensor:
+def _bordered(m: Any, x: Tensor) -> Tensor:
     """Zero padding whose four faces are overwritten with what batch norm makes of zero."""
     norm = m.inner[0]
     y = F.pad(norm(x), [1, 1, 1, 1])
@@ -24,7 +26,8 @@ def _bordered(m: Op, x: Tensor) -> Tensor:
     return y
 
 
-def _three_faces(m: Op, x: Tensor) -> Tensor:
+def _three_faces(m: Any, x: Tensor) -> Tensor:
+    """The same with one face left at zero."""
     y = F.pad(m.inner[0](x), [1, 1, 1, 1])
     border = m.inner[0].bias.view(1, -1, 1, 1)
     y[:, :, :1] = border
@@ -34,7 +37,8 @@ def _three_faces(m: Op, x: Tensor) -> Tensor:
 
 
 @rule(
-    "pad", "constant_pad_nd",
+    "pad",
+    "constant_pad_nd",
     folds=lambda: [
         Case(nn.ZeroPad2d((1, 2, 0, 3))),
         Case(nn.ZeroPad2d((-1, -2, 0, 1)), smallest=4),
@@ -45,17 +49,18 @@ def _three_faces(m: Op, x: Tensor) -> Tensor:
         Case(nn.Sequential(Op(lambda m, x: x - 2.5), nn.ConstantPad2d(1, -2.5), nn.Conv2d(4, 4, 3))),
     ],
     keeps=lambda: [
-        (Case(nn.ConstantPad2d(1, 0.5)), "value"),
+        (Case(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(4, 4, 3))), "value"),
+        (Case(Op(lambda m, x: F.pad(x, [0, 0, 0, 0, 1, 1]))), "channels"),
         (Case(nn.ReflectionPad2d(1), smallest=2), "reflect"),
         (Case(nn.ReplicationPad2d(1)), "replicate"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.ZeroPad2d(1)), smallest=3), "border"),
     ],
-)  # fmt: skip
-def pad(x: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | Bordered:
+)
+def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | Bordered:
     """Constant padding; negative amounts crop."""
     if mode != "constant":
         raise Refusal(f"{mode} padding copies pixels, which no convolution does", "zero padding would fold")
-    inside = affine(x)
+    inside = affine(input)
     amounts = each(pad, 2)
     pads = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
     if len(pads) > len(inside.axes) and not inside.axes:
@@ -77,11 +82,11 @@ def _face(index: Value, axes: int) -> tuple[int, int, int]:
     narrowed = [(i, entry) for i, entry in enumerate(entries) if entry != slice(None)]
     if len(narrowed) == 1 and narrowed[0][0] >= 2 and isinstance(narrowed[0][1], slice):
         dim, part = narrowed[0]
-        if part.step in (None, 1):
-            if not part.start and part.stop is not None and part.stop > 0:
-                return dim - 2, 0, part.stop
-            if part.stop is None and part.start < 0:
-                return dim - 2, 1, -part.start
+        match (part.start, part.stop, part.step):
+            case (None | 0, int(stop), None | 1) if stop > 0:
+                return dim - 2, 0, stop
+            case (int(start), None, None | 1) if start < 0:
+                return dim - 2, 1, -start
     raise Refusal("it writes into a part that is not one face of the border")
 
 
@@ -94,7 +99,7 @@ def _face(index: Value, axes: int) -> tuple[int, int, int]:
     keeps=lambda: [
         (Case(nn.Sequential(Op(_three_faces, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "border"),
     ],
-)  # fmt: skip
+)
 def setitem(x: Value, index: Value, value: Value) -> AffineConv | Bordered:
     """A face of a padded map overwritten with one value per channel."""
     if not isinstance(x, Bordered):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,27 +24,34 @@ from reparam.errors import Refusal
 class Stack:
     """Tensors of one shape stacked along a new dimension `dim`: it waits for the sum over that dimension."""
 
-    items: tuple[Any, ...]
+    items: tuple[AffineConv, ...]
     dim: int
 
 
-Value: TypeAlias = AffineConv | Bordered | Constant | Stack | tuple[Any, ...] | list[Any] | Any
-RuleFunction: TypeAlias = Callable[..., Value]
+# What a rule is handed: an AffineConv, Bordered, Stack or Constant where torch had a tensor, all else as torch had it.
+Value: TypeAlias = Any
+Result: TypeAlias = AffineConv | Bordered | Stack | tuple[AffineConv, ...]
+RuleFunction: TypeAlias = Callable[..., Result]
+Function = TypeVar("Function", bound=RuleFunction)
 
 
 @dataclass(frozen=True)
 class Case:
-    """An example of a rule: a module, and the tensor it reads: channels, spatial axes, smallest legal length."""
+    """An example of a rule: a module, and the tensor it reads: channels, spatial axes, smallest legal length.
+
+    fixed: the smallest length is the only legal one.
+    """
 
     module: nn.Module
     channels: int = 4
     spatial: int = 2
     smallest: int = 1
     channels_last: bool = False
+    fixed: bool = False
 
     def input(self, batch: int, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
-        """A drawn float64 tensor of `sizes` per spatial axis, none of them below the smallest legal one."""
-        sizes = [max(size, self.smallest) for size in sizes[: self.spatial]]
+        """A drawn float64 tensor of `sizes` per spatial axis, as far as these are legal."""
+        sizes = [self.smallest if self.fixed else max(size, self.smallest) for size in sizes[: self.spatial]]
         shape = (batch, *sizes, self.channels) if self.channels_last else (batch, self.channels, *sizes)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -60,7 +67,12 @@ class Rule:
     folds: Callable[[], list[Case]]
     keeps: Callable[[], list[tuple[Case, str]]]
 
-    def __call__(self, *args: Value, **kwargs: Value) -> Value:
+    @property
+    def meaning(self) -> str:
+        """What the operation is, in one sentence."""
+        return inspect.cleandoc(self.apply.__doc__ or "").partition("\n")[0]
+
+    def __call__(self, *args: Value, **kwargs: Value) -> Result:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -72,17 +84,18 @@ RULES: dict[str, Rule] = {}
 
 # Operators that Python spells differently and that mean the same function.
 SPELLINGS = {
-    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "rsubtract": "rsub", "imul": "mul", "rmul": "mul",
-    "multiply": "mul", "truediv": "div", "itruediv": "div", "idiv": "div", "true_divide": "div", "divide": "div",
-    "negative": "neg", "concat": "cat", "concatenate": "cat", "__get__": "get",
+    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "imul": "mul", "rmul": "mul", "multiply": "mul",
+    "truediv": "div", "itruediv": "div", "idiv": "div", "true_divide": "div", "divide": "div", "negative": "neg",
+    "concat": "cat", "concatenate": "cat",
 }  # fmt: skip
 
 
 def operation(function: Callable[..., Any] | str) -> str:
     """The name under which a torch function, method (or its name), operator or attribute is looked up."""
+    getter: Any = function
     name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
     if name == "__get__":
-        return str(function.__self__.__name__)  # type: ignore[attr-defined]
+        return str(getter.__self__.__name__)
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
     name = name.rstrip("_")
@@ -91,10 +104,10 @@ def operation(function: Callable[..., Any] | str) -> str:
 
 def rule(
     *keys: str, folds: Callable[[], list[Case]], keeps: Callable[[], list[tuple[Case, str]]]
-) -> Callable[[RuleFunction], RuleFunction]:
+) -> Callable[[Function], Function]:
     """Register a rule under the names of the torch operations it speaks for, with its examples."""
 
-    def register(function: RuleFunction) -> RuleFunction:
+    def register(function: Function) -> Function:
         entry = Rule(function.__name__, function, inspect.signature(function), keys, folds, keeps)
         for key in keys:
             if RULES.setdefault(key, entry) is not entry:
@@ -116,10 +129,6 @@ def affine(x: Value) -> AffineConv:
     raise Refusal("it reads something that is not a feature map")
 
 
-def settled(x: AffineConv | Bordered) -> AffineConv:
-    return affine(x)
-
-
 def constant(x: Value, role: str) -> Constant:
     """The argument as a constant, or a refusal that names its role."""
     if isinstance(x, Constant):
@@ -128,33 +137,39 @@ def constant(x: Value, role: str) -> Constant:
 
 
 def optional(x: Value, role: str) -> Constant | None:
+    """The same for an argument that may be None."""
     return None if x is None else constant(x, role)
 
 
 def each(value: Value, count: int) -> list[int]:
     """An int or a sequence of `count` ints (or of one), as torch spells geometry."""
-    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    values: list[int] = list(value) if isinstance(value, (tuple, list)) else [value]
     return values * count if len(values) == 1 else values
 
 
-def per_channel(value: Value, x: AffineConv, trailing: int | None = None) -> Number:
-    """A number or constant that broadcasts over `x` as one value per channel: (out_channels,) or (1,), float64.
+def alike(x: AffineConv, y: AffineConv) -> tuple[AffineConv, AffineConv]:
+    """Both in one layout: the anchor itself has none of its own and takes that of the other."""
+    if x.identity:
+        return x.seen_with(len(y.axes)), y
+    return x, y.seen_with(len(x.axes))
 
-    trailing: how many dimensions stand behind the channels (by default the spatial axes of x).
-    """
+
+def per_channel(value: Value, x: AffineConv) -> Number:
+    """A number or constant that broadcasts over `x` as one value per channel: (out_channels,) or (1,), float64."""
     if isinstance(value, (bool, int, float)):
         return known(torch.tensor([float(value)], dtype=torch.float64))
-    shape = constant(value, "factor or summand").shape
-    trailing = len(x.axes) if trailing is None else trailing
-    position = len(shape) - 1 - trailing
-    others = [size for i, size in enumerate(shape) if i != position]
-    size = shape[position] if position >= 0 else 1
-    if any(other != 1 for other in others) or size not in (1, x.out_channels):
+    if isinstance(value, Bordered):
+        raise value.why
+    given = constant(value, "factor or summand")
+    position = len(given.shape) - 1 - len(x.axes)
+    others = [size for i, size in enumerate(given.shape) if i != position]
+    size = given.shape[position] if position >= 0 else 1
+    if len(given.shape) > len(x.anchor.shape) or any(other != 1 for other in others) or size not in (1, x.out_channels):
         raise Refusal(
-            f"a constant of shape {shape} does not hold one value per channel of {x.out_channels}",
+            f"a constant of shape {given.shape} does not hold one value per channel of {x.out_channels}",
             "a scalar, or one value per channel, would fold",
         )
-    return Deferred(lambda: value.value().to(torch.float64).flatten())
+    return Deferred(lambda: given.value().to(torch.float64).flatten())
 
 
 def dimension(dim: int, x: AffineConv) -> int:
@@ -163,6 +178,7 @@ def dimension(dim: int, x: AffineConv) -> int:
 
 
 def channel_dimension(x: AffineConv) -> int:
+    """The dimension that holds the channels of x."""
     return 1 if x.axes else len(x.anchor.shape) - 1
 
 
