@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from reparam.rules.table import SPELLINGS, Op, rule
 # A fold and its original differ by the order of a few hundred float64 additions: 1e-13 is far above that, and a
 # thousand times below what verification allows a whole network.
 EXACT = 1e-13
+ROOT = Path(__file__).resolve().parent.parent
 SIZES = [(1, 1, 1), (7, 5, 3), (10, 13, 4)]  # raised to the smallest legal ones
 
 NAMED = {entry.name: entry for entry in RULES.values()}
@@ -164,3 +167,8 @@ def test_a_call_that_no_rule_foresees_is_refused() -> None:
 def test_a_key_has_one_rule() -> None:
     with pytest.raises(ValueError, match="two rules for neg"):
         rule("neg", folds=list, keeps=list)(lambda input: input)
+
+
+def test_the_list_of_operations_is_current() -> None:
+    generator = runpy.run_path(str(ROOT / "docs" / "generate_ops.py"))
+    assert (ROOT / "docs" / "ops.md").read_text(encoding="utf-8") == generator["document"]()

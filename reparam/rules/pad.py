@@ -13,26 +13,40 @@ from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, each, per_channel, rule
 
 
-def _bordered(m: Any, x: Tensor) -> Tensor:
-    """Zero padding whose four faces are overwritten with what batch norm makes of zero."""
+def _border(m: Any) -> Tensor:
+    """What batch norm makes of zero."""
     norm = m.inner[0]
-    y = F.pad(norm(x), [1, 1, 1, 1])
-    border = norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    border = border.view(1, -1, 1, 1)
-    y[:, :, 0:1, :] = border
-    y[:, :, -1:, :] = border
-    y[:, :, :, 0:1] = border
-    y[..., -1:] = border
-    return y
+    value: Tensor = norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return value.view(1, -1, 1, 1)
 
 
 def _three_faces(m: Any, x: Tensor) -> Tensor:
-    """The same with one face left at zero."""
+    """Zero padding of which three faces are overwritten with what batch norm makes of zero, and one stays."""
     y = F.pad(m.inner[0](x), [1, 1, 1, 1])
-    border = m.inner[0].bias.view(1, -1, 1, 1)
-    y[:, :, :1] = border
-    y[:, :, -1:] = border
-    y[:, :, :, :1] = border
+    y[:, :, 0:1, :] = _border(m)
+    y[:, :, -1:, :] = _border(m)
+    y[:, :, :, :1] = _border(m)
+    return y
+
+
+def _bordered(m: Any, x: Tensor) -> Tensor:
+    """The same with all four."""
+    y = _three_faces(m, x)
+    y[..., -1:] = _border(m)
+    return y
+
+
+def _wrong_face(m: Any, x: Tensor) -> Tensor:
+    """The same with another number in the last."""
+    y = _three_faces(m, x)
+    y[..., -1:] = _border(m) + 1
+    return y
+
+
+def _one_pixel(m: Any, x: Tensor) -> Tensor:
+    """A corner alone is overwritten."""
+    y = F.pad(m.inner[0](x), [1, 1, 1, 1])
+    y[:, :, :1, :1] = _border(m)
     return y
 
 
@@ -97,7 +111,9 @@ def _face(index: Value, axes: int) -> tuple[int, int, int]:
         Case(nn.Sequential(Op(_bordered, nn.BatchNorm2d(4)), nn.Conv2d(4, 3, 3, bias=False))),
     ],
     keeps=lambda: [
-        (Case(nn.Sequential(Op(_three_faces, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "border"),
+        (Case(nn.Sequential(Op(_three_faces, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "padding holds"),
+        (Case(nn.Sequential(Op(_wrong_face, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "padding holds"),
+        (Case(Op(_one_pixel, nn.BatchNorm2d(4))), "one face"),
     ],
 )
 def setitem(x: Value, index: Value, value: Value) -> AffineConv | Bordered:
