@@ -23,8 +23,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
+
+from reparam.rules import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -87,11 +90,8 @@ def check(printed: str, expected: str, where: str, measured: bool) -> None:
     assert alike, f"{where} says\n{expected}\nbut what is printed is\n{printed}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
-def test_blocks_run_and_print_what_is_said(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    module = ModuleType("document")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle and dataclasses look for its classes
+def run(document: Path, module: ModuleType) -> None:
+    """Every block of the document, in order, against what it says."""
     printed = ""
     for block in blocks(document):
         where = f"{document.name}:{block.line + 1}"
@@ -103,6 +103,15 @@ def test_blocks_run_and_print_what_is_said(document: Path, tmp_path: Path, monke
             run_console(block, where)
         elif block.marker.startswith("output"):
             check(printed, block.text, where, measured=block.marker == "output: measured")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_blocks_run_and_print_what_is_said(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType("document")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle and dataclasses look for its classes
+    with mock.patch.dict(RULES):  # a document may add a rule; the other tests do not know it
+        run(document, module)
 
 
 @pytest.mark.skipif(not README.exists(), reason="there is no README yet")
