@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from reparam.affine import AffineConv
 from reparam.capture import Call, Node, Record, served
 from reparam.errors import Refusal
-from reparam.plan import Fold
+from reparam.plan import Fold, Plan
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.trace import CHECKS, Trace, user_code
@@ -72,7 +72,7 @@ class Edits:
     swaps: list[Swap] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     refused: dict[Node, Refusal] = field(default_factory=dict)
-    folds: list[Fold] = field(default_factory=list)
+    removed: Collection[Node] = ()
 
 
 class _Editor:
@@ -85,15 +85,17 @@ class _Editor:
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
         self.traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
         self.readers = record.readers()
-        self.removed: set[Node] = set()
+        self.removed: Collection[Node] = ()
+        self.fates: dict[Call, object] = {}
 
-    def edits(self, folds: Sequence[Fold]) -> Edits:
+    def edits(self, folds: Sequence[Fold], removed: Collection[Node]) -> Edits:
         """Every fold by its smallest edit; if any is refused, the others have to be planned anew."""
-        self.removed = {node for fold in folds for node in fold.nodes}
+        self.removed = removed
         alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
         for fold in folds:
             alike[self._signature(fold.nodes)].append(fold)
-        result = Edits(folds=list(folds))
+        self.fates = {call: fate for fold in folds for call, fate in self._fates(fold)}
+        result = Edits(removed=removed)
         pieces: list[Piece] = []
         for group in alike.values():
             try:
@@ -120,16 +122,18 @@ class _Editor:
     def _chain(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
         """Each operation where it stands: swaps for whole modules, pieces of code for the rest."""
         fold = group[0]
-        _require_chain(fold)
+        if not _is_chain(fold):
+            raise _NoChain
         carrier = _carrier(fold)
         swaps: list[Swap] = []
         pieces: list[Piece] = []
         for call, nodes in _runs(fold):
             value = fold.value if carrier in nodes else None
-            self._require_alike(call, nodes, group)
             if self._whole(call, nodes):
+                self._require_one_fate(call)
                 swaps.append(Swap(call.module, fold, value))
             else:
+                self._require_alike(call, group)
                 pieces.append(Piece(call, nodes, nodes[0].operands[0], nodes[-1], fold, value))
         return swaps, pieces
 
@@ -139,19 +143,33 @@ class _Editor:
         call = _common(fold.nodes)
         if call is None:
             raise Refusal("it runs outside the model's forward")
-        try:
-            self._require_alike(call, fold.nodes, group)
-        except _NoChain as why:
-            raise Refusal(str(why), "separate modules would fold") from None
+        self._require_alike(call, group)
         value = None if fold.value.identity else fold.value
         if self._whole(call, fold.nodes):
             return [Swap(call.module, fold, value)], []
         return [], [Piece(call, fold.nodes, fold.base, fold.sink, fold, value)]
 
-    def _require_alike(self, call: Call, nodes: Sequence[Node], group: list[Fold]) -> None:
-        """Every call of the module that is edited takes part in the same fold."""
-        if len(self.calls[call.module]) != len(group):
-            raise _NoChain(f"{call.path} is called {len(self.calls[call.module])} times, {len(group)} of them to fold alike")
+    def _fates(self, fold: Fold) -> Iterator[tuple[Call, object]]:
+        """What a chain makes of each call that it passes through: nothing (None), or its own convolution."""
+        if _is_chain(fold):
+            carrier = _carrier(fold)
+            for call, nodes in _runs(fold):
+                yield call, (self._signature(fold.nodes) if carrier in nodes else None)
+
+    def _require_one_fate(self, call: Call) -> None:
+        """Every call of the module that is exchanged comes to the same."""
+        calls = self.calls[call.module]
+        if any(other not in self.fates or self.fates[other] != self.fates[call] for other in calls):
+            raise _NoChain
+
+    def _require_alike(self, call: Call, group: list[Fold]) -> None:
+        """Every call of the module whose code is edited takes part in the same fold."""
+        calls = len(self.calls[call.module])
+        if calls != len(group):
+            raise Refusal(
+                f"{call.path or 'the model itself'} is called {calls} times, and only {len(group)} of them fold alike",
+                "separate modules would fold",
+            )
 
     def _whole(self, call: Call, nodes: Sequence[Node]) -> bool:
         """Whether these operations are all that the call does, so that its module can be exchanged."""
@@ -248,18 +266,19 @@ class _NoChain(Exception):
     """A fold that is no chain of operations to be edited one by one."""
 
 
-def prepare(record: Record, folds: Sequence[Fold], pinned: Collection[nn.Module] = ()) -> Edits:
-    """The edits that carry the folds. Nothing is changed, apart from what tracing a forward does."""
-    return _Editor(record, pinned).edits(folds)
+def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = ()) -> Edits:
+    """The edits that carry a plan. The model is left as it is; `pinned` modules keep their place and their identity."""
+    return _Editor(record, pinned).edits(plan.folds, plan.removed)
 
 
-def _require_chain(fold: Fold) -> None:
+def _is_chain(fold: Fold) -> bool:
+    """Whether each operation reads the one before and nothing else, and nobody else reads that."""
     before = fold.base
     for node, after in zip(fold.nodes, [*fold.nodes[1:], None], strict=True):
-        alone = after is None or (node.readers == [after])
-        if node.operands != (before,) or not alone or node.call is None:
-            raise _NoChain
+        if node.operands != (before,) or node.call is None or (after is not None and node.readers != [after]):
+            return False
         before = node
+    return True
 
 
 def _carrier(fold: Fold) -> Node | None:
@@ -325,7 +344,7 @@ class _Emitter:
         self.readers = record.readers()
 
     def emit(self, edits: Edits) -> Emitted:
-        removed = {node for fold in edits.folds for node in fold.nodes}
+        removed = edits.removed
         spent = self._spent(removed)
         for swap in edits.swaps:
             self._exchange(swap.module, self._plain(swap.fold, swap.value))
@@ -351,10 +370,10 @@ class _Emitter:
         self.made[module] = fold
         return module
 
-    def _rewrite(self, rewrite: Rewrite, removed: set[Node], spent: set[nn.Module]) -> None:
+    def _rewrite(self, rewrite: Rewrite, removed: Collection[Node], spent: set[nn.Module]) -> None:
         module, graph, trace = rewrite.trace.module, rewrite.trace.graph, rewrite.trace
         gone = {node for piece in rewrite.pieces for node in piece.nodes}
-        idle = _without_idle_calls(module, graph)
+        idle = _without_idle_calls(trace)
         for piece in rewrite.pieces:
             replacement = trace.at[piece.base]
             if piece.value is not None:
@@ -370,7 +389,7 @@ class _Emitter:
                 if place is trace.at[piece.sink]:
                     trace.at[node] = replacement
         _swept(trace, gone)
-        steps = _steps(graph)
+        steps = _steps(trace)
         if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model:
             self._exchange(module, _sequence(module, steps))  # it is no longer what its class says
             return
@@ -382,7 +401,7 @@ class _Emitter:
         for each in trace.opened:
             self._drop_unread(each, module, removed, used)
 
-    def _spent(self, removed: set[Node]) -> set[nn.Module]:
+    def _spent(self, removed: Collection[Node]) -> set[nn.Module]:
         """The modules all of whose operations, in every call, are removed."""
         left: dict[nn.Module, bool] = defaultdict(lambda: True)
         for call in self.record.calls:
@@ -390,7 +409,7 @@ class _Emitter:
             left[call.module] &= bool(nodes) and all(node in removed for node in nodes)
         return {module for module, gone in left.items() if gone}
 
-    def _drop_unread(self, each: nn.Module, module: nn.Module, removed: set[Node], used: Collection[str]) -> None:
+    def _drop_unread(self, each: nn.Module, module: nn.Module, removed: Collection[Node], used: Collection[str]) -> None:
         """Delete parameters and buffers of one module that only removed operations have read."""
         prefix = next((f"{path}." if path else "" for path, inner in module.named_modules() if inner is each), None)
         if prefix is None:
@@ -507,14 +526,16 @@ def _swept(trace: Trace, gone: set[Node]) -> None:
             graph.erase_node(node)
 
 
-def _without_idle_calls(module: nn.Module, graph: fx.Graph) -> set[str]:
+def _without_idle_calls(trace: Trace) -> set[str]:
     """Take the calls that do nothing out of the code; the paths of the modules that they called."""
     idle = set()
-    for node in list(graph.nodes):
-        if node.op == "call_module" and type(module.get_submodule(str(node.target))) in _DO_NOTHING:
+    for node in list(trace.graph.nodes):
+        if node.op == "call_module" and type(trace.module.get_submodule(str(node.target))) in _DO_NOTHING:
             idle.add(str(node.target))
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            graph.erase_node(node)
+            before = node.all_input_nodes[0]
+            node.replace_all_uses_with(before)
+            trace.at.update({seen: before for seen, place in trace.at.items() if place is node})
+            trace.graph.erase_node(node)
     return idle
 
 
@@ -522,11 +543,11 @@ _SETITEM = operator.setitem
 _NOTHING = object()
 
 
-def _steps(graph: fx.Graph) -> list[str] | None:
+def _steps(trace: Trace) -> list[str] | None:
     """The names of the modules that the forward calls, if it does nothing but call one after another."""
     steps: list[str] = []
     before: fx.Node | None = None
-    for node in graph.nodes:
+    for node in trace.graph.nodes:
         if node.op == "placeholder" and before is None:
             before = node
         elif node.op == "call_module" and node.args == (before,) and not node.kwargs:
@@ -534,8 +555,8 @@ def _steps(graph: fx.Graph) -> list[str] | None:
             before = node
         elif node.op == "output":
             return steps if node.args == (before,) else None
-        else:
-            return None
+        elif node in trace.tree or node.op != "call_function":
+            return None  # anything else than a check of sizes
     return None
 
 

@@ -18,6 +18,10 @@ from reparam.capture import Node, evaluate
 from reparam.errors import Refusal
 from reparam.rules import RULES, Value, operation
 
+# How many dominators back a convolution may start. Composing more operations than this that are each worth keeping does
+# not happen in networks; without a limit a purely linear network would take quadratic time.
+REACH = 12
+
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -70,11 +74,18 @@ class Interpretation:
             return
         nearest = self._meet(node.operands)
         farthest = max((self.base.get(operand, operand) for operand in node.operands), key=self._depth_of)
-        for base in dict.fromkeys((farthest, nearest)):
-            if self.dominates(base, nearest) and self._settles(node, base):
+        for base in self._candidates(farthest, nearest):
+            if self._settles(node, base):
                 self.above[node], self.base[node], self.root[node] = nearest, base, roots.pop()
                 self._depth[node] = self._depth_of(nearest) + 1
                 return
+
+    def _candidates(self, farthest: Node, nearest: Node) -> list[Node]:
+        """The dominators from `farthest` (if it is one) to `nearest`, which are at most `REACH` and the farthest."""
+        chain = [nearest]
+        while self._depth_of(chain[-1]) > self._depth_of(farthest):
+            chain.append(self.above[chain[-1]])
+        return chain[::-1] if len(chain) <= REACH else [chain[-1], *chain[REACH - 1 :: -1]]
 
     def _settles(self, node: Node, base: Node) -> bool:
         """Whether the node is a value of `base`; the first refusal is kept."""

@@ -9,19 +9,14 @@ The user's operations are always among the candidates, so a plan never costs mor
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from reparam import cost
 from reparam.affine import AffineConv
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
-from reparam.interpret import Interpretation, between
-
-# How many dominators back a convolution may start. Composing more than this many operations that are each worth
-# keeping does not happen in networks; without a limit a purely linear network would take quadratic time.
-REACH = 12
-
+from reparam.interpret import REACH, Interpretation, between
 
 @dataclass(frozen=True, eq=False)
 class Fold:
@@ -36,16 +31,22 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The folds, in order; the refusals met on the way; what runs before and after, by the cost (microseconds)."""
+    """The folds, in order; the refusals met on the way; what is computed before and after.
+
+    live: every node that an output depends on; removed: those of them that need not be computed any more.
+    before, after: the cost of all regions (microseconds).
+    """
 
     folds: tuple[Fold, ...]
     refusals: dict[Node, Refusal]
+    live: frozenset[Node]
+    removed: frozenset[Node]
     before: float
     after: float
 
 
-def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CPU) -> Plan:
-    """Choose the folds of a record; `opaque` nodes are left as they are."""
+def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CPU, only: int | None = None) -> Plan:
+    """Choose the folds of a record; `opaque` nodes are left as they are. `only` the first so many folds, if given."""
     found = Interpretation(record.nodes, opaque)
     live = _live(record)
     demanded = _demanded(record, found, live)
@@ -61,21 +62,34 @@ def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CP
         folds += chosen
         before, after = before + old, after + new
     order = {node: i for i, node in enumerate(record.nodes)}
-    folds.sort(key=lambda fold: order[fold.sink])
+    folds = sorted(folds, key=lambda fold: order[fold.sink])[:only]
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
-    return Plan(tuple(folds), refusals, before, after)
+    removed = live - _computed(record, folds)
+    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after)
 
 
 def _live(record: Record) -> set[Node]:
     """Every node that an output, a write or a number read from a tensor depends on."""
-    waiting = [*record.outputs, *(n for n in record.nodes if n.inplace or (n.dtype is None and not n.readers))]
-    live: set[Node] = set()
+    return _reached([*record.outputs, *(n for n in record.nodes if n.inplace or (n.dtype is None and not n.readers))], {})
+
+
+def _computed(record: Record, folds: Iterable[Fold]) -> set[Node]:
+    """Every node that is still computed when folds stand for the operations before their sinks."""
+    bases = {fold.sink: (fold.base,) for fold in folds}
+    inside = {node for fold in folds for node in fold.nodes}
+    roots = [n for n in record.nodes if n not in inside and (n.inplace or (n.dtype is None and not n.readers))]
+    return _reached([*record.outputs, *roots], bases)
+
+
+def _reached(waiting: list[Node], instead: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
+    """Everything that the given nodes depend on; a node in `instead` depends on what stands there and is not counted."""
+    seen: set[Node] = set()
     while waiting:
         node = waiting.pop()
-        if node not in live:
-            live.add(node)
-            waiting += node.inputs
-    return live
+        if node not in seen:
+            seen.add(node)
+            waiting += instead.get(node, node.inputs)
+    return seen - instead.keys()
 
 
 def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Node]:

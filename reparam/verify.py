@@ -112,7 +112,7 @@ class Verification:
             (c.inputs, c.kind, c.name, f"{c.error:.2g}", f"{c.bound:.2g}", "ok" if c.passed else "FAILED", c.detail)
             for c in self._shown()
         ]
-        return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{self._verdict()}"
+        return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{self.summary}"
 
     def _shown(self) -> list[Check]:
         """Every failed check, and of the passed ones the worst of each inputs and kind: some models return hundreds."""
@@ -123,7 +123,9 @@ class Verification:
                 worst[check.inputs, check.kind] = check
         return [c for c in self.checks if not c.passed or any(c is shown for shown in worst.values())]
 
-    def _verdict(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The verdict in a line."""
         if self.worst is not None:
             failed = sum(not check.passed for check in self.checks)
             return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"

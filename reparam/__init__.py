@@ -1,0 +1,35 @@
+"""Fold multi-branch networks into plain convolutions: exact or refused, never worse, always explained."""
+
+from reparam import nn
+from reparam.bench import Comparison, benchmark
+from reparam.errors import (
+    InputError,
+    MissingExtraError,
+    ModelError,
+    Refusal,
+    ReparamError,
+    TrainModeError,
+    VerificationError,
+)
+from reparam.pipeline import reparameterize
+from reparam.report import Report
+from reparam.verify import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Comparison",
+    "InputError",
+    "MissingExtraError",
+    "ModelError",
+    "Refusal",
+    "ReparamError",
+    "Report",
+    "TrainModeError",
+    "Verification",
+    "VerificationError",
+    "benchmark",
+    "nn",
+    "reparameterize",
+    "verify",
+]

@@ -1,0 +1,194 @@
+"""From a trained model to the plain one: record, plan, prepare, emit, verify."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from reparam.capture import Node, Record, nodes_in, record
+from reparam.emit import Emitted, emit, prepare
+from reparam.errors import InputError, ModelError, Refusal, VerificationError
+from reparam.foldcheck import fold_error
+from reparam.guess import guessed_inputs
+from reparam.inputs import Inputs
+from reparam.plan import Fold, Plan, plan
+from reparam.report import report
+from reparam.verify import EXACT, Verification, bisect, require_eval
+from reparam.verify import verify as verify_models
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_COSTS = ("static",)
+
+
+def reparameterize(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    keep: Sequence[str] = (),
+    cost: str = "static",
+    progress: bool = False,
+) -> nn.Module:
+    """The same model with every linear region folded into plain convolutions and linear layers, where that pays.
+
+    model: any trained module in eval mode; it is left as it is unless `inplace`.
+    example_inputs: a tensor, a tuple (positional) or a dict (keyword) that the model accepts; without them a symbolic
+        trace of the model has to tell their shapes.
+    inplace: change `model` itself, after everything has been verified; it is returned as well.
+    verify: compare every fold and the whole model with the original in float64, and in its own dtype.
+    keep: names of modules, or patterns such as "backbone.stage*.out", whose outputs must stay available.
+    cost: what a plan is judged by; "static" is a roofline model of a CPU.
+    progress: say on stderr what is being done.
+
+    Returns a model of the same class, dtype, device and memory format, in eval mode, whose new weights do not require
+    gradients; `reparam_report` on it says what was done. Raises TrainModeError, InputError, ModelError for what cannot
+    be converted, VerificationError if the result is not equal: nothing has been changed then.
+    """
+    say = _speaker(progress)
+    _require_usable(model)
+    if cost not in _COSTS:
+        raise InputError(f"cost={cost!r} is not known; choose one of {', '.join(map(repr, _COSTS))}")
+    inputs = guessed_inputs(model) if example_inputs is None else Inputs.of(example_inputs)
+    conversion = _convert(_copied(model, inplace), inputs, keep, say)
+    errors: dict[Fold, float] = {}
+    verification = None
+    if verify and conversion.plan.folds:
+        say("checking each fold")
+        errors = _checked_folds(conversion)
+        say("comparing the models")
+        verification = verify_models(model, conversion.emitted.model, inputs, exact=conversion.emitted.exact)
+        if not verification.ok:
+            raise _guilty(model, inputs, keep, conversion.plan, verification)
+    folded = conversion.emitted.model
+    outcome = report(conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors)
+    folded.reparam_report = replace(outcome, verification=verification)  # type: ignore[assignment]
+    return _moved_into(model, folded) if inplace else folded
+
+
+@dataclass(frozen=True, eq=False)
+class _Conversion:
+    record: Record
+    plan: Plan
+    emitted: Emitted
+
+
+def _convert(
+    target: nn.Module, inputs: Inputs, keep: Sequence[str], say: Callable[[str], None], only: int | None = None
+) -> _Conversion:
+    """Convert `target` itself; `only` so many of the folds, in order, where it is given."""
+    kept = _kept(target, keep)
+    say("recording a run")
+    recorded = record(target, inputs)
+    recorded.walls.update(_around(recorded, kept))
+    say("planning")
+    refused: dict[Node, Refusal] = {}
+    while True:
+        planned = plan(recorded, {*recorded.walls, *refused}, only=only)
+        edits = prepare(recorded, planned, kept)
+        if not edits.refused:
+            break
+        refused.update(edits.refused)
+    say(f"folding {len(planned.folds)} regions")
+    planned = replace(planned, refusals={**planned.refusals, **refused})
+    return _Conversion(recorded, planned, emit(target, recorded, edits))
+
+
+def _require_usable(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: a {type(model).__name__} is no torch.nn.Module; give the model itself, not its weights")
+    require_eval(model, "the model")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
+            raise ModelError(
+                f"{name} is {tensor.dtype}, which cannot be folded exactly; convert before quantisation, from "
+                "float64, float32, bfloat16 or float16 weights"
+            )
+        if tensor.is_meta:
+            raise ModelError(f"{name} is on the meta device and has no values; load the weights first")
+        if not _finite(tensor, infinite=not isinstance(tensor, nn.Parameter)):
+            raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or training diverged")
+
+
+def _finite(tensor: torch.Tensor, infinite: bool) -> bool:
+    """Whether there is no NaN and, unless `infinite` values are meant (masks among buffers), no infinity."""
+    if not tensor.is_floating_point() or bool(tensor.detach().sum(dtype=torch.float32).isfinite()):
+        return True
+    return not bool(tensor.isnan().any() if infinite else (~tensor.isfinite()).any())
+
+
+def _copied(model: nn.Module, sharing: bool) -> nn.Module:
+    """A copy to work on; `sharing` its tensors with the model, as edits replace tensors and never write into them."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())} if sharing else {}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot be copied: {type(error).__name__}: {error}; detach tensors that are kept on its modules"
+        ) from error
+
+
+def _kept(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    names = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    kept = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = [module for name, module in names.items() if fnmatchcase(name, pattern)]
+        if not found:
+            raise InputError(f"keep={pattern!r} matches no module; the names are those of model.named_modules()")
+        kept += found
+    return kept
+
+
+def _around(recorded: Record, kept: Collection[nn.Module]) -> set[Node]:
+    """What goes into kept modules and comes out of them."""
+    calls = [call for call in recorded.calls if call.module in set(kept)]
+    return {node for call in calls for node in nodes_in((call.args, call.kwargs, call.result)) if not node.constant}
+
+
+def _checked_folds(conversion: _Conversion) -> dict[Fold, float]:
+    generator = torch.Generator().manual_seed(0)
+    errors = {fold: fold_error(fold, generator) for fold in conversion.plan.folds}
+    for fold, error in errors.items():
+        if not error <= EXACT:
+            name = conversion.emitted.names.get(fold) or fold.sink.where
+            raise VerificationError(
+                f"the fold {name} is not exact: float64 error {error:.2g} of its own operations on drawn inputs, bound "
+                f"{EXACT:g}; nothing has been changed. Leave it out with keep=, and please report it"
+            )
+    return errors
+
+
+def _guilty(
+    model: nn.Module, inputs: Inputs, keep: Sequence[str], planned: Plan, verification: Verification
+) -> VerificationError:
+    """The error for a whole that is wrong although each fold is right, with the fold that makes the difference."""
+
+    def fails(folds: Sequence[Fold]) -> bool:
+        tried = _convert(_copied(model, False), inputs, keep, lambda _: None, only=len(folds))
+        return not verify_models(model, tried.emitted.model, inputs, exact=tried.emitted.exact).ok
+
+    guilty = bisect(planned.folds, fails)
+    name = "no single fold" if guilty is None else guilty.sink.where
+    return VerificationError(
+        f"the folded model is not equal to the original: {verification.worst}. Guilty: {name}. Nothing has been changed. "
+        "Leave it out with keep=, and please report it"
+    )
+
+
+def _moved_into(model: nn.Module, folded: nn.Module) -> nn.Module:
+    """Make `model` what `folded` is: from here on nothing can fail."""
+    model.__class__ = type(folded)
+    vars(model).clear()
+    vars(model).update(vars(folded))
+    return model
+
+
+def _speaker(progress: bool) -> Callable[[str], None]:
+    return (lambda text: print(f"reparam: {text}", file=sys.stderr)) if progress else lambda text: None

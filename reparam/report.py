@@ -1,0 +1,170 @@
+"""What was done, what was not and why, and what it is worth: for people to read and programs to use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tabulate import tabulate
+from torch import nn
+
+from reparam import cost
+from reparam.affine import AffineConv
+from reparam.capture import Node, Record
+from reparam.plan import Fold, Plan
+from reparam.rules import operation
+from reparam.verify import Verification
+
+_KINDS = {
+    "conv": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear",
+    "bn": "batch_norm",
+    "elementwise": "add sub rsub mul div neg",
+}
+_KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+_SHORT = {"batch_norm": "bn", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "avg_pool2d": "pool"}
+_CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
+
+
+@dataclass(frozen=True)
+class FoldLine:
+    """One fold: the module that holds it now, what it stands for, what it is; error in float64 relative to max|y|."""
+
+    name: str
+    before: str
+    after: str
+    error: float | None
+
+
+@dataclass(frozen=True)
+class RefusalLine:
+    """One operation that was kept: where, what was decided about, why, and what would change it."""
+
+    where: str
+    operation: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where} ({self.operation}) kept: {self.reason}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one forward pass runs: calls of convolutions and linear layers, batch norms, sums and products.
+
+    parameters: elements of all parameters and buffers; macs: multiply-adds at the example inputs.
+    """
+
+    convs: int
+    norms: int
+    elementwise: int
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of `reparameterize`; prints as tables."""
+
+    folds: tuple[FoldLine, ...]
+    refusals: tuple[RefusalLine, ...]
+    before: Counts
+    after: Counts
+    verification: Verification | None = None
+
+    def __str__(self) -> str:
+        parts = [self._folds(), self._counts(), self._refusals(), self._verdict()]
+        return "\n\n".join(part for part in parts if part)
+
+    def _folds(self) -> str:
+        if not self.folds:
+            return "Nothing to fold."
+        rows = [(f.name, f.before, f.after, "" if f.error is None else f"{f.error:.1e}") for f in self.folds]
+        return tabulate(rows, headers=("folded", "what it was", "what it is", "fp64 error"), disable_numparse=True)
+
+    def _counts(self) -> str:
+        names = {"convs": "convolutions and linear layers", "norms": "batch norms", "elementwise": "sums and products",
+                 "parameters": "parameters", "macs": "multiply-adds"}  # fmt: skip
+        rows = [(text, f"{getattr(self.before, key):,}", f"{getattr(self.after, key):,}") for key, text in names.items()]
+        return tabulate(rows, headers=("", "before", "after"), colalign=("left", "right", "right"), disable_numparse=True)
+
+    def _refusals(self) -> str:
+        """Every reason once, with how often and where it was met first."""
+        if not self.refusals:
+            return ""
+        met = Counter((r.operation, r.reason, r.remedy) for r in self.refusals)
+        first = {(r.operation, r.reason, r.remedy): r for r in reversed(self.refusals)}
+        lines = [
+            f"{first[key]}" + (f" (and {count - 1} more)" if count > 1 else "") for key, count in met.most_common()
+        ]
+        return "Kept as they are:\n" + "\n".join(f"  {line}" for line in lines)
+
+    def _verdict(self) -> str:
+        if self.verification is None:
+            return "Not verified." if self.folds else ""
+        return f"Verified: {self.verification.summary}"
+
+
+def describe(value: AffineConv) -> str:
+    """A convolution in the field's shorthand, such as `Conv2d 64->64 3x3 s1 p1`."""
+    if value.identity:
+        return "nothing"
+    pads, value = value.deployable()
+    text = f"{_CLASS[len(value.axes)]} {value.in_channels}->{value.out_channels}"
+    if value.axes:
+        fields = [("", "x".join(str(axis.taps) for axis in value.axes))]
+        fields += [("s", _joined(axis.stride for axis in value.axes)), ("p", _joined(axis.lo for axis in value.axes))]
+        if any(axis.dilation > 1 for axis in value.axes):
+            fields.append(("d", _joined(axis.dilation for axis in value.axes)))
+        text += "".join(f" {key}{number}" for key, number in fields) + (f" g{value.groups}" if value.groups > 1 else "")
+    return f"pad {pads} + {text}" if pads else text
+
+
+def summed(nodes: Iterable[Node]) -> str:
+    """Operations counted, such as `3 conv + 3 bn + 2 add`."""
+    names = [operation(node.function) for node in nodes if node.function is not None]
+    return " + ".join(f"{count} {name}" for name, count in Counter(_SHORT.get(n, n) for n in names).items())
+
+
+def counts(nodes: Iterable[Node], model: nn.Module) -> Counts:
+    """What runs, from the operations that are computed and the model that holds the weights."""
+    computed = [node for node in nodes if node.function is not None]
+    kinds = Counter(_KIND.get(operation(node.function)) for node in computed)  # type: ignore[arg-type]
+    macs = sum(map(cost.macs_of, computed))
+    return Counts(kinds["conv"], kinds["bn"], kinds["elementwise"], _elements(model), macs)
+
+
+def report(
+    record: Record, plan: Plan, original: nn.Module, folded: nn.Module, names: dict[Fold, str], errors: dict[Fold, float]
+) -> Report:
+    """The report of a plan that has been carried out; `names` are the modules that hold the folds now."""
+    computed = [node for node in record.nodes if node in plan.live]
+    left = counts((node for node in computed if node not in plan.removed), folded)
+    made = [fold.value for fold in plan.folds if not fold.value.identity]
+    after = Counts(
+        left.convs + len(made), left.norms, left.elementwise, left.parameters, left.macs + sum(map(cost.macs_of_fold, made))
+    )
+    lines = tuple(
+        FoldLine(names.get(fold) or _place(fold.sink), summed(fold.nodes), describe(fold.value), errors.get(fold))
+        for fold in plan.folds
+    )
+    refusals = tuple(
+        RefusalLine(_place(node), operation(node.function), refusal.reason, refusal.remedy)
+        for node, refusal in plan.refusals.items()
+        if node.function is not None
+    )
+    return Report(lines, refusals, counts(computed, original), after)
+
+
+def _place(node: Node) -> str:
+    return (node.call.path if node.call else "") or "the model itself"
+
+
+def _joined(numbers: Iterable[int]) -> str:
+    every = list(numbers)
+    return str(every[0]) if len(set(every)) == 1 else "x".join(map(str, every))
+
+
+def _elements(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
