@@ -140,6 +140,7 @@ class AffineConv:
     kernel: float64, (out_channels, in_channels / groups, *taps), deferred.
     bias: float64, (out_channels,), deferred; None where it is zero by construction.
     identity: the anchor itself, by construction: nothing has been done to it.
+    mean: by construction an unpadded mean over pixels, the same for every channel: it commutes with maps of channels.
     """
 
     anchor: Anchor
@@ -150,6 +151,7 @@ class AffineConv:
     kernel: Number
     bias: Number | None = None
     identity: bool = False
+    mean: bool = False
 
     @staticmethod
     def of(anchor: Anchor, spatial: int) -> AffineConv:
@@ -182,6 +184,11 @@ class AffineConv:
         return self.groups == self.in_channels == self.out_channels and all(
             axis.taps == axis.stride == 1 and axis.lo == axis.hi == 0 for axis in self.axes
         )
+
+    @property
+    def pixelwise(self) -> bool:
+        """A map of the channels of each pixel on its own (a 1x1 convolution)."""
+        return all(axis == Axis(dilation=axis.dilation) for axis in self.axes)
 
     @property
     def diagonal(self) -> bool:
@@ -259,7 +266,7 @@ class AffineConv:
             return scaled if shift is None else scaled + shift()
 
         number = None if self.bias is None and shift is None else Deferred(bias)
-        return replace(self, kernel=Deferred(kernel), bias=number, identity=False)
+        return replace(self, kernel=Deferred(kernel), bias=number, identity=False, mean=False)
 
     def __add__(self, other: AffineConv) -> AffineConv:
         """The sum of two convolutions of one anchor: both kernels laid into one window, groups become the gcd."""
@@ -317,7 +324,7 @@ class AffineConv:
                     "padding the first operation fully, or not padding the second, would fold",
                 )
         extended = replace(self, axes=tuple(axis.padded(*p) for axis, p in zip(self.axes, pads, strict=True)))
-        extended = replace(extended, identity=False)
+        extended = replace(extended, identity=False, mean=False)
         if self._holds(value) or not any(side > 0 for p in pads for side in p):
             return extended
         faces = frozenset((i, side) for i, p in enumerate(pads) for side in (0, 1) if p[side] > 0)
@@ -329,14 +336,26 @@ class AffineConv:
             return self
         cropped = self.axes[axis].padded(-start, -stop)
         axes = (*self.axes[:axis], replace(cropped, stride=cropped.stride * step), *self.axes[axis + 1 :])
-        return replace(self, axes=axes, identity=False)
+        return replace(self, axes=axes, identity=False, mean=False)
+
+    def behind_steps(self, shape: tuple[int, ...], channel: int) -> Viewed:
+        """This behind one operation that treats all channels alike and gives a tensor of `shape`."""
+        return Viewed(self, shape, channel)
+
+    def with_axes(self, spatial: int) -> AffineConv:
+        """A pixelwise map with another number of spatial axes: what it does to channels, nothing to pixels."""
+        if not self.pixelwise:
+            raise Refusal("it reads neighbouring pixels")
+        ones = [1] * spatial
+        kernel = Deferred(lambda: self.kernel().reshape(self.out_channels, -1, *ones))
+        return replace(self, axes=(Axis(),) * spatial, kernel=kernel, mean=False)
 
     def widened(self) -> AffineConv:
         """The same map with equal, non-negative padding at both ends of every axis: what nn.Conv can hold."""
         axes = tuple(map(Axis.widened, self.axes))
         if axes == self.axes:
             return self
-        return replace(self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False)
+        return replace(self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False, mean=False)
 
     def deployable(self) -> tuple[list[int], AffineConv]:
         """What nn.Conv can hold, and what to pad or crop in front of it, as F.pad spells it (empty: nothing).
@@ -347,7 +366,7 @@ class AffineConv:
         if wide.taps <= 2 * self.taps:
             return [], wide
         pads = [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)]
-        return pads, replace(self, axes=tuple(replace(axis, lo=0, hi=0) for axis in self.axes), identity=False)
+        return pads, replace(self, axes=tuple(replace(axis, lo=0, hi=0) for axis in self.axes), identity=False, mean=False)
 
     def _matches(self, other: AffineConv) -> None:
         if self.anchor != other.anchor:
@@ -393,6 +412,45 @@ class Bordered:
         right = self.inside._holds(value)
         faces = self.faces - {(axis, side)} if right else self.faces | {(axis, side)}
         return Bordered(self.inside, self.pads, faces) if faces else self.inside
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A map of channels behind `steps` operations that treat all channels alike: steps(inside(anchor)).
+
+    Reshapes and transposes that leave the channels whole, and means over pixels, commute with every map of channels
+    (a mean keeps a bias because its weights sum to 1). So a map behind them can be moved in front of them and back.
+    shape: of the tensor now; channel: which of its dimensions holds the channels.
+    """
+
+    inside: AffineConv
+    shape: tuple[int, ...]
+    channel: int
+    steps: int = 1
+
+    def seen(self) -> AffineConv:
+        """The tensor as if it were an anchor: what the next rule reads."""
+        rank = len(self.shape)
+        if self.channel == rank - 1:
+            return AffineConv.of(Anchor(object(), self.shape), 0)
+        if self.channel == 1 and rank <= 5:
+            return AffineConv.of(Anchor(object(), self.shape), rank - 2)
+        raise Refusal(f"its channels are on dimension {self.channel} of {rank}, where no layer reads them")
+
+    def then(self, result: object) -> Viewed:
+        """What a rule has made of `seen()`, put behind this."""
+        if isinstance(result, Viewed) and result.inside.pixelwise:
+            inside = self.inside.then(result.inside.with_axes(len(self.inside.axes)))
+            return Viewed(inside, result.shape, result.channel, self.steps + result.steps)
+        if isinstance(result, AffineConv) and result.mean:
+            return replace(self, shape=result.shape(), steps=self.steps + 1)
+        if isinstance(result, AffineConv) and result.pixelwise:
+            inside = self.inside.then(result.with_axes(len(self.inside.axes)))
+            return replace(self, inside=self.inside if result.identity else inside, shape=result.shape())
+        raise Refusal(
+            "it reads the neighbours of pixels that were rearranged before it",
+            "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",
+        )
 
 
 # --- kernels: the numbers behind the laws. All are (out, in / groups, *taps).

@@ -34,6 +34,8 @@ _QUERIES = frozenset(
     "is_inference dim_order is_signed _version is_mps is_xla is_cpu".split()
 )
 
+_SIZES = frozenset("shape size numel nelement len stride storage_offset".split())
+
 _RANDOM = frozenset(
     "rand randn randint randperm bernoulli multinomial normal poisson rand_like randn_like randint_like uniform "
     "exponential geometric cauchy log_normal random rrelu".split()
@@ -85,6 +87,8 @@ class Call:
     """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order.
 
     args, kwargs and result are what went in and came out, with nodes where tensors were.
+    looked: its own code has asked for a size, was handed a number, or has read one out of a tensor, so that what it does
+    may depend on the input in more ways than the nodes tell.
     """
 
     module: nn.Module
@@ -94,6 +98,7 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     result: Any = None
+    looked: bool = False
 
     def nodes(self) -> Iterator[Node]:
         """Every node computed inside, in order."""
@@ -232,6 +237,7 @@ class _Recorder(TorchFunctionMode):
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             call = Call(module, path, self.stack[-1] if self.stack else None)
             call.args, call.kwargs = self.described(args), self.described(kwargs)
+            call.looked = _numbers(call.args) or _numbers(call.kwargs)
             if self.stack:
                 self.stack[-1].events.append(call)
             self.calls.append(call)
@@ -245,6 +251,8 @@ class _Recorder(TorchFunctionMode):
         def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             call = self.stack.pop()
             call.result = self.described(result)
+            if _numbers(call.result):
+                self._looks()
             if hooked:
                 self.walls.update(nodes_in(call.result))
 
@@ -285,6 +293,10 @@ class _Recorder(TorchFunctionMode):
     def _here(self) -> Call | None:
         return self.stack[-1] if self.stack else None
 
+    def _looks(self) -> None:
+        if self.stack:
+            self.stack[-1].looked = True
+
     def _bind(self, tensor: Tensor, node: Node) -> Node:
         self.known[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
         return node
@@ -305,6 +317,8 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = operation(func)
         if name in _QUERIES:
+            if name in _SIZES:
+                self._looks()
             return func(*args, **kwargs)
         inputs: list[Node] = []
         seen: list[tuple[Tensor, int]] = []
@@ -338,6 +352,7 @@ class _Recorder(TorchFunctionMode):
         found = [tensor for _, tensor in tensors(result)]
         if not found and not written:
             if node.inputs and result is not None:  # a number read out of a tensor: the tensor is needed
+                self._looks()
                 self._add(node)
             return
         self._add(node)
@@ -397,6 +412,15 @@ def nodes_in(tree: Any) -> list[Node]:
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         tree = list(vars(tree).values())
     return [node for item in tree for node in nodes_in(item)] if isinstance(tree, (tuple, list)) else []
+
+
+def _numbers(tree: Any) -> bool:
+    """Whether there are numbers in a described tree."""
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, (tuple, list)):
+        return any(map(_numbers, tree))
+    return isinstance(tree, (int, float)) and not isinstance(tree, bool)
 
 
 def entry(values: Any, index: int) -> Any:

@@ -20,6 +20,7 @@ _VIEWS = frozenset(
     "contiguous narrow select unbind movedim swapaxes t T mT view_as reshape_as expand_as tensor_split dropout alpha_dropout "
     "dropout1d dropout2d dropout3d feature_alpha_dropout data".split()
 )
+KERNELS = ("conv1d", "conv2d", "conv3d", "linear")
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 
 
@@ -55,6 +56,12 @@ def of_fold(device: Device, value: AffineConv) -> float:
     read = math.prod(value.anchor.shape)
     padding = 2 * read * _BYTES / device.bandwidth + device.launch if pads else 0.0
     return padding + convolution(device, read, written, weights, value.groups, value.out_channels)
+
+
+def of_map(device: Device, value: AffineConv, read: int, written: int) -> float:
+    """A map of channels where it stands: behind operations that change the number of pixels."""
+    weights = value.out_channels * (value.in_channels // value.groups)
+    return convolution(device, read, written, weights, value.groups, value.out_channels)
 
 
 def of_node(device: Device, node: Node) -> float:

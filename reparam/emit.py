@@ -16,21 +16,21 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.affine import AffineConv
+from reparam.affine import AffineConv, regroup
 from reparam.capture import Call, Node, Record, served
 from reparam.errors import Refusal
-from reparam.plan import Fold, Plan
+from reparam.cost import KERNELS
+from reparam.plan import Fold, Plan, last_kernel
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.trace import CHECKS, Trace, user_code
 
-_KERNELS = ("conv1d", "conv2d", "conv3d", "linear")
 _PLAIN = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PADS = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 _DO_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -87,6 +87,7 @@ class _Editor:
         self.readers = record.readers()
         self.removed: Collection[Node] = ()
         self.fates: dict[Call, object] = {}
+        self.carriers: dict[Fold, Node | None] = {}
 
     def edits(self, folds: Sequence[Fold], removed: Collection[Node]) -> Edits:
         """Every fold by its smallest edit; if any is refused, the others have to be planned anew."""
@@ -94,6 +95,12 @@ class _Editor:
         alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
         for fold in folds:
             alike[self._signature(fold.nodes)].append(fold)
+        inside: dict[Node, list[Fold]] = defaultdict(list)
+        for fold in folds:
+            for node in fold.nodes:
+                inside[node].append(fold)
+        chains = [fold for fold in folds if _is_chain(fold, inside, removed)]
+        self.carriers = {fold: carrier for fold in chains for carrier in _carriers(fold)}
         self.fates = {call: fate for fold in folds for call, fate in self._fates(fold)}
         result = Edits(removed=removed)
         pieces: list[Piece] = []
@@ -122,9 +129,9 @@ class _Editor:
     def _chain(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
         """Each operation where it stands: swaps for whole modules, pieces of code for the rest."""
         fold = group[0]
-        if not _is_chain(fold):
+        carrier = self.carriers.get(fold)
+        if fold not in self.carriers:
             raise _NoChain
-        carrier = _carrier(fold)
         swaps: list[Swap] = []
         pieces: list[Piece] = []
         for call, nodes in _runs(fold):
@@ -140,6 +147,8 @@ class _Editor:
     def _joined(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
         """One convolution in the smallest call that holds all operations of the fold."""
         fold = group[0]
+        if fold.steps:
+            raise Refusal("what comes behind the pixels' rearrangement is also read elsewhere")
         call = _common(fold.nodes)
         if call is None:
             raise Refusal("it runs outside the model's forward")
@@ -151,10 +160,19 @@ class _Editor:
 
     def _fates(self, fold: Fold) -> Iterator[tuple[Call, object]]:
         """What a chain makes of each call that it passes through: nothing (None), or its own convolution."""
-        if _is_chain(fold):
-            carrier = _carrier(fold)
+        if fold in self.carriers:
+            carrier = self.carriers[fold]
             for call, nodes in _runs(fold):
                 yield call, (self._signature(fold.nodes) if carrier in nodes else None)
+
+    def _require_proven(self, fold: Fold) -> None:
+        """Whatever code leads through the chain leads through it for every input: it looks at none, or is traced."""
+        common = _common(fold.nodes)
+        if common is None:
+            raise Refusal("it runs outside the model's forward")
+        way = {call for node in fold.nodes for call in _within(node, common) if user_code(call.module)}
+        if any(call.looked for call in way):
+            self._traced(common, frozenset(call.module for call in way))
 
     def _require_one_fate(self, call: Call) -> None:
         """Every call of the module that is exchanged comes to the same."""
@@ -207,7 +225,7 @@ class _Editor:
         for fold in group:
             around = call or _common(fold.nodes)
             own = [node for node in fold.nodes if node.call is around]
-            for node in own or fold.nodes[-1:]:
+            for node in fold.nodes[:1] if fold.steps else own or fold.nodes[-1:]:
                 result.refused.setdefault(node, refusal)
 
     # --- rewriting
@@ -268,36 +286,51 @@ class _NoChain(Exception):
 
 def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = ()) -> Edits:
     """The edits that carry a plan. The model is left as it is; `pinned` modules keep their place and their identity."""
-    return _Editor(record, pinned).edits(plan.folds, plan.removed)
+    steps = {step for fold in plan.folds for step in fold.steps}
+    return _Editor(record, pinned).edits(plan.folds, plan.removed - steps)
 
 
-def _is_chain(fold: Fold) -> bool:
-    """Whether each operation reads the one before and nothing else, and nobody else reads that."""
+def _is_chain(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> bool:
+    """Whether each operation reads the one before, and whoever else reads that is folded from the same base as well."""
     before = fold.base
-    for node, after in zip(fold.nodes, [*fold.nodes[1:], None], strict=True):
-        if node.operands != (before,) or node.call is None or (after is not None and node.readers != [after]):
+    for node in fold.nodes:
+        if node.operands != (before,) or node.call is None:
             return False
+        if before is not fold.base:
+            others = (other for reader in before.readers for other in inside[reader] or [None])
+            if (before not in removed and before not in fold.steps) or any(other is None or other.base is not fold.base for other in others):
+                return False
         before = node
     return True
 
 
-def _carrier(fold: Fold) -> Node | None:
-    """The operation of a chain whose place the convolution takes: the first that has a kernel."""
+def _carriers(fold: Fold) -> list[Node | None]:
+    """The one operation of a chain whose place the convolution takes (None: there is nothing to compute), if any can.
+
+    It stands behind what other folds share with this one: the first that has a kernel, or the last if there are steps.
+    """
     if fold.value.identity:
-        return None
-    kernels = [node for node in fold.nodes if operation(node.function) in _KERNELS]  # type: ignore[arg-type]
-    return (kernels or fold.nodes)[0]
+        return [None]
+    shared = max((i for i, node in enumerate(fold.nodes[:-1]) if len(set(node.readers)) > 1), default=-1)
+    own = [node for node in fold.nodes[shared + 1 :] if node not in fold.steps]
+    kernels = [node for node in own if operation(node.function) in KERNELS]  # type: ignore[arg-type]
+    if fold.steps:
+        return [last_kernel(fold.nodes)] if last_kernel(fold.nodes) in own else []
+    return [*kernels, *own][:1]
 
 
 def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
-    """The chain, cut where it passes from the code of one call to that of another."""
+    """The chain without its steps, cut there and where it passes from the code of one call to that of another."""
     runs: list[tuple[Call, tuple[Node, ...]]] = []
+    before: Node | None = None
     for node in fold.nodes:
         assert node.call is not None
-        if runs and runs[-1][0] is node.call:
-            runs[-1] = (node.call, (*runs[-1][1], node))
-        else:
-            runs.append((node.call, (node,)))
+        if node not in fold.steps:
+            if before is not None and before.call is node.call:
+                runs[-1] = (node.call, (*runs[-1][1], node))
+            else:
+                runs.append((node.call, (node,)))
+        before = None if node in fold.steps else node
     return runs
 
 
@@ -307,6 +340,14 @@ def _common(nodes: Sequence[Node]) -> Call | None:
         return None
     around = [list(node.call.above()) for node in nodes if node.call]
     return next((call for call in around[0] if all(call in others for others in around[1:])), None)
+
+
+def _within(node: Node, common: Call) -> Iterator[Call]:
+    """The calls around a node, from its own to `common`."""
+    for call in node.call.above() if node.call else ():
+        yield call
+        if call is common:
+            return
 
 
 def _path(calls: dict[nn.Module, list[Call]], module: nn.Module) -> str:
@@ -346,7 +387,7 @@ class _Emitter:
     def emit(self, edits: Edits) -> Emitted:
         removed = edits.removed
         spent = self._spent(removed)
-        for swap in edits.swaps:
+        for swap in {swap.module: swap for swap in edits.swaps}.values():  # folds may share what becomes nothing
             self._exchange(swap.module, self._plain(swap.fold, swap.value))
         for rewrite in edits.rewrites:
             self._rewrite(rewrite, removed, spent)
@@ -374,7 +415,7 @@ class _Emitter:
         module, graph, trace = rewrite.trace.module, rewrite.trace.graph, rewrite.trace
         gone = {node for piece in rewrite.pieces for node in piece.nodes}
         idle = _without_idle_calls(trace)
-        for piece in rewrite.pieces:
+        for piece in {piece.nodes: piece for piece in rewrite.pieces}.values():
             replacement = trace.at[piece.base]
             if piece.value is not None:
                 new = self._plain(piece.fold, piece.value)
@@ -441,7 +482,7 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     One-sided padding widens the kernel with zeros, or, where that would more than double it, is a module of its own.
     """
     pads, value = value.deployable()
-    kernel = value.kernel()
+    kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     bias = None if value.bias is None else value.bias()
     geometry = {}
     if value.axes:

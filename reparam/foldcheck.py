@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reparam.affine import AffineConv
 from reparam.capture import evaluate
-from reparam.plan import Fold
+from reparam.plan import Fold, last_kernel
 from reparam.verify import relative_error
 
 _LARGER = (2, 5, 3)  # pixels beyond the smallest size: even and odd, different per axis
@@ -27,13 +28,28 @@ def fold_error(fold: Fold, generator: torch.Generator) -> float:
 
 def _error(fold: Fold, x: Tensor) -> float:
     truth = evaluate(fold.sink, {fold.base: x.clone()})
-    pads, value = fold.value.deployable()
-    return relative_error(truth, value(F.pad(x, pads) if pads else x))
+    return relative_error(truth, _behind_steps(fold, x) if fold.steps else _plain(fold.value, x))
+
+
+def _plain(value: AffineConv, x: Tensor) -> Tensor:
+    pads, value = value.deployable()
+    return value(F.pad(x, pads) if pads else x)
+
+
+def _behind_steps(fold: Fold, x: Tensor) -> Tensor:
+    """The steps as they are, the folded map at the last kernel, nothing for every other operation."""
+    place = last_kernel(fold.nodes)
+    for node in fold.nodes:
+        if node in fold.steps:
+            x = evaluate(node, {node.operands[0]: x})
+        elif node is place:
+            x = _plain(fold.value, x)
+    return x
 
 
 def _inputs(fold: Fold, generator: torch.Generator) -> list[Tensor]:
     axes, shape = fold.value.axes, fold.base.shape
-    if not axes:
+    if not axes or fold.steps:
         return [torch.randn(shape, generator=generator, dtype=torch.float64)]
     smallest = [axis.smallest for axis in axes]
     larger = [size + more for size, more in zip(smallest, itertools.cycle(_LARGER), strict=False)]

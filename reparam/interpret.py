@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reparam.affine import AffineConv, Anchor, Constant, Deferred
+from reparam.affine import AffineConv, Anchor, Constant, Deferred, Viewed
 from reparam.capture import Node, evaluate
 from reparam.errors import Refusal
 from reparam.rules import RULES, Value, operation
@@ -132,7 +132,14 @@ def step(node: Node, values: Mapping[Node, Value]) -> Value:
     if any(values.get(operand, node) is None for operand in node.operands):
         return None
     rule = RULES[operation(node.function)]  # type: ignore[arg-type]
-    value = rule(*_looked_up(node.args, values), **_looked_up(node.kwargs, values))
+    view = next((values[operand] for operand in node.operands if isinstance(values.get(operand), Viewed)), None)
+    if view is None:
+        value = rule(*_looked_up(node.args, values), **_looked_up(node.kwargs, values))
+    elif len(node.operands) > 1:
+        raise Refusal("it joins tensors whose pixels were rearranged", "joining them before that would fold")
+    else:
+        seen = {node.operands[0]: view.seen()}
+        value = view.then(rule(*_looked_up(node.args, seen), **_looked_up(node.kwargs, seen)))
     if node.inplace and isinstance(node.args[0], Node) and node.args[0] not in values:
         raise Refusal("it overwrites its input, which others may read", "the same operation out of place would fold")
     sources = {operand.dtype for operand in node.operands if operand.dtype is not None}
@@ -176,4 +183,6 @@ def _looked_up(argument: Any, values: Mapping[Node, Value]) -> Any:
         return type(argument)(_looked_up(item, values) for item in argument)
     if isinstance(argument, dict):
         return {key: _looked_up(item, values) for key, item in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(_looked_up(part, values) for part in (argument.start, argument.stop, argument.step)))
     return argument

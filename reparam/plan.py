@@ -9,23 +9,30 @@ The user's operations are always among the candidates, so a plan never costs mor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reparam import cost
-from reparam.affine import AffineConv
+from reparam.affine import AffineConv, Viewed
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.interpret import REACH, Interpretation, between
+from reparam.rules import operation
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """`value` computes `sink` from `base`; `nodes` are what it stands for, in order, `sink` last."""
+    """`value` computes `sink` from `base`; `nodes` are what it stands for, in order, `sink` last.
+
+    steps: those of the nodes that go on being computed, on another tensor: they rearrange or average pixels, and the
+    folded map of channels stands behind them, at the last node that has a kernel.
+    """
 
     base: Node
     sink: Node
     value: AffineConv
     nodes: tuple[Node, ...]
+    steps: tuple[Node, ...] = ()
     gain: float = 0.0
 
 
@@ -128,38 +135,80 @@ class _Region:
 
     def _greedy(self, sinks: list[Node]) -> tuple[float, list[tuple[Node, Node]]]:
         """Each sink in turn in the cheapest way, given the tensors that exist by then."""
-        search = _Search(self, {self.anchor})
         total, chosen = 0.0, dict[Node, Node | None]()
         for sink in sinks:
+            paid = {(base, step) for node, base in chosen.items() if base for step in self.steps(base, node)}
+            search = _Search(self, {self.anchor, *chosen}, paid)
             total += search.cost(self.anchor, sink)
             search.settle(self.anchor, sink, chosen)
-            search = _Search(self, {self.anchor, *chosen})
         return total, [(base, node) for node, base in chosen.items() if base is not None]
 
-    def value(self, base: Node, node: Node) -> AffineConv | None:
-        """`node` as one convolution of `base`, if it is one."""
+    def value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
+        """`node` as one convolution of `base`, possibly behind steps, if it is one that can be written back."""
         value = self.found.value(base, node)
-        if not isinstance(value, AffineConv) or (value.identity and (base.written or node.written)):
-            return None  # the second: two tensors of equal value, one of which is overwritten later
-        return value
+        if isinstance(value, AffineConv):
+            if value.identity:  # two tensors of equal value, unless one of them is overwritten later
+                return None if base.written or node.written else value
+            return value if any(map(_fixes_channels, between(base, [node]))) else None
+        return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
+
+    def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
+        """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it."""
+        nodes = between(base, [node])
+        kernels = any(operation(each.function) in cost.KERNELS for each in nodes)  # type: ignore[arg-type]
+        return kernels and value.inside.pixelwise and all(len(each.operands) == 1 for each in nodes)
+
+    def steps(self, base: Node, node: Node) -> tuple[Node, ...]:
+        """The nodes between the two that rearrange or average pixels."""
+        found = []
+        before = 0
+        for each in between(base, [node]):
+            value = self.found.value(base, each)
+            count = value.steps if isinstance(value, Viewed) else 0
+            found += [each] if count > before else []
+            before = count
+        return tuple(found)
 
     def tensor(self, node: Node) -> bool:
         """Whether the node is a tensor by itself, not parts or a border that wait to become one."""
-        return isinstance(self.found.value(self.found.base[node], node), AffineConv)
+        return isinstance(self.found.value(self.found.base[node], node), (AffineConv, Viewed))
 
     def absorbed(self, node: Node) -> bool:
         """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
         if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
             return False
         value = self.value(node, node.readers[0])
-        return value is not None and value.pointwise
+        return isinstance(value, AffineConv) and value.pointwise
+
+    def price(self, base: Node, node: Node, value: AffineConv | Viewed, paid: Collection[Node] = ()) -> float:
+        """What `value` costs instead of everything between the two; `paid` steps are computed anyway."""
+        if isinstance(value, AffineConv):
+            return cost.of_fold(self.device, value)
+        place = last_kernel(between(base, [node]))
+        read, written = math.prod(place.operands[0].shape), math.prod(place.shape)
+        steps = sum(self.prices[step] for step in self.steps(base, node) if step not in paid)
+        return cost.of_map(self.device, value.inside, read, written) + steps
 
     def _fold(self, base: Node, sink: Node) -> Fold:
         value = self.value(base, sink)
         assert value is not None
-        nodes = between(base, [sink])
-        gain = sum(self.prices[node] for node in nodes) - cost.of_fold(self.device, value)
-        return Fold(base, sink, value, tuple(nodes), gain)
+        nodes = tuple(between(base, [sink]))
+        gain = sum(self.prices[node] for node in nodes) - self.price(base, sink, value)
+        if isinstance(value, AffineConv):
+            return Fold(base, sink, value, nodes, (), gain)
+        place = last_kernel(nodes)
+        spatial = 0 if operation(place.function) == "linear" else len(place.shape) - 2  # type: ignore[arg-type]
+        return Fold(base, sink, value.inside.with_axes(spatial), nodes, self.steps(base, sink), gain)
+
+
+def last_kernel(nodes: Sequence[Node]) -> Node:
+    """The last of the nodes that is a convolution or linear layer."""
+    return next(each for each in reversed(nodes) if operation(each.function) in cost.KERNELS)  # type: ignore[arg-type]
+
+
+def _fixes_channels(node: Node) -> bool:
+    """Whether the operation holds a number per channel, and so the same number of channels at every input."""
+    return any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs)
 
 
 @dataclass(eq=False)
@@ -168,6 +217,7 @@ class _Search:
 
     region: _Region
     there: set[Node]
+    paid: set[tuple[Node, Node]] = field(default_factory=set)
     memo: dict[tuple[Node, Node], tuple[float, Node, bool]] = field(default_factory=dict)
 
     def cost(self, base: Node, node: Node) -> float:
@@ -188,7 +238,8 @@ class _Search:
             choices.append((reached + kept, start, False))
             value = self.region.value(start, node)
             if value is not None:
-                choices.append((reached + cost.of_fold(self.region.device, value), start, True))
+                paid = [step for origin, step in self.paid if origin is start]
+                choices.append((reached + self.region.price(start, node, value, paid), start, True))
         return choices
 
     def _starts(self, base: Node, node: Node) -> list[Node]:

@@ -4,14 +4,22 @@ A record is true for one run. A symbolic trace of one module's forward holds for
 size and no value that Python could decide on. Where the two show the same operations on the same tensors in the same
 order, what was concluded from the record holds for the code, and the trace is the text in which it can be edited.
 Only what is edited is traced: every inner module that is not concerned stays one call.
+
+Record and trace are matched step by step while the trace is made, so a proxy knows which recorded tensor it stands
+for. It tells its rank, and a parameter its value, as neither depends on the input; it never tells a size.
 """
 
 from __future__ import annotations
 
+import builtins
+import dis
 import inspect
 import operator
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,34 +43,42 @@ class Trace:
         self.call = call
         self.module = call.module
         self.opened = opened
-        self.graph = _traced(call.module, opened)
         self.tree: dict[fx.Node, Any] = {}
         self.at: dict[Node, fx.Node] = {}
         self.inner: dict[fx.Node, Call] = {}
-        self._match()
+        self.lengths: dict[fx.Node, int] = {}
+        self._given = self._arguments()
+        self._left = _entries(call, opened)
+        self.graph = _traced(self)
 
     def sized(self, node: Node) -> bool:
         """Whether the operation takes an argument that depends on the size of the input."""
         return any(argument not in self.tree for argument in self.at[node].all_input_nodes)
 
-    def _match(self) -> None:
-        arguments = self._arguments()
-        entries = _entries(self.call, self.opened)
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                self._is(node, arguments.get(str(node.target).lstrip("*")))
-            elif node.op == "get_attr":
-                self.tree[node] = None
-            elif node.op == "output":
-                if _nodes(map(self.tree.get, node.all_input_nodes)) != _distinct(nodes_in(self.call.result)):
-                    raise self._other("returns other tensors")
-            else:
-                self._step(node, entries)
-        if (left := next(entries, None)) is not None:
-            raise self._other(f"does not reach {_name(left)}")
+    def rank(self, node: fx.Node) -> int | None:
+        """The number of dimensions of the tensor that a step computes, where it is one that was recorded."""
+        seen = self.tree.get(node)
+        return len(seen.shape) if isinstance(seen, Node) else None
 
-    def _step(self, node: fx.Node, entries: Iterator[Node | Call]) -> None:
+    def match(self, node: fx.Node) -> None:
+        """The next step of the trace, which has to be the next one of the record."""
+        if node.op == "placeholder":
+            self._is(node, self._given.get(str(node.target).lstrip("*")))
+        elif node.op == "get_attr":
+            self.tree[node] = None
+        elif node.op == "output":
+            if _nodes(map(self.tree.get, node.all_input_nodes)) != _distinct(nodes_in(self.call.result)):
+                raise self._other("returns other tensors")
+            if (left := next(self._left, None)) is not None:
+                raise self._other(f"does not reach {_name(left)}")
+        else:
+            self._step(node)
+
+    def _step(self, node: fx.Node) -> None:
         inputs = node.all_input_nodes
+        length = self._length(node)
+        if length is not None:
+            self.lengths[node] = length
         operands = _nodes(map(self.tree.get, inputs))
         if not operands:
             if all(argument in self.tree for argument in inputs):
@@ -72,7 +88,17 @@ class Trace:
         if node.target is operator.getitem and not isinstance(source, Node):
             self._is(node, source[node.args[1]])  # type: ignore[index]
         elif not self._looks(node):
-            self._consume(node, operands, next(entries, None))
+            self._consume(node, operands, next(self._left, None))
+
+    def _length(self, node: fx.Node) -> int | None:
+        """The number of entries of a step that is the shape of a tensor, or a part of one."""
+        if len(node.args) == 1 and node.op == "call_method" and node.target == "size":
+            return self.rank(node.args[0])  # type: ignore[arg-type]
+        if node.target is getattr and node.args[1] == "shape":
+            return self.rank(node.args[0])  # type: ignore[arg-type]
+        if node.target is operator.getitem and node.args[0] in self.lengths and isinstance(node.args[1], slice):
+            return len(range(self.lengths[node.args[0]])[node.args[1]])
+        return None
 
     def _looks(self, node: fx.Node) -> bool:
         """Whether it asks something about a tensor (a size, a dtype) instead of computing one."""
@@ -155,33 +181,120 @@ def _name(seen: Node | Call) -> str:
 
 
 class _Proxy(fx.Proxy):
-    """A proxy that records item assignment, as fx's own does not: later uses read the assigned tensor."""
+    """A proxy that records item assignment, as fx's own does not, and answers what does not depend on the input."""
+
+    tracer: _Tracer
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        # Later uses read the assigned tensor.
         self.node = self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {}).node
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "ndim" and (rank := self.tracer.steps.rank(self.node)) is not None:
+            return rank
+        if name == "shape":
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    def dim(self) -> Any:
+        rank = self.tracer.steps.rank(self.node)
+        return rank if rank is not None else self.tracer.create_proxy("call_method", "dim", (self,), {})
+
+    def __len__(self) -> int:
+        length = self.tracer.steps.lengths.get(self.node)
+        return super().__len__() if length is None else length  # type: ignore[misc]
+
+    def __iter__(self) -> Any:
+        length = self.tracer.steps.lengths.get(self.node)
+        return super().__iter__() if length is None else iter([self[i] for i in range(length)])
+
+    def __bool__(self) -> bool:
+        if self.node.op == "get_attr":
+            return bool(self.tracer.held(self.node))
+        frame = inspect.currentframe()
+        if frame is not None and frame.f_back is not None and _asserts(frame.f_back):
+            self.tracer.create_proxy("call_function", torch._assert, (self, ""), {})
+            return True
+        return super().__bool__()
+
+    def __float__(self) -> float:
+        return float(self.tracer.held(self.node))
+
+    def __int__(self) -> int:
+        return int(self.tracer.held(self.node))
+
+
+def _asserts(frame: FrameType) -> bool:
+    """Whether the condition that a frame is looking at is that of a plain `assert condition`."""
+    after = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
+    steps = (step for step in after if step.opname not in ("TO_BOOL", "CACHE", "NOT_TAKEN"))
+    following = next((step for step in steps if not step.opname.startswith("POP_JUMP")), None)
+    return following is not None and "AssertionError" in f"{following.opname} {following.argval}".replace("_", "").replace(
+        "ASSERTIONERROR", "AssertionError"
+    )
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, opened: Collection[nn.Module]) -> None:
+    def __init__(self, steps: Trace) -> None:
         super().__init__()
-        self.opened = opened
+        self.steps = steps
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m not in self.opened
+        return m not in self.steps.opened
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        self.steps.match(node)
+        return node
 
-def _traced(module: nn.Module, opened: Collection[nn.Module]) -> fx.Graph:
+    def held(self, node: fx.Node) -> torch.Tensor:
+        """The parameter or buffer that a step reads."""
+        if node.op != "get_attr":
+            raise TypeError("a number that depends on the input is read out of a tensor")
+        value: Any = self.root
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _symbolic_extremes() -> Iterator[None]:
+    """Within it max and min of sizes are steps of the trace; Python's own would ask which one is larger."""
+    originals = {"max": builtins.max, "min": builtins.min}
+    for name, function in originals.items():
+        setattr(builtins, name, _symbolic(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(builtins, name, function)
+
+
+def _symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def extreme(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((argument for argument in args if isinstance(argument, fx.Proxy)), None)
+        if proxy is None or len(args) < 2:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return extreme
+
+
+def _traced(steps: Trace) -> fx.Graph:
     """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
+    module, opened = steps.module, steps.opened
     held = [(each, dict(vars(each))) for each in (module, *opened)]
     try:
-        with torch.no_grad():
-            return _Tracer(opened).trace(module)
+        with torch.no_grad(), _symbolic_extremes():
+            return _Tracer(steps).trace(module)
+    except Refusal:
+        raise
     except Exception as error:
         line = _line_of(module, opened, error)
         raise Refusal(

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Bordered, Deferred
+from reparam.affine import AffineConv, Bordered, Deferred, Viewed
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Stack, Value, affine, alike, each, per_channel, rule
+from reparam.rules.table import Case, Op, Stack, Value, affine, alike, channel_dimension, each, per_channel, rule
 
 
 def _into(m: Any, x: Tensor) -> Tensor:
@@ -268,10 +268,26 @@ def stack_sum(input: Value, dim: Value = None, keepdim: bool = False) -> AffineC
 
 @rule(
     "mean",
-    folds=lambda: [Case(Op(lambda m, x: torch.stack([x, -x, m.inner[0](x)]).mean(0), nn.Conv2d(4, 4, 1)))],
-    keeps=lambda: [(Case(Op(lambda m, x: x.mean((2, 3), keepdim=True))), "stack")],
+    folds=lambda: [
+        Case(Op(lambda m, x: torch.stack([x, -x, m.inner[0](x)]).mean(0), nn.Conv2d(4, 4, 1))),
+        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: x.mean((2, 3))), nn.Linear(4, 3))),
+        Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.mean([-1, -2], keepdim=True)), nn.Conv2d(4, 3, 1))),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x.mean(1, keepdim=True))), "channels"),
+        (Case(Op(lambda m, x: x.mean())), "channels"),
+    ],
 )
-def stack_mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv:
-    """The mean over the dimension along which branches were stacked."""
-    total, count = _summed(input, dim, keepdim)
-    return _times(total, 1 / count)
+def mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv | Viewed:
+    """The mean over the dimension along which branches were stacked, or over pixels."""
+    if isinstance(input, Stack):
+        total, count = _summed(input, dim, keepdim)
+        return _times(total, 1 / count)
+    x = affine(input)
+    rank = len(x.anchor.shape)
+    dims = set(range(rank)) if dim is None else {d % rank for d in each(dim, 1)}
+    channel = channel_dimension(x)
+    if dims & {0, channel}:
+        raise Refusal("it averages over channels or the batch")
+    shape = [1 if i in dims else size for i, size in enumerate(x.shape()) if keepdim or i not in dims]
+    return x.behind_steps(tuple(shape), channel if keepdim else channel - sum(d < channel for d in dims))

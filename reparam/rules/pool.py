@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,8 @@ def _average(
     shape, share = (x.out_channels, 1, *taps), 1 / (divisor or math.prod(taps))
     kernel = Constant(shape, Deferred(lambda: torch.full(shape, share, dtype=torch.float64)))
     outer = AffineConv.conv(kernel, stride=strides, groups=x.out_channels)
-    return affine(x.seen_with(spatial).pad([(p, p) for p in pads])).then(outer)
+    pooled = affine(x.seen_with(spatial).pad([(p, p) for p in pads])).then(outer)
+    return replace(pooled, mean=x.identity and not any(pads) and divisor is None)
 
 
 @rule(

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Bordered, Constant, Deferred, Number, known
+from reparam.affine import AffineConv, Bordered, Constant, Deferred, Number, Viewed, known
 from reparam.errors import Refusal
 
 
@@ -30,7 +30,7 @@ class Stack:
 
 # What a rule is handed: an AffineConv, Bordered, Stack or Constant where torch had a tensor, all else as torch had it.
 Value: TypeAlias = Any
-Result: TypeAlias = AffineConv | Bordered | Stack | tuple[AffineConv, ...]
+Result: TypeAlias = AffineConv | Bordered | Stack | Viewed | tuple[AffineConv, ...]
 RuleFunction: TypeAlias = Callable[..., Result]
 Function = TypeVar("Function", bound=RuleFunction)
 

@@ -1,0 +1,189 @@
+"""Operations that treat all channels alike: reshapes, transposes and means that leave every channel whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reparam.affine import AffineConv, Viewed
+from reparam.errors import Refusal
+from reparam.rules.table import Case, Op, Value, affine, channel_dimension, rule
+
+_Moved = AffineConv | Viewed
+
+
+def _permuted(x: AffineConv, order: Sequence[int]) -> _Moved:
+    rank = len(x.anchor.shape)
+    order = [dim % rank for dim in order]
+    if order == list(range(rank)):
+        return x
+    return x.behind_steps(tuple(x.shape()[dim] for dim in order), order.index(channel_dimension(x)))
+
+
+def _reshaped(x: AffineConv, shape: Sequence[int]) -> _Moved:
+    """The same elements in the same order: channels stay whole where equally many elements stand before them."""
+    before = x.shape()
+    known = math.prod(size for size in shape if size != -1)
+    after = tuple(math.prod(before) // max(known, 1) if size == -1 else size for size in shape)
+    if after == before:
+        return x
+    channel = channel_dimension(x)
+    for i, size in enumerate(after):
+        if size == before[channel] and math.prod(after[:i]) == math.prod(before[:channel]):
+            return x.behind_steps(after, i)
+    raise Refusal("it cuts channels apart, or joins them with pixels")
+
+
+@rule(
+    "transpose", "swapaxes", "swapdims",
+    folds=lambda: [
+        Case(nn.Sequential(nn.BatchNorm1d(4), Op(lambda m, x: x.transpose(1, 2)), nn.Linear(4, 3)), spatial=1),
+        Case(nn.Sequential(nn.Linear(4, 6), Op(lambda m, x: x.swapaxes(-1, -2)), nn.BatchNorm1d(6)),
+             spatial=1, channels_last=True),
+    ],
+    keeps=lambda: [
+        (Case(nn.Sequential(Op(lambda m, x: x.transpose(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours"),
+    ],
+)  # fmt: skip
+def transpose(input: Value, dim0: int, dim1: int) -> _Moved:
+    """Two dimensions exchanged."""
+    x = affine(input)
+    order = list(range(len(x.anchor.shape)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return _permuted(x, order)
+
+
+@rule(
+    "permute",
+    folds=lambda: [
+        Case(nn.Sequential(nn.Conv2d(4, 6, 1), Op(lambda m, x: x.permute(0, 2, 3, 1)), nn.Linear(6, 3))),
+        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: torch.permute(x, (0, 3, 2, 1))), nn.Linear(4, 3))),
+    ],
+    keeps=lambda: [(Case(nn.Sequential(Op(lambda m, x: x.permute(0, 1, 3, 2)), nn.Conv2d(4, 4, 3))), "neighbours")],
+)
+def permute(input: Value, *dims: Value) -> _Moved:
+    """Dimensions in another order."""
+    return _permuted(affine(input), dims[0] if isinstance(dims[0], (tuple, list, torch.Size)) else dims)
+
+
+@rule(
+    "reshape", "view",
+    folds=lambda: [
+        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: x.reshape(x.shape[0], 4, -1).transpose(1, 2)), nn.Linear(4, 3))),
+        Case(nn.Sequential(nn.Linear(4, 6), Op(lambda m, x: x.view(-1, 6)), nn.BatchNorm1d(6)), spatial=1, channels_last=True),
+    ],
+    keeps=lambda: [
+        (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.reshape(len(x), 2, 2, -1)))), "cuts channels"),
+        (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.view(len(x), -1)), nn.Linear(63 * 4, 2)),
+              smallest=7), "joins them"),
+    ],
+)  # fmt: skip
+def reshape(input: Value, *shape: Value) -> _Moved:
+    """The same elements under another shape."""
+    return _reshaped(affine(input), shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
+
+
+@rule(
+    "flatten",
+    folds=lambda: [
+        Case(nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(2), nn.BatchNorm1d(4))),
+        Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))),
+    ],
+    keeps=lambda: [(Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 7 * 9, 2)), smallest=7), "joins them")],
+)
+def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> _Moved:
+    """Neighbouring dimensions made one."""
+    x = affine(input)
+    shape = x.shape()
+    start, end = start_dim % len(shape), end_dim % len(shape)
+    return _reshaped(x, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
+
+
+@rule(
+    "unsqueeze",
+    folds=lambda: [Case(nn.Sequential(nn.Conv1d(4, 6, 1), Op(lambda m, x: x.unsqueeze(2)), nn.BatchNorm2d(6)), spatial=1)],
+    keeps=lambda: [
+        (Case(nn.Sequential(Op(lambda m, x: x.unsqueeze(2)), nn.Conv2d(4, 6, (1, 3))), spatial=1, smallest=3), "neighbours")
+    ],
+)
+def unsqueeze(input: Value, dim: int) -> _Moved:
+    """A new dimension of length 1."""
+    x = affine(input)
+    shape = list(x.shape())
+    at = dim % (len(shape) + 1)
+    return x.behind_steps((*shape[:at], 1, *shape[at:]), channel_dimension(x) + (at <= channel_dimension(x)))
+
+
+@rule(
+    "squeeze",
+    folds=lambda: [
+        Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze(-1).squeeze(-1)), nn.Linear(6, 3))),
+    ],
+    keeps=lambda: [(Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze()))), "every")],
+)
+def squeeze(input: Value, dim: Value = None) -> _Moved:
+    """A dimension of length 1 dropped."""
+    x = affine(input)
+    if not isinstance(dim, int):
+        raise Refusal("it drops every dimension that happens to be 1", "naming one dimension would fold")
+    shape, channel = list(x.shape()), channel_dimension(x)
+    at = dim % len(shape)
+    if at in (0, channel):
+        raise Refusal("it drops the channels or the batch")
+    if shape[at] != 1:
+        return x
+    return x.behind_steps((*shape[:at], *shape[at + 1 :]), channel - (at < channel))
+
+
+@rule(
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    folds=lambda: [
+        Case(nn.Sequential(nn.BatchNorm1d(4), nn.AdaptiveAvgPool1d(2), nn.Conv1d(4, 3, 1)), spatial=1),
+        Case(nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d((None, 2)), nn.Conv2d(4, 3, 1))),
+        Case(nn.Sequential(nn.BatchNorm3d(4), nn.AdaptiveAvgPool3d(1), nn.Conv3d(4, 3, 1)), spatial=3),
+    ],
+    keeps=lambda: [
+        (Case(nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Conv2d(4, 4, 3))), "neighbours"),
+    ],
+)  # fmt: skip
+def adaptive_avg_pool(input: Value, output_size: Value) -> Viewed:
+    """A mean over as many windows as asked for, whatever the size: linear in pixels, the same for every channel."""
+    x = affine(input)
+    shape = x.shape()
+    if not x.axes:
+        raise Refusal("it pools over channels")
+    sizes = output_size if isinstance(output_size, (tuple, list)) else [output_size] * len(x.axes)
+    after = [old if new is None else new for old, new in zip(shape[2:], sizes, strict=True)]
+    return x.behind_steps((*shape[:2], *after), 1)
+
+
+@rule(
+    "interpolate", "upsample",
+    folds=lambda: [
+        Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.Upsample(scale_factor=2, mode="nearest"), nn.BatchNorm2d(6))),
+        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: F.interpolate(x, (5, 7), mode="bilinear")), nn.Conv2d(4, 3, 1))),
+    ],
+    keeps=lambda: [(Case(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3))), "neighbours")],
+)
+def interpolate(
+    input: Value,
+    size: Value = None,
+    scale_factor: Value = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Viewed:
+    """New pixels are means of old ones, with weights that sum to 1 and are the same for every channel."""
+    x = affine(input)
+    if not x.axes:
+        raise Refusal("it resizes channels")
+    old, count = x.shape()[2:], len(x.axes)
+    given = size if size is not None else scale_factor
+    values = list(given) if isinstance(given, (tuple, list)) else [given] * count
+    new = values if size is not None else [math.floor(length * by) for length, by in zip(old, values, strict=True)]
+    return x.behind_steps((*x.shape()[:2], *new), 1)
