@@ -121,6 +121,7 @@ class _Editor:
     # --- one group of folds: the same code, once for every call of the module around it
 
     def _smallest(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
+        self._require_proven(group[0])
         try:
             return self._chain(group)
         except _NoChain:
