@@ -78,8 +78,8 @@ def permute(input: Value, *dims: Value) -> _Moved:
     ],
     keeps=lambda: [
         (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.reshape(len(x), 2, 2, -1)))), "cuts channels"),
-        (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.view(len(x), -1)), nn.Linear(63 * 4, 2)),
-              smallest=7), "joins them"),
+        (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.view(len(x), -1)), nn.Linear(4 * 49, 2)),
+              smallest=7, fixed=True), "joins them"),
     ],
 )  # fmt: skip
 def reshape(input: Value, *shape: Value) -> _Moved:
@@ -93,7 +93,7 @@ def reshape(input: Value, *shape: Value) -> _Moved:
         Case(nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(2), nn.BatchNorm1d(4))),
         Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))),
     ],
-    keeps=lambda: [(Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 7 * 9, 2)), smallest=7), "joins them")],
+    keeps=lambda: [(Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 49, 2)), smallest=7, fixed=True), "joins them")],
 )
 def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> _Moved:
     """Neighbouring dimensions made one."""
@@ -162,7 +162,7 @@ def adaptive_avg_pool(input: Value, output_size: Value) -> Viewed:
 
 
 @rule(
-    "interpolate", "upsample",
+    "interpolate",
     folds=lambda: [
         Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.Upsample(scale_factor=2, mode="nearest"), nn.BatchNorm2d(6))),
         Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: F.interpolate(x, (5, 7), mode="bilinear")), nn.Conv2d(4, 3, 1))),
