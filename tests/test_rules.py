@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reparam.affine import AffineConv, Viewed
 from reparam.capture import Node, Record, evaluate, record
+from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.inputs import Inputs
 from reparam.interpret import Interpretation, between
@@ -58,17 +59,19 @@ def is_value_of(found: Interpretation, base: Node, node: Node) -> bool:
 
 
 def behind_steps(found: Interpretation, base: Node, node: Node, x: Tensor) -> Tensor:
-    """The steps that rearrange or average pixels as they are, all else at the last operation that is none of them."""
+    """The steps that rearrange or average pixels as they are, all else at the last kernel (or the last other one)."""
     nodes, whole = between(base, [node]), found.value(base, node)
     counts = [getattr(found.value(base, each), "steps", 0) for each in nodes]
     steps = [each for each, now, before in zip(nodes, counts, [0, *counts], strict=False) if now > before]
-    place = [each for each in nodes if each not in steps][-1]
+    others = [each for each in nodes if each not in steps]
+    place = [*others[-1:], *(each for each in others if operation(each.function) in KERNELS)][-1]
     for each in nodes:
         if each in steps:
             x = evaluate(each, {each.operands[0]: x})
         elif each is place:
             here = found.value(base, each)
-            x = whole.inside.with_axes(len((here.seen() if isinstance(here, Viewed) else here).axes))(x)
+            spatial = len((here.seen() if isinstance(here, Viewed) else here).axes)
+            x = (whole.inside.with_axes(spatial) if whole.inside.pixelwise else whole.inside)(x)
     return x
 
 
