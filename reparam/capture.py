@@ -51,6 +51,7 @@ class Node:
     constant: computed from such tensors and literals alone.
     written: some later operation overwrites the memory of this value.
     inplace: this is the new value of its first argument, which it overwrote.
+    same: this is its input itself, returned as it came in (a cast to the dtype it has): later readers read that.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Node:
     constant: bool = False
     written: bool = False
     inplace: bool = False
+    same: bool = False
     inputs: tuple[Node, ...] = ()
     readers: list[Node] = field(default_factory=list)
 
@@ -105,7 +107,7 @@ class Call:
         for event in self.events:
             if isinstance(event, Call):
                 yield from event.nodes()
-            else:
+            elif not event.same:
                 yield event
 
     def inner(self) -> Iterator[Call]:
@@ -268,6 +270,8 @@ class _Recorder(TorchFunctionMode):
 
     def described(self, tree: Any) -> Any:
         """The tree with nodes for tensors."""
+        if type(tree) in (tuple, list):  # by far the most frequent
+            return type(tree)(map(self.described, tree))
         with torch._C.DisableTorchFunction():
             return mapped(tree, lambda leaf: self.node_of(leaf) if isinstance(leaf, Tensor) else leaf)
 
@@ -342,18 +346,27 @@ class _Recorder(TorchFunctionMode):
         written = [tensor for tensor, version in seen if tensor._version != version]
         node = Node(name, func, described, named, self._here(), inputs=tuple(inputs))
         node.constant = name not in _RANDOM and all(operand.constant for operand in inputs)
-        self._conclude(node, result, written)
+        self._conclude(node, result, written, seen)
         return result
 
-    def _conclude(self, node: Node, result: Any, written: list[Tensor]) -> None:
+    def _conclude(
+        self, node: Node, result: Any, written: list[Tensor], seen: list[tuple[Tensor, int]]
+    ) -> None:
         for tensor in written:
             self.known[id(tensor)][1].written = True
             self.writers.append((node, tensor.untyped_storage().data_ptr()))
-        found = [tensor for _, tensor in tensors(result)]
+        found = [result] if isinstance(result, Tensor) else [tensor for _, tensor in tensors(result)]
         if not found and not written:
             if node.inputs and result is not None:  # a number read out of a tensor: the tensor is needed
                 self._looks()
                 self._add(node)
+            return
+        unchanged = next((t for t, _ in seen if t is result), None)
+        if unchanged is not None and not written:
+            node.same = True
+            node.shape, node.dtype = tuple(unchanged.shape), unchanged.dtype
+            if node.call is not None:
+                node.call.events.append(node)
             return
         self._add(node)
         node.inplace = bool(written)
@@ -447,7 +460,7 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for key, value in vars(module).items():
             if key in ("_parameters", "_buffers"):
                 yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
-            elif key != "_modules" and isinstance(value, (Tensor, list, tuple, dict)):
+            elif key != "_modules" and (isinstance(value, Tensor) or (isinstance(value, (list, tuple, dict)) and value)):
                 yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
 
 

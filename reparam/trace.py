@@ -162,6 +162,8 @@ def _entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]
 
 def _parts(node: Node) -> Any:
     """The result of an operation: the node, or the entries of the tuple that it returned."""
+    if node.same:
+        return node.operands[0]
     if node.dtype is not None:
         return node
     parts = {reader.args[1]: reader for reader in node.readers if reader.function is entry}
