@@ -50,11 +50,14 @@ def of_fold(device: Device, value: AffineConv) -> float:
     """The plain convolution that a value would be emitted as; nothing for the anchor itself."""
     if value.identity:
         return 0.0
+    written, read = math.prod(value.shape()), math.prod(value.anchor.shape)
     pads, value = value.deployable()
     weights = value.out_channels * (value.in_channels // value.groups) * value.taps
-    written = math.prod(value.shape())
-    read = math.prod(value.anchor.shape)
-    padding = 2 * read * _BYTES / device.bandwidth + device.launch if pads else 0.0
+    padding = 0.0
+    if pads:  # an operation of its own, as it is where the user's code pads
+        sides = zip(value.anchor.shape[2:], pads[-2::-2], pads[::-2], strict=True)
+        padded = math.prod(value.anchor.shape[:2]) * math.prod(size + lo + hi for size, lo, hi in sides)
+        padding, read = (read + padded) * _BYTES / device.bandwidth + device.launch, padded
     return padding + convolution(device, read, written, weights, value.groups, value.out_channels)
 
 
@@ -74,8 +77,19 @@ def of_node(device: Device, node: Node) -> float:
     if name in _CONVOLUTIONS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
         kernel = node.inputs[1].shape
         groups = _groups(node, kernel)
-        return convolution(device, read, written, math.prod(kernel), groups, kernel[0]) + constants
+        own = convolution(device, read, written, math.prod(kernel), groups, kernel[0])
+        return own + _unevenly_padded(device, node, read) + constants
     return (read + written) * _BYTES / device.bandwidth + device.launch + constants
+
+
+def _unevenly_padded(device: Device, node: Node, read: int) -> float:
+    """What torch pays for padding="same" where it takes one pixel more at the end: a padded copy."""
+    padding = node.kwargs.get("padding", node.args[4] if len(node.args) > 4 else 0)
+    dilation = node.kwargs.get("dilation", node.args[5] if len(node.args) > 5 else 1)
+    taps = node.inputs[1].shape[2:]
+    steps = dilation if isinstance(dilation, (tuple, list)) else [dilation]
+    uneven = any(step * (k - 1) % 2 for step, k in zip([*steps] * (len(taps) if len(steps) == 1 else 1), taps, strict=True))
+    return 2 * read * _BYTES / device.bandwidth + device.launch if padding == "same" and uneven else 0.0
 
 
 def macs_of(node: Node) -> int:

@@ -22,17 +22,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.affine import AffineConv, regroup
+from reparam.affine import AffineConv
 from reparam.capture import Call, Node, Record, served
 from reparam.errors import Refusal
 from reparam.cost import KERNELS
+from reparam.plain import plain
 from reparam.plan import Fold, Plan, last_kernel
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.trace import CHECKS, Trace, user_code
 
-_PLAIN = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_PADS = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 _DO_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -139,6 +138,8 @@ class _Editor:
             value = fold.value if carrier in nodes else None
             if self._whole(call, nodes):
                 self._require_one_fate(call)
+                if not self._unread(call.module):
+                    raise _NoChain  # the module has to stay as well
                 swaps.append(Swap(call.module, fold, value))
             else:
                 self._require_alike(call, group)
@@ -156,6 +157,8 @@ class _Editor:
         self._require_alike(call, group)
         value = None if fold.value.identity else fold.value
         if self._whole(call, fold.nodes):
+            if not self._unread(call.module):
+                raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
             return [Swap(call.module, fold, value)], []
         return [], [Piece(call, fold.nodes, fold.base, fold.sink, fold, value)]
 
@@ -195,15 +198,12 @@ class _Editor:
         if call.module in self.pinned or any(isinstance(event, Call) for event in call.events):
             return False
         mine = set(nodes)
-        whole = all(event.constant or event in mine for event in call.events) and call.result is nodes[-1]
-        if whole and not self._unread(call.module):
-            raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
+        whole = all(event.constant or event.same or event in mine for event in call.events) and call.result is nodes[-1]
         return whole and (not user_code(call.module) or self._proven(call, nodes))
 
     def _unread(self, module: nn.Module) -> bool:
         """Whether only operations that are removed read the module's tensors."""
-        tensors = (*module.parameters(), *module.buffers())
-        return all(served(reader, self.removed) for tensor in tensors for reader in self.readers[id(tensor)])
+        return _only_read_by(self.removed, module, self.readers)
 
     def _proven(self, call: Call, nodes: Sequence[Node]) -> bool:
         trace = self._traced(call, frozenset({call.module}))
@@ -249,6 +249,8 @@ class _Editor:
             mine = [piece for piece, place in at.items() if place is call]
             try:
                 result.rewrites.append(self._rewrite(call, inner, mine))
+            except _Sized as refusal:
+                result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 for piece in mine:
                     self._refuse(result, [piece.fold], refusal, piece.call)
@@ -277,8 +279,16 @@ class _Editor:
         for piece in pieces:
             for node in piece.nodes:
                 if node in trace.at and trace.sized(node):
-                    raise Refusal(f"{node.name} takes an argument that depends on the size of the input")
+                    raise _Sized(node)
         return Rewrite(trace, pieces)
+
+
+class _Sized(Refusal):
+    """An operation that does something else at another size; what is around it may still be edited."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(f"{node.name} takes an argument that depends on the size of the input")
+        self.node = node
 
 
 class _NoChain(Exception):
@@ -349,6 +359,12 @@ def _within(node: Node, common: Call) -> Iterator[Call]:
         yield call
         if call is common:
             return
+
+
+def _only_read_by(nodes: Collection[Node], module: nn.Module, readers: Mapping[int, list[Node]]) -> bool:
+    """Whether the module's tensors, in whatever code, are read by these operations alone."""
+    tensors = (*module.parameters(), *module.buffers())
+    return all(served(reader, nodes) for tensor in tensors for reader in readers.get(id(tensor), ()))
 
 
 def _path(calls: dict[nn.Module, list[Call]], module: nn.Module) -> str:
@@ -444,12 +460,12 @@ class _Emitter:
             self._drop_unread(each, module, removed, used)
 
     def _spent(self, removed: Collection[Node]) -> set[nn.Module]:
-        """The modules all of whose operations, in every call, are removed."""
+        """The modules all of whose operations, in every call, are removed, and whose tensors no other code reads."""
         left: dict[nn.Module, bool] = defaultdict(lambda: True)
         for call in self.record.calls:
             nodes = [node for node in call.nodes() if not node.constant]
             left[call.module] &= bool(nodes) and all(node in removed for node in nodes)
-        return {module for module, gone in left.items() if gone}
+        return {module for module, gone in left.items() if gone and _only_read_by(removed, module, self.readers)}
 
     def _drop_unread(self, each: nn.Module, module: nn.Module, removed: Collection[Node], used: Collection[str]) -> None:
         """Delete parameters and buffers of one module that only removed operations have read."""
@@ -475,44 +491,6 @@ class _Emitter:
 
 
 _OPERATIONS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
-
-
-def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:
-    """The convolution as a module of torch, in the dtype, device and memory format of `like`, and its exact weights.
-
-    One-sided padding widens the kernel with zeros, or, where that would more than double it, is a module of its own.
-    """
-    pads, value = value.deployable()
-    kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
-    bias = None if value.bias is None else value.bias()
-    geometry = {}
-    if value.axes:
-        geometry = {
-            "kernel_size": [axis.taps for axis in value.axes],
-            "stride": [axis.stride for axis in value.axes],
-            "padding": [axis.lo for axis in value.axes],
-            "dilation": [axis.dilation for axis in value.axes],
-            "groups": value.groups,
-        }
-        geometry = {key: tuple(v) if isinstance(v, list) else v for key, v in geometry.items()}
-    with torch.device("meta"):
-        module = _PLAIN[len(value.axes)](value.in_channels, value.out_channels, bias=bias is not None, **geometry)
-    exact = {_rounded(module, "weight", kernel, like): kernel}
-    if bias is not None:
-        exact[_rounded(module, "bias", bias, like)] = bias
-    padded = nn.Sequential(_PADS[len(value.axes)](pads, 0.0), module) if pads else module
-    return padded.eval(), exact
-
-
-def _rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:
-    rounded = number.to(like.device, like.dtype, copy=True)
-    if rounded.dim() in (4, 5) and like.dim() == rounded.dim():
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        last = like.is_contiguous(memory_format=formats[like.dim()]) and not like.is_contiguous()
-        rounded = rounded.contiguous(memory_format=formats[like.dim()] if last else torch.contiguous_format)
-    parameter = nn.Parameter(rounded, requires_grad=False)
-    module.register_parameter(name, parameter)
-    return parameter
 
 
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
 from reparam.plan import Fold, Plan, plan
+from reparam.precision import copied
 from reparam.report import report
 from reparam.verify import EXACT, Verification, bisect, require_eval
 from reparam.verify import verify as verify_models
@@ -126,9 +126,9 @@ def _finite(tensor: torch.Tensor, infinite: bool) -> bool:
 
 def _copied(model: nn.Module, sharing: bool) -> nn.Module:
     """A copy to work on; `sharing` its tensors with the model, as edits replace tensors and never write into them."""
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())} if sharing else {}
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())} if sharing else {}
     try:
-        return copy.deepcopy(model, memo)
+        return copied(model, memo)
     except Exception as error:
         raise ModelError(
             f"the model cannot be copied: {type(error).__name__}: {error}; detach tensors that are kept on its modules"

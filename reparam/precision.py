@@ -114,12 +114,25 @@ def _widened(value: Any) -> Any:
     return value
 
 
+def copied(model: M, memo: dict[int, Any] | None = None) -> M:
+    """A deep copy, also of a model that keeps computed tensors (weight norm does), which torch alone refuses to copy.
+
+    `memo` is that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for _, tensor in tensors(vars(module)):
+            if not tensor.is_leaf:
+                memo.setdefault(id(tensor), tensor.detach().clone())
+    return copy.deepcopy(model, memo)
+
+
 def double(model: M) -> M:
     """A deep copy of `model` whose floating parameters and buffers are float64 (complex ones complex128).
 
     Run it under `Float64`: the copy alone still holds whatever casts and plain attributes its forward uses.
     """
-    twin = copy.deepcopy(model).double()
+    twin = copied(model).double()
     for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.is_complex():  # nn.Module.double() leaves these alone
             tensor.data = tensor.data.to(torch.complex128)

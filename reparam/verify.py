@@ -7,7 +7,6 @@ original has. All of it is repeated at other batch sizes and resolutions, wherev
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
 from reparam.inputs import Inputs
-from reparam.precision import Float64, double, leaves
+from reparam.precision import Float64, copied, double, leaves
 
 T = TypeVar("T")
 
@@ -284,8 +283,8 @@ class _Bench:
     ) -> _Bench:
         eps = max((_eps(tensor) for _, tensor in (*_state(original), *inputs.tensors())), default=0.0)
         return cls(
-            original=copy.deepcopy(original),
-            candidate=copy.deepcopy(candidate),
+            original=copied(original),
+            candidate=copied(candidate),
             truth=double(original),
             twin=_restored(double(candidate), exact or {}),
             rounded=exact is None and eps > torch.finfo(torch.float64).eps,

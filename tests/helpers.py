@@ -1,0 +1,94 @@
+"""What the tests of the engine share: trained models, what a model runs, and whether two compute the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reparam.nn import draw_constants, draw_statistics
+from reparam.precision import tensors
+
+# A few hundred float64 additions in another order; verification itself allows a thousand times as much.
+EXACT = 1e-12
+
+
+class Block(nn.Module):
+    """A module whose forward is a function of itself and its inputs."""
+
+    def __init__(self, function: Callable[..., Any], **members: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, member in members.items():
+            if isinstance(member, Tensor) and not isinstance(member, nn.Parameter):
+                self.register_buffer(name, member)
+            else:
+                setattr(self, name, member)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def trained(model: nn.Module, *inputs: Any, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The model in eval and `dtype`, with the numbers that a trained one would have."""
+    return draw_statistics(draw_constants(model.to(dtype)), inputs=inputs).eval()
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    """A drawn input."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ran[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+_CONVS = ("convolution", "_convolution", "mkldnn_convolution", "addmm", "mm", "linear")
+_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "cudnn_batch_norm")
+
+
+def ran(model: nn.Module, *inputs: Any) -> Counter[str]:
+    """How often one forward runs each operation of aten: what is counted knows nothing of modules or of reparam."""
+    with torch.no_grad(), _Operations() as operations:
+        model(*inputs)
+    return operations.ran
+
+
+def convs_ran(model: nn.Module, *inputs: Any) -> int:
+    """Convolutions, transposed ones among them, and linear layers."""
+    counted = ran(model, *inputs)
+    return sum(counted[name] for name in _CONVS)
+
+
+def norms_ran(model: nn.Module, *inputs: Any) -> int:
+    """Batch norms."""
+    counted = ran(model, *inputs)
+    return sum(counted[name] for name in _NORMS)
+
+
+def distance(original: nn.Module, folded: nn.Module, *inputs: Any) -> float:
+    """The largest difference of any output, relative to its own max|y|; the outputs have the same form."""
+    with torch.no_grad():
+        truth, value = tensors(original(*inputs)), tensors(folded(*inputs))
+    assert [(name, t.shape, t.dtype) for name, t in truth] == [(name, t.shape, t.dtype) for name, t in value]
+    assert truth
+    return max(
+        ((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()).item()
+        for (_, theirs), (_, ours) in zip(truth, value, strict=True)
+    )
+
+
+def plain_convs(model: nn.Module) -> list[nn.Module]:
+    """Every module that is exactly a torch convolution or linear layer, and no subclass of one."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return [module for module in model.modules() if type(module) in kinds]
