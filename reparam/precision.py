@@ -120,11 +120,14 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
     `memo` is that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
     """
     memo = {} if memo is None else memo
-    for module in model.modules():
-        for _, tensor in tensors(vars(module)):
-            if not tensor.is_leaf:
-                memo.setdefault(id(tensor), tensor.detach().clone())
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except RuntimeError:  # it holds a tensor that was computed with gradients
+        for module in model.modules():
+            for _, tensor in tensors(vars(module)):
+                if not tensor.is_leaf:
+                    memo.setdefault(id(tensor), tensor.detach().clone())
+        return copy.deepcopy(model, memo)
 
 
 def double(model: M) -> M:
