@@ -30,6 +30,7 @@ from reparam.errors import Refusal
 from reparam.rules import operation
 
 CHECKS = ("_assert", "assert")
+_GROUPED = ("conv1d", "conv2d", "conv3d")
 _LOOKS = frozenset("size dim ndimension numel nelement is_floating_point stride get_device element_size type".split())
 
 
@@ -52,8 +53,13 @@ class Trace:
         self.graph = _traced(self)
 
     def sized(self, node: Node) -> bool:
-        """Whether the operation takes an argument that depends on the size of the input."""
-        return any(argument not in self.tree for argument in self.at[node].all_input_nodes)
+        """Whether the operation takes an argument that depends on the size of the input.
+
+        The groups of a convolution do not, however they are computed: they are its channels over those of its kernel.
+        """
+        step = self.at[node]
+        groups = _groups(step) if operation(node.function) in _GROUPED else None  # type: ignore[arg-type]
+        return any(argument not in self.tree for argument in step.all_input_nodes if argument is not groups)
 
     def rank(self, node: fx.Node) -> int | None:
         """The number of dimensions of the tensor that a step computes, where it is one that was recorded."""
@@ -148,6 +154,11 @@ class Trace:
         )
 
 
+def _groups(step: fx.Node) -> Any:
+    """The last argument of a functional convolution."""
+    return step.kwargs.get("groups", step.args[6] if len(step.args) > 6 else None)
+
+
 def _entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
     """What a trace shows one step each: the operations of the call and of opened inner calls, and all other calls."""
     for event in call.events:
@@ -202,6 +213,9 @@ class _Proxy(fx.Proxy):
         rank = self.tracer.steps.rank(self.node)
         return rank if rank is not None else self.tracer.create_proxy("call_method", "dim", (self,), {})
 
+    def __getitem__(self, index: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
     def __len__(self) -> int:
         length = self.tracer.steps.lengths.get(self.node)
         return super().__len__() if length is None else length  # type: ignore[misc]
@@ -231,9 +245,7 @@ def _asserts(frame: FrameType) -> bool:
     after = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
     steps = (step for step in after if step.opname not in ("TO_BOOL", "CACHE", "NOT_TAKEN"))
     following = next((step for step in steps if not step.opname.startswith("POP_JUMP")), None)
-    return following is not None and "AssertionError" in f"{following.opname} {following.argval}".replace("_", "").replace(
-        "ASSERTIONERROR", "AssertionError"
-    )
+    return following is not None and (following.opname == "LOAD_ASSERTION_ERROR" or following.argval == "AssertionError")
 
 
 class _Tracer(fx.Tracer):
@@ -258,10 +270,11 @@ class _Tracer(fx.Tracer):
         """The parameter or buffer that a step reads."""
         if node.op != "get_attr":
             raise TypeError("a number that depends on the input is read out of a tensor")
-        value: Any = self.root
-        for name in str(node.target).split("."):
-            value = getattr(value, name)
-        return value  # type: ignore[no-any-return]
+        path, _, name = str(node.target).rpartition(".")
+        holder = self.root.get_submodule(path)  # type: ignore[union-attr]
+        # Not by getattr: while tracing, that gives proxies.
+        held: torch.Tensor = {**vars(holder), **holder._parameters, **holder._buffers}[name]
+        return held
 
 
 @contextmanager

@@ -34,6 +34,10 @@ values and varies by less than 2 from one order of additions to another; a fold 
 FLOOR = 4
 """Noise below this many eps of max|y| is luck (an identity rounds nothing) and binds nobody."""
 
+SUMMING = 16
+"""Nor does noise below this many eps of float32, in which the sums are made: one convolution adds up what several added
+up in parts, so its partial sums are larger, and a few hundred products in another order round by as much."""
+
 _DRAWS = 2  # of the example: itself and once redrawn; the variants are drawn once each
 _MORE_DRAWS = 16  # near a measured bound: the noise of a single number is often small by luck, that of 16 never
 _NEAR = 100  # times the bound; what lies further out is wrong and not unlucky
@@ -296,7 +300,8 @@ class _Bench:
         """The largest error that passes, where the original itself shows `slack`."""
         if kind == _FP64:
             return max(EXACT, NOISE * slack) if self.rounded else EXACT
-        return max(EXACT, FLOOR * self.eps, NOISE * slack)
+        summing = SUMMING * torch.finfo(torch.float32).eps if self.eps > EXACT else 0.0
+        return max(EXACT, FLOOR * self.eps, summing, NOISE * slack)
 
     def measure(self, inputs: Inputs, generator: torch.Generator) -> list[_Reading]:
         """Both models on one draw. Raises _ModelFailure where the original fails; a failing candidate is a reading."""

@@ -92,3 +92,26 @@ def plain_convs(model: nn.Module) -> list[nn.Module]:
     """Every module that is exactly a torch convolution or linear layer, and no subclass of one."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return [module for module in model.modules() if type(module) in kinds]
+
+
+class ScaledBranches(nn.Module):
+    """Branches weighted by numbers: a parameter asked for its truth, a Python float, a vector, a negative one.
+
+    It stands here because pytest rewrites the assertions of test files, and that of a user's forward is a plain one.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.conv2 = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.alpha, self.beta = nn.Parameter(torch.ones(1)), 0.7
+        self.gamma = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.gamma.shape[0], "other channels"
+        if len(x.size()) != 4 or x.dim() == 3:
+            raise ValueError("an image")
+        y = self.conv1(x) * self.beta
+        if self.alpha:
+            y = y + self.alpha * self.conv2(x)
+        return torch.sigmoid(y - self.gamma.view(1, -1, 1, 1) * x / 2)
