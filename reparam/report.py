@@ -149,10 +149,11 @@ def report(
         FoldLine(names.get(fold) or _place(fold.sink), summed(fold.nodes), describe(fold.value), errors.get(fold))
         for fold in plan.folds
     )
+    folded_nodes = {node for fold in plan.folds for node in fold.nodes}  # refused from afar, folded from nearer
     refusals = tuple(
         RefusalLine(_place(node), operation(node.function), refusal.reason, refusal.remedy)
         for node, refusal in plan.refusals.items()
-        if node.function is not None
+        if node.function is not None and node not in folded_nodes
     )
     return Report(lines, refusals, counts(computed, original), after)
 
