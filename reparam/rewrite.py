@@ -32,7 +32,7 @@ class Code:
         for node in graph.nodes:
             node.type = None  # annotations would need the names of the user's module
         printed = graph.python_code("self")
-        text = printed.src.strip() + "\n"
+        text = printed.src[printed.src.index("def forward(") :].strip() + "\n"
         names = compile(text, "<forward>", "exec").co_consts[0].co_names
         used = {name: printed.globals[name] for name in names if name in printed.globals}
         modules = tuple((n, v.__name__) for n, v in used.items() if isinstance(v, ModuleType))

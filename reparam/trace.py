@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import Call, Node, entry, nodes_in
+from reparam.capture import SHAPED_AS, Call, entry, Node, nodes_in
 from reparam.errors import Refusal
 from reparam.rules import operation
 
@@ -81,7 +81,7 @@ class Trace:
             self._step(node)
 
     def _step(self, node: fx.Node) -> None:
-        inputs = node.all_input_nodes
+        inputs = node.all_input_nodes[:1] if operation(node.target) in SHAPED_AS else node.all_input_nodes
         length = self._length(node)
         if length is not None:
             self.lengths[node] = length
@@ -122,7 +122,7 @@ class Trace:
         elif seen is not None:
             name = node.args[1] if node.target is getattr else operation(node.target)
             recorded = operation(seen.function)  # type: ignore[arg-type]
-            same = node.op != "call_module" and recorded in (name, f"r{name}")
+            same = node.op != "call_module" and (recorded in (name, f"r{name}") or name in SHAPED_AS)
             given, result = _distinct(seen.operands), _parts(seen)
         else:
             raise self._other(f"goes on with {node.format_node()}")
@@ -203,15 +203,30 @@ class _Proxy(fx.Proxy):
         self.node = self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {}).node
 
     def __getattr__(self, name: str) -> Any:
-        if name == "ndim" and (rank := self.tracer.steps.rank(self.node)) is not None:
+        if name == "ndim" and (rank := self._rank()) is not None:
             return rank
         if name == "shape":
-            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+            own = self._own()
+            return own.shape if own is not None else self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
 
+    def _own(self) -> torch.Tensor | None:
+        """The parameter or buffer that this is, if it is one."""
+        return self.tracer.held(self.node) if self.node.op == "get_attr" else None
+
+    def _rank(self) -> int | None:
+        own = self._own()
+        return own.dim() if own is not None else self.tracer.steps.rank(self.node)
+
     def dim(self) -> Any:
-        rank = self.tracer.steps.rank(self.node)
+        rank = self._rank()
         return rank if rank is not None else self.tracer.create_proxy("call_method", "dim", (self,), {})
+
+    def size(self, *args: Any, **kwargs: Any) -> Any:
+        own = self._own()
+        if own is not None:
+            return own.size(*args, **kwargs)
+        return self.tracer.create_proxy("call_method", "size", (self, *args), kwargs)
 
     def __getitem__(self, index: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
@@ -225,8 +240,8 @@ class _Proxy(fx.Proxy):
         return super().__iter__() if length is None else iter([self[i] for i in range(length)])
 
     def __bool__(self) -> bool:
-        if self.node.op == "get_attr":
-            return bool(self.tracer.held(self.node))
+        if (own := self._own()) is not None:
+            return bool(own)
         frame = inspect.currentframe()
         if frame is not None and frame.f_back is not None and _asserts(frame.f_back):
             self.tracer.create_proxy("call_function", torch._assert, (self, ""), {})
