@@ -355,7 +355,9 @@ class AffineConv:
         axes = tuple(map(Axis.widened, self.axes))
         if axes == self.axes:
             return self
-        return replace(self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False, mean=False)
+        return replace(
+            self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False, mean=False
+        )
 
     def deployable(self) -> tuple[list[int], AffineConv]:
         """What nn.Conv can hold, and what to pad or crop in front of it, as F.pad spells it (empty: nothing).
@@ -366,7 +368,9 @@ class AffineConv:
         if wide.taps <= 2 * self.taps:
             return [], wide
         pads = [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)]
-        return pads, replace(self, axes=tuple(replace(axis, lo=0, hi=0) for axis in self.axes), identity=False, mean=False)
+        return pads, replace(
+            self, axes=tuple(replace(axis, lo=0, hi=0) for axis in self.axes), identity=False, mean=False
+        )
 
     def _matches(self, other: AffineConv) -> None:
         if self.anchor != other.anchor:

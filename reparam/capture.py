@@ -36,6 +36,14 @@ _QUERIES = frozenset(
 
 _SIZES = frozenset("shape size numel nelement len stride storage_offset".split())
 
+# Methods that ask their second argument for its shape or dtype only, as calls that do not take it.
+SHAPED_AS: dict[str, Callable[[Tensor, Tensor], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
+    "reshape_as": lambda x, other: (Tensor.reshape, (x, tuple(other.shape))),
+    "view_as": lambda x, other: (Tensor.view, (x, tuple(other.shape))),
+    "expand_as": lambda x, other: (Tensor.expand, (x, tuple(other.shape))),
+    "type_as": lambda x, other: (Tensor.to, (x, other.dtype)),
+}
+
 _RANDOM = frozenset(
     "rand randn randint randperm bernoulli multinomial normal poisson rand_like randn_like randint_like uniform "
     "exponential geometric cauchy log_normal random rrelu".split()
@@ -231,7 +239,9 @@ class _Recorder(TorchFunctionMode):
                 continue  # runs outside Python: its results are tensors of unknown origin
             hooked = _hooked(module)
             self.watched.update([module] if hooked else [])
-            handles.append(module.register_forward_pre_hook(self._entering(path, hooked), prepend=True, with_kwargs=True))
+            handles.append(
+                module.register_forward_pre_hook(self._entering(path, hooked), prepend=True, with_kwargs=True)
+            )
             handles.append(module.register_forward_hook(self._leaving(hooked), with_kwargs=True))
         return handles
 
@@ -324,6 +334,9 @@ class _Recorder(TorchFunctionMode):
             if name in _SIZES:
                 self._looks()
             return func(*args, **kwargs)
+        if name in SHAPED_AS:
+            func, args = SHAPED_AS[name](*args)
+            name = operation(func)
         inputs: list[Node] = []
         seen: list[tuple[Tensor, int]] = []
 
@@ -349,9 +362,7 @@ class _Recorder(TorchFunctionMode):
         self._conclude(node, result, written, seen)
         return result
 
-    def _conclude(
-        self, node: Node, result: Any, written: list[Tensor], seen: list[tuple[Tensor, int]]
-    ) -> None:
+    def _conclude(self, node: Node, result: Any, written: list[Tensor], seen: list[tuple[Tensor, int]]) -> None:
         for tensor in written:
             self.known[id(tensor)][1].written = True
             self.writers.append((node, tensor.untyped_storage().data_ptr()))
@@ -402,11 +413,7 @@ class _Recorder(TorchFunctionMode):
             for state in before:
                 stored = [tensor for value in state.replaced() for _, tensor in tensors(value)]
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
-        changed = {
-            node
-            for _, node, _ in self.known.values()
-            if node.tensor is not None and self._changed(node.tensor)
-        }
+        changed = {node for _, node, _ in self.known.values() if node.tensor is not None and self._changed(node.tensor)}
         _no_longer_constant(changed)
         self.walls.update(node for node, memory in self.writers if memory in self.overwritten)
         return Record(self.nodes, self.calls, outputs, self.walls, self.watched)
@@ -460,7 +467,9 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for key, value in vars(module).items():
             if key in ("_parameters", "_buffers"):
                 yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
-            elif key != "_modules" and (isinstance(value, Tensor) or (isinstance(value, (list, tuple, dict)) and value)):
+            elif key != "_modules" and (
+                isinstance(value, Tensor) or (isinstance(value, (list, tuple, dict)) and value)
+            ):
                 yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
 
 

@@ -88,7 +88,9 @@ def _unevenly_padded(device: Device, node: Node, read: int) -> float:
     dilation = node.kwargs.get("dilation", node.args[5] if len(node.args) > 5 else 1)
     taps = node.inputs[1].shape[2:]
     steps = dilation if isinstance(dilation, (tuple, list)) else [dilation]
-    uneven = any(step * (k - 1) % 2 for step, k in zip([*steps] * (len(taps) if len(steps) == 1 else 1), taps, strict=True))
+    uneven = any(
+        step * (k - 1) % 2 for step, k in zip([*steps] * (len(taps) if len(steps) == 1 else 1), taps, strict=True)
+    )
     return 2 * read * _BYTES / device.bandwidth + device.launch if padding == "same" and uneven else 0.0
 
 

@@ -20,6 +20,7 @@ from reparam.errors import Refusal
 from reparam.interpret import REACH, Interpretation, between
 from reparam.rules import operation
 
+
 @dataclass(frozen=True, eq=False)
 class Fold:
     """`value` computes `sink` from `base`; `nodes` are what it stands for, in order, `sink` last.
@@ -77,7 +78,9 @@ def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CP
 
 def _live(record: Record) -> set[Node]:
     """Every node that an output, a write or a number read from a tensor depends on."""
-    return _reached([*record.outputs, *(n for n in record.nodes if n.inplace or (n.dtype is None and not n.readers))], {})
+    return _reached(
+        [*record.outputs, *(n for n in record.nodes if n.inplace or (n.dtype is None and not n.readers))], {}
+    )
 
 
 def _computed(record: Record, folds: Iterable[Fold]) -> set[Node]:

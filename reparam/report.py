@@ -86,8 +86,12 @@ class Report:
     def _counts(self) -> str:
         names = {"convs": "convolutions and linear layers", "norms": "batch norms", "elementwise": "sums and products",
                  "parameters": "parameters", "macs": "multiply-adds"}  # fmt: skip
-        rows = [(text, f"{getattr(self.before, key):,}", f"{getattr(self.after, key):,}") for key, text in names.items()]
-        return tabulate(rows, headers=("", "before", "after"), colalign=("left", "right", "right"), disable_numparse=True)
+        rows = [
+            (text, f"{getattr(self.before, key):,}", f"{getattr(self.after, key):,}") for key, text in names.items()
+        ]
+        return tabulate(
+            rows, headers=("", "before", "after"), colalign=("left", "right", "right"), disable_numparse=True
+        )
 
     def _refusals(self) -> str:
         """Every reason once, with how often and where it was met first."""
@@ -136,14 +140,23 @@ def counts(nodes: Iterable[Node], model: nn.Module) -> Counts:
 
 
 def report(
-    record: Record, plan: Plan, original: nn.Module, folded: nn.Module, names: dict[Fold, str], errors: dict[Fold, float]
+    record: Record,
+    plan: Plan,
+    original: nn.Module,
+    folded: nn.Module,
+    names: dict[Fold, str],
+    errors: dict[Fold, float],
 ) -> Report:
     """The report of a plan that has been carried out; `names` are the modules that hold the folds now."""
     computed = [node for node in record.nodes if node in plan.live]
     left = counts((node for node in computed if node not in plan.removed), folded)
     made = [fold.value for fold in plan.folds if not fold.value.identity]
     after = Counts(
-        left.convs + len(made), left.norms, left.elementwise, left.parameters, left.macs + sum(map(cost.macs_of_fold, made))
+        left.convs + len(made),
+        left.norms,
+        left.elementwise,
+        left.parameters,
+        left.macs + sum(map(cost.macs_of_fold, made)),
     )
     lines = tuple(
         FoldLine(names.get(fold) or _place(fold.sink), summed(fold.nodes), describe(fold.value), errors.get(fold))

@@ -180,31 +180,17 @@ def neg(input: Value) -> AffineConv:
 
 
 @rule(
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "dropout3d",
-    "alpha_dropout",
-    "feature_alpha_dropout",
-    folds=lambda: [
-        Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout(0.3), nn.Dropout2d(0.2), nn.Identity())),
-        Case(nn.Sequential(nn.Dropout1d(), nn.AlphaDropout(), nn.FeatureAlphaDropout(), nn.Linear(4, 4)), spatial=0),
-        Case(nn.Sequential(nn.Dropout3d(inplace=True), nn.BatchNorm3d(4)), spatial=3),
-    ],
-    keeps=lambda: [(Case(Op(lambda m, x: F.dropout(x, 0.0, training=True))), "training")],
-)
-def dropout(input: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> AffineConv:
-    """In eval it does nothing."""
-    if training:
-        raise Refusal("it runs with training=True", "passing training=self.training would fold")
-    return affine(input)
-
-
-@rule(
     "contiguous",
     "clone",
     "detach",
-    folds=lambda: [Case(Op(lambda m, x: m.inner[0](x.contiguous().clone()).detach(), nn.Conv2d(4, 4, 1)))],
+    folds=lambda: [
+        Case(
+            Op(
+                lambda m, x: m.inner[0](x.contiguous(memory_format=torch.channels_last).clone()).detach(),
+                nn.Conv2d(4, 4, 1),
+            )
+        )
+    ],
     keeps=lambda: [(Case(Op(lambda m, x: F.pad(x, [1, 1], value=1.0).clone())), "value")],
 )
 def unchanged(input: Value, *, memory_format: torch.memory_format | None = None) -> AffineConv:

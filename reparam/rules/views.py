@@ -93,7 +93,12 @@ def reshape(input: Value, *shape: Value) -> _Moved:
         Case(nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(2), nn.BatchNorm1d(4))),
         Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))),
     ],
-    keeps=lambda: [(Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 49, 2)), smallest=7, fixed=True), "joins them")],
+    keeps=lambda: [
+        (
+            Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 49, 2)), smallest=7, fixed=True),
+            "joins them",
+        )
+    ],
 )
 def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> _Moved:
     """Neighbouring dimensions made one."""
@@ -105,9 +110,14 @@ def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> _Moved:
 
 @rule(
     "unsqueeze",
-    folds=lambda: [Case(nn.Sequential(nn.Conv1d(4, 6, 1), Op(lambda m, x: x.unsqueeze(2)), nn.BatchNorm2d(6)), spatial=1)],
+    folds=lambda: [
+        Case(nn.Sequential(nn.Conv1d(4, 6, 1), Op(lambda m, x: x.unsqueeze(2)), nn.BatchNorm2d(6)), spatial=1)
+    ],
     keeps=lambda: [
-        (Case(nn.Sequential(Op(lambda m, x: x.unsqueeze(2)), nn.Conv2d(4, 6, (1, 3))), spatial=1, smallest=3), "neighbours")
+        (
+            Case(nn.Sequential(Op(lambda m, x: x.unsqueeze(2)), nn.Conv2d(4, 6, (1, 3))), spatial=1, smallest=3),
+            "neighbours",
+        )
     ],
 )
 def unsqueeze(input: Value, dim: int) -> _Moved:
@@ -121,9 +131,15 @@ def unsqueeze(input: Value, dim: int) -> _Moved:
 @rule(
     "squeeze",
     folds=lambda: [
-        Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze(-1).squeeze(-1)), nn.Linear(6, 3))),
+        Case(
+            nn.Sequential(
+                nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze(-1).squeeze(-1)), nn.Linear(6, 3)
+            )
+        ),
     ],
-    keeps=lambda: [(Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze()))), "every")],
+    keeps=lambda: [
+        (Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze()))), "every")
+    ],
 )
 def squeeze(input: Value, dim: Value = None) -> _Moved:
     """A dimension of length 1 dropped."""
@@ -165,7 +181,11 @@ def adaptive_avg_pool(input: Value, output_size: Value) -> Viewed:
     "interpolate",
     folds=lambda: [
         Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.Upsample(scale_factor=2, mode="nearest"), nn.BatchNorm2d(6))),
-        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: F.interpolate(x, (5, 7), mode="bilinear")), nn.Conv2d(4, 3, 1))),
+        Case(
+            nn.Sequential(
+                nn.BatchNorm2d(4), Op(lambda m, x: F.interpolate(x, (5, 7), mode="bilinear")), nn.Conv2d(4, 3, 1)
+            )
+        ),
     ],
     keeps=lambda: [(Case(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3))), "neighbours")],
 )
