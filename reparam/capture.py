@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ModelError
@@ -170,7 +171,7 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
 
     Raises ModelError if the model fails on the inputs.
     """
-    before = [_State(module) for module in model.modules()]
+    before = [_State(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     recorder = _Recorder(model)
     handles = recorder.watch(model)
     try:
@@ -197,6 +198,10 @@ class _State:
         self.module = module
         self.attributes = dict(vars(module))
         self.registries = {key: dict(value) for key, value in vars(module).items() if key in _REGISTRIES}
+        own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+        self.memory = [(tensor, tensor.data, tensor._version) for tensor in own if not is_lazy(tensor)]
+        # Parameters are not written to by a forward; those that are, are given other memory.
+        self.values = {id(t): t.detach().clone() for t in module._buffers.values() if t is not None and not is_lazy(t)}
 
     def restore(self) -> None:
         attributes = vars(self.module)
@@ -205,6 +210,19 @@ class _State:
         for key, entries in self.registries.items():
             attributes[key].clear()
             attributes[key].update(entries)
+        with torch.no_grad():
+            for tensor, data, version in self.memory:
+                if tensor.data_ptr() != data.data_ptr():
+                    tensor.data = data
+                if tensor._version != version and id(tensor) in self.values:
+                    tensor.copy_(self.values[id(tensor)])
+
+    def outdated(self) -> Iterator[Tensor]:
+        """Tensors in whose place the run has put others."""
+        for key, value in self.attributes.items():
+            then = self.registries[key] if key in self.registries else {key: value}
+            now = vars(self.module).get(key, {}) if key in self.registries else vars(self.module)
+            yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
 
     def replaced(self) -> Iterator[Any]:
         """Values that the run has stored on the module."""
@@ -220,6 +238,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.nodes: list[Node] = []
+        self.sources: list[Node] = []
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.walls: set[Node] = set()
@@ -297,6 +316,7 @@ class _Recorder(TorchFunctionMode):
         held = self.held.get(id(tensor))
         if held is not None and held[1] is tensor:
             node = Node(held[0], shape=tuple(tensor.shape), dtype=tensor.dtype, tensor=tensor, constant=True)
+            self.sources.append(node)
             return self._bind(tensor, node)
         return self._bind(tensor, self._add(self._unknown(tensor, ())))
 
@@ -413,12 +433,12 @@ class _Recorder(TorchFunctionMode):
             for state in before:
                 stored = [tensor for value in state.replaced() for _, tensor in tensors(value)]
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
-        changed = {node for _, node, _ in self.known.values() if node.tensor is not None and self._changed(node.tensor)}
-        _no_longer_constant(changed)
+        outdated = {id(tensor) for state in before for tensor in state.outdated()}
+        _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n.tensor)})
         self.walls.update(node for node, memory in self.writers if memory in self.overwritten)
         return Record(self.nodes, self.calls, outputs, self.walls, self.watched)
 
-    def _changed(self, tensor: Tensor) -> bool:
+    def _changed(self, tensor: Tensor | None) -> bool:
         _, _, version, pointer = self.held[id(tensor)]
         return tensor._version != version or tensor.data_ptr() != pointer
 

@@ -56,7 +56,7 @@ def reparameterize(
     _require_usable(model)
     if cost not in _COSTS:
         raise InputError(f"cost={cost!r} is not known; choose one of {', '.join(map(repr, _COSTS))}")
-    inputs = guessed_inputs(model) if example_inputs is None else Inputs.of(example_inputs)
+    inputs = guessed_inputs(_copied(model, False)) if example_inputs is None else Inputs.of(example_inputs)
     conversion = _convert(_copied(model, inplace), inputs, keep, say)
     errors: dict[Fold, float] = {}
     verification = None
@@ -105,7 +105,8 @@ def _require_usable(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model: a {type(model).__name__} is no torch.nn.Module; give the model itself, not its weights")
     require_eval(model, "the model")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    held = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in held:
         if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
             raise ModelError(
                 f"{name} is {tensor.dtype}, which cannot be folded exactly; convert before quantisation, from "
@@ -113,15 +114,17 @@ def _require_usable(model: nn.Module) -> None:
             )
         if tensor.is_meta:
             raise ModelError(f"{name} is on the meta device and has no values; load the weights first")
-        if not _finite(tensor, infinite=not isinstance(tensor, nn.Parameter)):
+    sums = [tensor.detach().sum(dtype=torch.float32) for _, tensor in held if tensor.is_floating_point()]
+    if sums and not bool(torch.stack([each.cpu() for each in sums]).isfinite().all()):
+        _require_finite(held)  # also where a sum has overflowed
+
+
+def _require_finite(held: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """No NaN anywhere, and no infinity among parameters; buffers may hold masks of it."""
+    for name, tensor in held:
+        wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
+        if bool(wrong.any()):
             raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or training diverged")
-
-
-def _finite(tensor: torch.Tensor, infinite: bool) -> bool:
-    """Whether there is no NaN and, unless `infinite` values are meant (masks among buffers), no infinity."""
-    if not tensor.is_floating_point() or bool(tensor.detach().sum(dtype=torch.float32).isfinite()):
-        return True
-    return not bool(tensor.isnan().any() if infinite else (~tensor.isfinite()).any())
 
 
 def _copied(model: nn.Module, sharing: bool) -> nn.Module:

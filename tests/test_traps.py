@@ -456,3 +456,237 @@ class Cloning(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         return self.model(x.clone())
+
+
+# --- what a table does not tell
+
+
+def converted(model: nn.Module, *inputs: Tensor, **options: object) -> nn.Module:
+    return reparam.reparameterize(model, inputs, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("register", ["forward", "pre"])
+def test_a_hook_sees_the_same_tensors(register: str) -> None:
+    """A hook is behaviour: what it looks at stays, and what it does not look at folds."""
+    model = trained(seq(conv(4, 4, 3, padding=1), bn(), nn.ReLU(), conv(4, 4, 3), bn()))
+    seen: list[Tensor] = []
+    if register == "forward":
+        model[0].register_forward_hook(lambda module, args, result: seen.append(result.clone()))
+    else:
+        model[1].register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    x = image(2, 4, 9, 7)
+    folded = converted(model, x)
+    seen.clear()
+    assert distance(model, folded, x) < EXACT
+    assert len(seen) == 2
+    assert torch.equal(*seen)
+    assert norms_ran(folded, x) == 1
+
+
+def test_a_hook_that_changes_the_result_still_does() -> None:
+    model = trained(seq(conv(4, 4, 3, padding=1), bn(), nn.ReLU()))
+    model[0].register_forward_hook(lambda module, args, result: result * 2)
+    x = image(2, 4, 9, 7)
+    assert distance(model, converted(model, x), x) < EXACT
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_stays_and_nothing_is_lost(dtype: torch.dtype) -> None:
+    """Composed in float64 and rounded once, the fold is at least about as near to the truth as the original."""
+    model = trained(seq(RepVGGBlock(8, 8), RepVGGBlock(8, 8), conv(8, 8, 3), bn(8)))
+    model = model.to(dtype)
+    x = image(2, 8, 15, 12, dtype=dtype)
+    folded = converted(model, x)
+    assert {parameter.dtype for parameter in folded.parameters()} == {dtype}
+    with torch.no_grad():
+        truth = reparam.precision.double(model)(x.double())
+        errors = [(m(x).double() - truth).abs().max().item() for m in (model, folded)]
+    assert errors[1] <= (1.5 * errors[0] if dtype.itemsize == 2 else 3 * errors[0] + 1e-5)
+    assert convs_ran(folded, x) == 3
+
+
+def test_float32_constants_do_not_leak_into_float64() -> None:
+    """1 / 9 in float32 is off by 1e-9: more than a float64 fold may be."""
+    model = trained(Block(lambda m, x: m.bn(m.pool(x)) + m.conv(x), pool=nn.AvgPool2d(3, 1, 1), conv=conv(4, 4, 1), bn=bn()))
+    x = image(2, 4, 9, 7)
+    assert distance(model, converted(model, x), x) < 1e-14
+
+
+def test_the_root_is_one_batch_norm() -> None:
+    model = trained(bn())
+    x = image(2, 4, 9, 7)
+    folded = converted(model, x)
+    assert distance(model, folded, x) < EXACT
+    assert type(folded) is nn.BatchNorm2d
+
+
+def test_tied_weights_stay_tied_where_nothing_folds() -> None:
+    first, second = conv(4, 4, 3, padding=1), conv(4, 4, 3, padding=1)
+    second.weight = first.weight
+    model = trained(seq(first, nn.ReLU(), second, nn.ReLU(), conv(4, 4, 1), bn()))
+    folded = converted(model, image(2, 4, 9, 7))
+    assert folded[0].weight is folded[2].weight
+    assert folded[0].weight is not model[0].weight
+
+
+@pytest.mark.parametrize("dilation", [2, 24])
+def test_dilation_stays_on_its_lattice(dilation: int) -> None:
+    """Folding a norm into a dilated convolution never makes its kernel dense."""
+    model = trained(seq(conv(4, 4, 3, padding=dilation, dilation=dilation), bn()))
+    folded = converted(model, image(1, 4, 30, 27))
+    assert [tuple(layer.weight.shape[2:]) for layer in plain_convs(folded)] == [(3, 3)]
+    assert folded[0].dilation == (dilation, dilation)
+
+
+def test_dilated_branches_share_their_lattice() -> None:
+    branches = [seq(conv(4, 4, 3, padding=d, dilation=d), bn()) for d in (2, 4)]
+    folded = converted(trained(added(*branches, seq(conv(4, 4, 1), bn()))), image(1, 4, 15, 12))
+    assert [(tuple(layer.weight.shape[2:]), layer.dilation) for layer in plain_convs(folded)] == [((5, 5), (2, 2))]
+
+
+def test_norms_of_a_large_network_are_not_counted() -> None:
+    """Some tools skip models of fewer than ten norms without a word."""
+    model = trained(seq(conv(4, 4, 3), bn()))
+    assert len(converted(model, image(1, 4, 5, 5)).reparam_report.folds) == 1
+
+
+def test_a_convolution_without_a_norm_keeps_its_bias() -> None:
+    model = trained(seq(conv(4, 4, 3, bias=True), nn.ReLU(), conv(4, 4, 3), bn(), nn.ReLU()))
+    folded = converted(model, image(1, 4, 9, 7))
+    assert torch.equal(folded[0].bias, model[0].bias)
+    assert torch.equal(folded[0].weight, model[0].weight)
+
+
+def test_an_intermediate_that_is_returned_stays() -> None:
+    def forward(m: nn.Module, x: Tensor) -> dict[str, object]:
+        y = m.conv(x)
+        z = m.bn(y)
+        return {"features": [y, z], "size": tuple(z.shape), "last": (F.relu(z),)}
+
+    model = trained(Block(forward, conv=conv(4, 4, 3), bn=bn()))
+    x = image(2, 4, 9, 7)
+    assert distance(model, converted(model, x), x) < EXACT
+
+
+def test_features_of_every_stage() -> None:
+    def forward(m: nn.Module, x: Tensor) -> list[Tensor]:
+        outputs = []
+        for stage in m.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+    stages = nn.ModuleList(seq(RepVGGBlock(4, 4), conv(4, 4, 3, stride=2, padding=1), bn()) for _ in range(3))
+    model = trained(Block(forward, stages=stages))
+    x = image(2, 4, 17, 23)
+    folded = converted(model, x)
+    assert distance(model, folded, x) < EXACT
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (6, 0)
+
+
+def test_what_a_forward_stores_is_the_same() -> None:
+    model = trained(Stores())
+    x = image(2, 4, 9, 7)
+    folded = converted(model, x)
+    assert model.feat is None  # the conversion itself leaves nothing behind
+    folded(x), model(x)
+    assert torch.equal(folded.feat, model.feat)
+
+
+def test_a_module_under_two_names_stays_one() -> None:
+    folded = converted(trained(two_names()), image(2, 4, 9, 7))
+    assert folded.conv is folded.layers[0]
+
+
+def test_random_numbers_are_left_alone() -> None:
+    model = trained(seq(conv(4, 4, 3), bn(), nn.Dropout(0.5)))
+    x = image(2, 4, 9, 7)
+    before = torch.get_rng_state()
+    converted(model, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_stays_noise() -> None:
+    """What is drawn in the forward is no constant."""
+    model = trained(Block(lambda m, x: m.bn(m.conv(x)) + torch.randn(4, 1, 1, dtype=x.dtype), conv=conv(4, 4, 3), bn=bn()))
+    x = image(2, 4, 9, 7)
+    folded = converted(model, x)
+    assert not torch.equal(folded(x), folded(x))
+    torch.manual_seed(1)
+    truth = model(x)
+    torch.manual_seed(1)
+    assert (folded(x) - truth).abs().max() < EXACT * truth.abs().max()
+
+
+def test_a_buffer_that_the_forward_changes_is_no_constant() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        m.count += 1
+        return m.bn(m.conv(x)) * m.count
+
+    model = trained(Block(forward, conv=conv(4, 4, 3), bn=bn(), count=torch.zeros(1)))
+    x = image(2, 4, 9, 7)
+    folded = converted(model, x, verify=False)
+    assert model.count == 0
+    for _ in range(3):
+        assert distance(model, folded, x) < EXACT
+
+
+def test_a_replaced_attribute_is_no_constant() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        m.running = m.running * 0.5 + 1
+        return m.bn(m.conv(x)) * m.running
+
+    model = trained(Block(forward, conv=conv(4, 4, 3), bn=bn(), running=torch.zeros(1)))
+    x = image(2, 4, 9, 7)
+    folded = converted(model, x, verify=False)
+    for _ in range(3):
+        assert distance(model, folded, x) < EXACT
+
+
+def test_a_cache_of_the_first_call_is_not_baked_in() -> None:
+    """A constant that depends on the input's size and is kept from the first call on."""
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.cache = conv(4, 4, 3, padding=1), bn(), {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            key = tuple(x.shape[2:])
+            if key not in self.cache:
+                self.cache[key] = torch.arange(key[0] * key[1], dtype=x.dtype).view(1, 1, *key)
+            return F.relu(self.bn(self.conv(x))) + self.cache[key]
+
+    model = trained(Cached())
+    folded = converted(model, image(2, 4, 9, 7))
+    for size in ((9, 7), (5, 6)):
+        assert distance(model, folded, image(1, 4, *size)) < EXACT
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv1d, nn.Conv3d])
+def test_other_ranks(convolution: type[nn.Module]) -> None:
+    spatial = 1 if convolution is nn.Conv1d else 3
+    norm = nn.BatchNorm1d if spatial == 1 else nn.BatchNorm3d
+    model = trained(seq(convolution(4, 6, 3, stride=2, padding=1), norm(6), nn.ReLU()))
+    x = image(2, 4, *[9, 6, 5][:spatial])
+    folded = converted(model, x)
+    assert norms_ran(folded, x) == 0
+    assert distance(model, folded, x) < EXACT
+
+
+def test_a_leaky_slope_of_one_is_not_folded_before_it_is_one() -> None:
+    model = trained(seq(conv(4, 4, 1), nn.LeakyReLU(0.99), conv(4, 4, 1)))
+    x = image(2, 4, 9, 7)
+    folded = converted(model, x)
+    assert convs_ran(folded, x) == 2
+    assert distance(model, folded, x) < EXACT
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")
+def test_modules_of_script_are_left_alone() -> None:
+    model = trained(seq(conv(4, 4, 3), bn(), nn.ReLU()))
+    scripted = seq(torch.jit.script(model), conv(4, 4, 3), bn()).eval().double()
+    x = image(2, 4, 9, 7)
+    folded = converted(scripted, x)
+    assert distance(scripted, folded, x) < EXACT
+    assert norms_ran(folded[1:], folded[0](x)) == 0
