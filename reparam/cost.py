@@ -16,9 +16,9 @@ from reparam.capture import Node
 from reparam.rules import operation
 
 _VIEWS = frozenset(
-    "view reshape chunk split split_with_sizes getitem transpose permute flatten unflatten unsqueeze squeeze expand detach "
-    "contiguous narrow select unbind movedim swapaxes t T mT view_as reshape_as expand_as tensor_split dropout alpha_dropout "
-    "dropout1d dropout2d dropout3d feature_alpha_dropout data".split()
+    "view reshape chunk split split_with_sizes tensor_split getitem transpose swapaxes permute movedim t T mT flatten "
+    "unflatten unsqueeze squeeze expand detach contiguous narrow select unbind data dropout dropout1d dropout2d "
+    "dropout3d alpha_dropout feature_alpha_dropout".split()
 )
 KERNELS = ("conv1d", "conv2d", "conv3d", "linear")
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")

@@ -6,8 +6,8 @@ Two kinds of edit, in this order:
 convolution under its own name; every other one does nothing from now on. Where such an operation is all that its module
 does, the module is exchanged; no forward is rewritten.
 
-*rewrite*: the smallest module whose forward holds the operations gets a new forward, from a symbolic trace of that module
-alone (see `trace`), in which one convolution stands for them.
+*rewrite*: the smallest module whose forward holds the operations gets a new forward, from a symbolic trace of that
+module alone (see `trace`), in which one convolution stands for them.
 
 All edits are prepared before the first is made. What cannot be edited is refused with its reason, and planned anew.
 """
@@ -24,20 +24,28 @@ from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
 from reparam.capture import Call, Node, Record, served
-from reparam.errors import Refusal
 from reparam.cost import KERNELS
+from reparam.errors import Refusal
 from reparam.plain import plain
 from reparam.plan import Fold, Plan, last_kernel
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.trace import CHECKS, Trace, user_code
 
-_DO_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_DO_NOTHING = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Part of a fold inside one call: `nodes` give way to one convolution of `base`, or (value None) to `base` itself."""
+    """Part of a fold inside one call: one convolution of `base`, or (value None) `base` itself, instead of `nodes`."""
 
     call: Call
     nodes: tuple[Node, ...]
@@ -198,7 +206,8 @@ class _Editor:
         if call.module in self.pinned or any(isinstance(event, Call) for event in call.events):
             return False
         mine = set(nodes)
-        whole = all(event.constant or event.same or event in mine for event in call.events) and call.result is nodes[-1]
+        own = [event for event in call.events if isinstance(event, Node)]
+        whole = all(node.constant or node.same or node in mine for node in own) and call.result is nodes[-1]
         return whole and (not user_code(call.module) or self._proven(call, nodes))
 
     def _unread(self, module: nn.Module) -> bool:
@@ -308,11 +317,15 @@ def _is_chain(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection
         if node.operands != (before,) or node.call is None:
             return False
         if before is not fold.base:
-            others = (other for reader in before.readers for other in inside[reader] or [None])
-            if (before not in removed and before not in fold.steps) or any(other is None or other.base is not fold.base for other in others):
+            gone = before in removed or before in fold.steps
+            if not gone or not all(_only_from(fold.base, inside[reader]) for reader in before.readers):
                 return False
         before = node
     return True
+
+
+def _only_from(base: Node, folds: Collection[Fold]) -> bool:
+    return bool(folds) and all(fold.base is base for fold in folds)
 
 
 def _carriers(fold: Fold) -> list[Node | None]:
@@ -325,9 +338,8 @@ def _carriers(fold: Fold) -> list[Node | None]:
     shared = max((i for i, node in enumerate(fold.nodes[:-1]) if len(set(node.readers)) > 1), default=-1)
     own = [node for node in fold.nodes[shared + 1 :] if node not in fold.steps]
     kernels = [node for node in own if operation(node.function) in KERNELS]  # type: ignore[arg-type]
-    if fold.steps:
-        return [last_kernel(fold.nodes)] if last_kernel(fold.nodes) in own else []
-    return [*kernels, *own][:1]
+    candidates = [node for node in own if node is last_kernel(fold.nodes)] if fold.steps else [*kernels, *own]
+    return [*candidates[:1]]
 
 
 def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
@@ -467,7 +479,9 @@ class _Emitter:
             left[call.module] &= bool(nodes) and all(node in removed for node in nodes)
         return {module for module, gone in left.items() if gone and _only_read_by(removed, module, self.readers)}
 
-    def _drop_unread(self, each: nn.Module, module: nn.Module, removed: Collection[Node], used: Collection[str]) -> None:
+    def _drop_unread(
+        self, each: nn.Module, module: nn.Module, removed: Collection[Node], used: Collection[str]
+    ) -> None:
         """Delete parameters and buffers of one module that only removed operations have read."""
         prefix = next((f"{path}." if path else "" for path, inner in module.named_modules() if inner is each), None)
         if prefix is None:
@@ -496,7 +510,7 @@ _OPERATIONS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linea
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
     """A weight of the fold: what the new one takes dtype, device and memory format from."""
     held = [leaf for node in fold.nodes for leaf in _leaves(node) if leaf.is_floating_point()]
-    held.sort(key=lambda tensor: -tensor.dim())
+    held.sort(key=lambda tensor: (-tensor.dim(), tensor.is_contiguous()))  # a 1x1 kernel is of every format
     return next(iter(held), None) if held else next(model.parameters(), torch.empty(0))  # type: ignore[return-value]
 
 
@@ -542,7 +556,8 @@ def _swept(trace: Trace, gone: set[Node]) -> None:
             continue
         check = operation(node.target) in CHECKS and node not in about
         seen = trace.tree.get(node, _NOTHING)
-        if _stands_for(trace, node, gone) or seen is None or (seen is _NOTHING and node.op != "call_module" and not check):
+        asked = seen is _NOTHING and node.op != "call_module" and not check  # a size, for somebody who is gone
+        if asked or seen is None or _stands_for(trace, node, gone):
             graph.erase_node(node)
 
 

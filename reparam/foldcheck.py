@@ -7,6 +7,7 @@ smallest sizes that the operations accept (there everything is border) and at an
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,11 @@ _TRIES = 16
 
 def fold_error(fold: Fold, generator: torch.Generator) -> float:
     """The largest error of the fold, relative to max|y|, over the sizes tried."""
-    return max(_error(fold, x) for x in _inputs(fold, generator))
+    return max(relative_error(truth, _folded(fold, x)) for x, truth in _cases(fold, generator))
 
 
-def _error(fold: Fold, x: Tensor) -> float:
-    truth = evaluate(fold.sink, {fold.base: x.clone()})
-    return relative_error(truth, _behind_steps(fold, x) if fold.steps else _plain(fold.value, x))
+def _folded(fold: Fold, x: Tensor) -> Tensor:
+    return _behind_steps(fold, x) if fold.steps else _plain(fold.value, x)
 
 
 def _plain(value: AffineConv, x: Tensor) -> Tensor:
@@ -47,23 +47,26 @@ def _behind_steps(fold: Fold, x: Tensor) -> Tensor:
     return x
 
 
-def _inputs(fold: Fold, generator: torch.Generator) -> list[Tensor]:
-    axes, shape = fold.value.axes, fold.base.shape
+def _cases(fold: Fold, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Drawn inputs, and what the user's operations make of them."""
+    axes = fold.value.axes
     if not axes or fold.steps:
-        return [torch.randn(shape, generator=generator, dtype=torch.float64)]
+        return [_case(fold, fold.base.shape, generator)]
     smallest = [axis.smallest for axis in axes]
     larger = [size + more for size, more in zip(smallest, itertools.cycle(_LARGER), strict=False)]
     return [_legal(fold, sizes, generator) for sizes in (smallest, larger)]
 
 
-def _legal(fold: Fold, sizes: list[int], generator: torch.Generator) -> Tensor:
-    """A drawn input of the smallest size from `sizes` on that the user's operations accept."""
+def _case(fold: Fold, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return x, evaluate(fold.sink, {fold.base: x.clone()})
+
+
+def _legal(fold: Fold, sizes: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The case of the smallest size from `sizes` on that the user's operations accept."""
     for more in range(_TRIES):
-        shape = (2, fold.base.shape[1], *(size + more for size in sizes))
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
         try:
-            evaluate(fold.sink, {fold.base: x.clone()})
+            return _case(fold, (2, fold.base.shape[1], *(size + more for size in sizes)), generator)
         except (RuntimeError, ValueError):
             continue  # too small for an operation on the way
-        return x
-    return torch.randn((2, *fold.base.shape[1:]), generator=generator, dtype=torch.float64)
+    return _case(fold, (2, *fold.base.shape[1:]), generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -18,7 +20,7 @@ def guessed_inputs(model: nn.Module) -> Inputs:
     Raises InputError, which asks for example inputs, where the model cannot be traced or accepts none of the shapes.
     """
     try:
-        graph = fx.Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception as error:
         raise InputError(
             f"without example inputs the model has to be traced symbolically, which stops at: {type(error).__name__}: "
@@ -34,6 +36,18 @@ def guessed_inputs(model: nn.Module) -> Inputs:
     raise InputError(
         "the shape of the inputs cannot be read off the model; give example_inputs, such as torch.randn(1, 3, 224, 224)"
     )
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that bears item assignment: who reads the arguments is all that is asked of the trace."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        pass
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 def _shape(model: nn.Module, placeholder: fx.Node, size: int) -> tuple[int, ...]:
@@ -58,6 +72,6 @@ def _shape(model: nn.Module, placeholder: fx.Node, size: int) -> tuple[int, ...]
 def _accepted(model: nn.Module, inputs: Inputs) -> bool:
     try:
         inputs.call(model)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, these inputs do not suit
         return False
     return True

@@ -81,7 +81,7 @@ class _Conversion:
 
 
 def _convert(
-    target: nn.Module, inputs: Inputs, keep: Sequence[str], say: Callable[[str], None], only: int | None = None
+    target: nn.Module, inputs: Inputs, keep: Sequence[str], say: Callable[[str], object], only: int | None = None
 ) -> _Conversion:
     """Convert `target` itself; `only` so many of the folds, in order, where it is given."""
     kept = _kept(target, keep)
@@ -103,7 +103,8 @@ def _convert(
 
 def _require_usable(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"model: a {type(model).__name__} is no torch.nn.Module; give the model itself, not its weights")
+        kind = type(model).__name__
+        raise InputError(f"model: a {kind} is no torch.nn.Module; give the model itself, not its weights")
     require_eval(model, "the model")
     held = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in held:
@@ -180,8 +181,8 @@ def _guilty(
     guilty = bisect(planned.folds, fails)
     name = "no single fold" if guilty is None else guilty.sink.where
     return VerificationError(
-        f"the folded model is not equal to the original: {verification.worst}. Guilty: {name}. Nothing has been changed. "
-        "Leave it out with keep=, and please report it"
+        f"the folded model is not equal to the original: {verification.worst}. Guilty: {name}. Nothing has been "
+        "changed. Leave it out with keep=, and please report it"
     )
 
 
@@ -193,5 +194,5 @@ def _moved_into(model: nn.Module, folded: nn.Module) -> nn.Module:
     return model
 
 
-def _speaker(progress: bool) -> Callable[[str], None]:
-    return (lambda text: print(f"reparam: {text}", file=sys.stderr)) if progress else lambda text: None
+def _speaker(progress: bool) -> Callable[[str], object]:
+    return (lambda text: sys.stderr.write(f"reparam: {text}\n")) if progress else lambda text: None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,19 +21,18 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     pads, value = value.deployable()
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     bias = None if value.bias is None else value.bias()
-    geometry = {}
+    geometry: dict[str, Any] = {}
     if value.axes:
         geometry = {
-            "kernel_size": [axis.taps for axis in value.axes],
-            "stride": [axis.stride for axis in value.axes],
-            "padding": [axis.lo for axis in value.axes],
-            "dilation": [axis.dilation for axis in value.axes],
+            "kernel_size": tuple(axis.taps for axis in value.axes),
+            "stride": tuple(axis.stride for axis in value.axes),
+            "padding": tuple(axis.lo for axis in value.axes),
+            "dilation": tuple(axis.dilation for axis in value.axes),
             "groups": value.groups,
         }
-        geometry = {key: tuple(v) if isinstance(v, list) else v for key, v in geometry.items()}
     with torch.device("meta"):
         module = _PLAIN[len(value.axes)](value.in_channels, value.out_channels, bias=bias is not None, **geometry)
-    exact = {_rounded(module, "weight", kernel, like): kernel}
+    exact: dict[Tensor, Tensor] = {_rounded(module, "weight", kernel, like): kernel}
     if bias is not None:
         exact[_rounded(module, "bias", bias, like)] = bias
     padded = nn.Sequential(_PADS[len(value.axes)](pads, 0.0), module) if pads else module

@@ -92,7 +92,7 @@ def _computed(record: Record, folds: Iterable[Fold]) -> set[Node]:
 
 
 def _reached(waiting: list[Node], instead: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
-    """Everything that the given nodes depend on; a node in `instead` depends on what stands there and is not counted."""
+    """Everything that the nodes depend on; one in `instead` depends on what stands there and is not counted."""
     seen: set[Node] = set()
     while waiting:
         node = waiting.pop()
@@ -247,7 +247,8 @@ class _Search:
 
     def _starts(self, base: Node, node: Node) -> list[Node]:
         """The dominators of `node` from the nearest to `base` at which a convolution may start."""
-        starts, start = [], node
+        starts: list[Node] = []
+        start = node
         while start is not base and len(starts) < REACH:
             start = self.region.found.above[start]
             if start is base or (self.region.tensor(start) and not self.region.absorbed(start)):

@@ -23,6 +23,7 @@ _KINDS = {
 }
 _KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _SHORT = {"batch_norm": "bn", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "avg_pool2d": "pool"}
+_ORDER = {name: i for i, name in enumerate(("conv", "linear", "bn", "pool"))}  # then the others as they come
 _CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
 
@@ -128,7 +129,8 @@ def describe(value: AffineConv) -> str:
 def summed(nodes: Iterable[Node]) -> str:
     """Operations counted, such as `3 conv + 3 bn + 2 add`."""
     names = [operation(node.function) for node in nodes if node.function is not None]
-    return " + ".join(f"{count} {name}" for name, count in Counter(_SHORT.get(n, n) for n in names).items())
+    counted = Counter(_SHORT.get(name, name) for name in names).items()
+    return " + ".join(f"{count} {name}" for name, count in sorted(counted, key=lambda each: _ORDER.get(each[0], len(_ORDER))))
 
 
 def counts(nodes: Iterable[Node], model: nn.Module) -> Counts:

@@ -75,7 +75,8 @@ def _shared_subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
-    return type(base)(base.__name__, (base,), members)
+    subclass: type[nn.Module] = type(base.__name__, (base,), members)
+    return subclass
 
 
 def _rebuilt(base: type[nn.Module], code: Code) -> nn.Module:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import SHAPED_AS, Call, entry, Node, nodes_in
+from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
 from reparam.rules import operation
 
@@ -148,8 +148,9 @@ class Trace:
 
     def _other(self, what: str) -> Refusal:
         path = self.call.path or "the model itself"
+        kind = type(self.module).__name__
         return Refusal(
-            f"the forward of {path} ({type(self.module).__name__}) cannot be rewritten: traced for every input it {what}",
+            f"the forward of {path} ({kind}) cannot be rewritten: traced for every input it {what}",
             "a forward without branches on sizes or values would fold",
         )
 
@@ -207,7 +208,9 @@ class _Proxy(fx.Proxy):
             return rank
         if name == "shape":
             own = self._own()
-            return own.shape if own is not None else self.tracer.create_proxy("call_function", getattr, (self, name), {})
+            if own is not None:
+                return own.shape
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
 
     def _own(self) -> torch.Tensor | None:
@@ -255,12 +258,15 @@ class _Proxy(fx.Proxy):
         return int(self.tracer.held(self.node))
 
 
+_NAMED = {"LOAD_ASSERTION_ERROR": "AssertionError"}  # by its own instruction up to Python 3.13
+
+
 def _asserts(frame: FrameType) -> bool:
     """Whether the condition that a frame is looking at is that of a plain `assert condition`."""
     after = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
     steps = (step for step in after if step.opname not in ("TO_BOOL", "CACHE", "NOT_TAKEN"))
     following = next((step for step in steps if not step.opname.startswith("POP_JUMP")), None)
-    return following is not None and (following.opname == "LOAD_ASSERTION_ERROR" or following.argval == "AssertionError")
+    return following is not None and "AssertionError" in (following.argval, _NAMED.get(following.opname))
 
 
 class _Tracer(fx.Tracer):
@@ -325,7 +331,7 @@ def _traced(steps: Trace) -> fx.Graph:
             return _Tracer(steps).trace(module)
     except Refusal:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a user's forward may raise anything on a proxy
         line = _line_of(module, opened, error)
         raise Refusal(
             f"the forward of {type(module).__name__} cannot be rewritten: tracing it for every input stops {line}"
@@ -342,7 +348,9 @@ def _line_of(module: nn.Module, opened: Collection[nn.Module], error: Exception)
     """Where in the user's forward tracing stopped."""
     files = {inspect.getsourcefile(type(each)) for each in (module, *opened) if _has_source(each)}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    return f"at line {frame.lineno} of {frame.filename}: `{frame.line}` " if (frame := next(reversed(frames), None)) else ""
+    if not frames:
+        return ""
+    return f"at line {frames[-1].lineno} of {frames[-1].filename}: `{frames[-1].line}` "
 
 
 def _has_source(module: nn.Module) -> bool:

@@ -39,16 +39,21 @@ def _reshaped(x: AffineConv, shape: Sequence[int]) -> _Moved:
 
 
 @rule(
-    "transpose", "swapaxes", "swapdims",
+    "transpose",
+    "swapaxes",
+    "swapdims",
     folds=lambda: [
         Case(nn.Sequential(nn.BatchNorm1d(4), Op(lambda m, x: x.transpose(1, 2)), nn.Linear(4, 3)), spatial=1),
-        Case(nn.Sequential(nn.Linear(4, 6), Op(lambda m, x: x.swapaxes(-1, -2)), nn.BatchNorm1d(6)),
-             spatial=1, channels_last=True),
+        Case(
+            nn.Sequential(nn.Linear(4, 6), Op(lambda m, x: x.swapaxes(-1, -2)), nn.BatchNorm1d(6)),
+            spatial=1,
+            channels_last=True,
+        ),
     ],
     keeps=lambda: [
         (Case(nn.Sequential(Op(lambda m, x: x.transpose(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours"),
     ],
-)  # fmt: skip
+)
 def transpose(input: Value, dim0: int, dim1: int) -> _Moved:
     """Two dimensions exchanged."""
     x = affine(input)
@@ -71,17 +76,32 @@ def permute(input: Value, *dims: Value) -> _Moved:
 
 
 @rule(
-    "reshape", "view",
+    "reshape",
+    "view",
     folds=lambda: [
-        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: x.reshape(x.shape[0], 4, -1).transpose(1, 2)), nn.Linear(4, 3))),
-        Case(nn.Sequential(nn.Linear(4, 6), Op(lambda m, x: x.view(-1, 6)), nn.BatchNorm1d(6)), spatial=1, channels_last=True),
+        Case(
+            nn.Sequential(
+                nn.BatchNorm2d(4), Op(lambda m, x: x.reshape(x.shape[0], 4, -1).transpose(1, 2)), nn.Linear(4, 3)
+            )
+        ),
+        Case(
+            nn.Sequential(nn.Linear(4, 6), Op(lambda m, x: x.view(-1, 6)), nn.BatchNorm1d(6)),
+            spatial=1,
+            channels_last=True,
+        ),
     ],
     keeps=lambda: [
         (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.reshape(len(x), 2, 2, -1)))), "cuts channels"),
-        (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.view(len(x), -1)), nn.Linear(4 * 49, 2)),
-              smallest=7, fixed=True), "joins them"),
+        (
+            Case(
+                nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.view(len(x), -1)), nn.Linear(4 * 49, 2)),
+                smallest=7,
+                fixed=True,
+            ),
+            "joins them",
+        ),
     ],
-)  # fmt: skip
+)
 def reshape(input: Value, *shape: Value) -> _Moved:
     """The same elements under another shape."""
     return _reshaped(affine(input), shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
@@ -156,7 +176,9 @@ def squeeze(input: Value, dim: Value = None) -> _Moved:
 
 
 @rule(
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
     folds=lambda: [
         Case(nn.Sequential(nn.BatchNorm1d(4), nn.AdaptiveAvgPool1d(2), nn.Conv1d(4, 3, 1)), spatial=1),
         Case(nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d((None, 2)), nn.Conv2d(4, 3, 1))),
@@ -165,7 +187,7 @@ def squeeze(input: Value, dim: Value = None) -> _Moved:
     keeps=lambda: [
         (Case(nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Conv2d(4, 4, 3))), "neighbours"),
     ],
-)  # fmt: skip
+)
 def adaptive_avg_pool(input: Value, output_size: Value) -> Viewed:
     """A mean over as many windows as asked for, whatever the size: linear in pixels, the same for every channel."""
     x = affine(input)
