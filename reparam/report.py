@@ -130,7 +130,9 @@ def summed(nodes: Iterable[Node]) -> str:
     """Operations counted, such as `3 conv + 3 bn + 2 add`."""
     names = [operation(node.function) for node in nodes if node.function is not None]
     counted = Counter(_SHORT.get(name, name) for name in names).items()
-    return " + ".join(f"{count} {name}" for name, count in sorted(counted, key=lambda each: _ORDER.get(each[0], len(_ORDER))))
+    return " + ".join(
+        f"{count} {name}" for name, count in sorted(counted, key=lambda each: _ORDER.get(each[0], len(_ORDER)))
+    )
 
 
 def counts(nodes: Iterable[Node], model: nn.Module) -> Counts:
