@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from reparam.capture import Node, Record, nodes_in, record
-from reparam.emit import Emitted, emit, prepare
+from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
 from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
 from reparam.plan import Fold, Plan, plan
 from reparam.precision import copied
+from reparam.prepare import prepare
 from reparam.report import report
 from reparam.verify import EXACT, Verification, bisect, require_eval
 from reparam.verify import verify as verify_models
@@ -101,7 +102,7 @@ def _convert(
     return _Conversion(recorded, planned, emit(target, recorded, edits))
 
 
-def _require_usable(model: nn.Module) -> None:
+def _require_usable(model: object) -> None:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise InputError(f"model: a {kind} is no torch.nn.Module; give the model itself, not its weights")

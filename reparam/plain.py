@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 
 from reparam.affine import AffineConv, regroup
 
-_PLAIN = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_PADS = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
+_PLAIN: dict[int, Callable[..., nn.Module]] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_PADS: dict[int, Callable[..., nn.Module]] = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 
 
 def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:
@@ -31,7 +32,9 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
             "groups": value.groups,
         }
     with torch.device("meta"):
-        module = _PLAIN[len(value.axes)](value.in_channels, value.out_channels, bias=bias is not None, **geometry)
+        module: nn.Module = _PLAIN[len(value.axes)](
+            value.in_channels, value.out_channels, bias=bias is not None, **geometry
+        )
     exact: dict[Tensor, Tensor] = {_rounded(module, "weight", kernel, like): kernel}
     if bias is not None:
         exact[_rounded(module, "bias", bias, like)] = bias

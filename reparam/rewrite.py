@@ -56,7 +56,7 @@ def set_forward(module: nn.Module, code: Code) -> None:
 
 def _subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     try:
-        return _shared_subclass(base, code)
+        return _shared_subclass(base, code)  # type: ignore[arg-type]
     except TypeError:  # an object in the code cannot be hashed: no sharing
         return _shared_subclass.__wrapped__(base, code)
 

@@ -102,8 +102,9 @@ class Trace:
             return self.rank(node.args[0])  # type: ignore[arg-type]
         if node.target is getattr and node.args[1] == "shape":
             return self.rank(node.args[0])  # type: ignore[arg-type]
-        if node.target is operator.getitem and node.args[0] in self.lengths and isinstance(node.args[1], slice):
-            return len(range(self.lengths[node.args[0]])[node.args[1]])
+        if node.target is operator.getitem and isinstance(node.args[1], slice):
+            whole = self.lengths.get(node.all_input_nodes[0])
+            return None if whole is None else len(range(whole)[node.args[1]])
         return None
 
     def _looks(self, node: fx.Node) -> bool:
@@ -236,7 +237,7 @@ class _Proxy(fx.Proxy):
 
     def __len__(self) -> int:
         length = self.tracer.steps.lengths.get(self.node)
-        return super().__len__() if length is None else length  # type: ignore[misc]
+        return super().__len__() if length is None else length
 
     def __iter__(self) -> Any:
         length = self.tracer.steps.lengths.get(self.node)
@@ -292,7 +293,7 @@ class _Tracer(fx.Tracer):
         if node.op != "get_attr":
             raise TypeError("a number that depends on the input is read out of a tensor")
         path, _, name = str(node.target).rpartition(".")
-        holder = self.root.get_submodule(path)  # type: ignore[union-attr]
+        holder = self.root.get_submodule(path)
         # Not by getattr: while tracing, that gives proxies.
         held: torch.Tensor = {**vars(holder), **holder._parameters, **holder._buffers}[name]
         return held

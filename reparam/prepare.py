@@ -1,0 +1,370 @@
+"""Where each fold is written back, and how: the smallest edit that carries it.
+
+Two kinds of edit, in this order:
+
+*swap*: the fold is a chain of operations, each result read once. The one that has a kernel becomes the folded
+convolution under its own name; every other one does nothing from now on. Where such an operation is all that its module
+does, the module is exchanged; no forward is rewritten.
+
+*rewrite*: the smallest module whose forward holds the operations gets a new forward, from a symbolic trace of that
+module alone (see `trace`), in which one convolution stands for them.
+
+All edits are prepared before the first is made (see `emit`). What cannot be edited is refused with its reason, and
+planned anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from reparam.affine import AffineConv
+from reparam.capture import Call, Node, Record, served
+from reparam.cost import KERNELS
+from reparam.errors import Refusal
+from reparam.plan import Fold, Plan, last_kernel
+from reparam.rules import operation
+from reparam.trace import Trace, user_code
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Part of a fold inside one call: one convolution of `base`, or (value None) `base` itself, instead of `nodes`."""
+
+    call: Call
+    nodes: tuple[Node, ...]
+    base: Node
+    sink: Node
+    fold: Fold
+    value: AffineConv | None
+
+
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """`module` gives way to a plain convolution, or (value None) to nn.Identity."""
+
+    module: nn.Module
+    fold: Fold
+    value: AffineConv | None
+
+
+@dataclass(eq=False)
+class Rewrite:
+    """New code for one module; `trace` is of its first call."""
+
+    trace: Trace
+    pieces: list[Piece]
+
+
+@dataclass(eq=False)
+class Edits:
+    """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why."""
+
+    swaps: list[Swap] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refused: dict[Node, Refusal] = field(default_factory=dict)
+    removed: Collection[Node] = ()
+
+
+class _Editor:
+    def __init__(self, record: Record, pinned: Collection[nn.Module]) -> None:
+        self.record = record
+        self.pinned = {*pinned, *record.watched}
+        self.calls: dict[nn.Module, list[Call]] = defaultdict(list)
+        for call in record.calls:
+            self.calls[call.module].append(call)
+        self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
+        self.traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
+        self.readers = record.readers()
+        self.removed: Collection[Node] = ()
+        self.fates: dict[Call, object] = {}
+        self.carriers: dict[Fold, Node | None] = {}
+
+    def edits(self, folds: Sequence[Fold], removed: Collection[Node]) -> Edits:
+        """Every fold by its smallest edit; if any is refused, the others have to be planned anew."""
+        self.removed = removed
+        alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
+        for fold in folds:
+            alike[self._signature(fold.nodes)].append(fold)
+        inside: dict[Node, list[Fold]] = defaultdict(list)
+        for fold in folds:
+            for node in fold.nodes:
+                inside[node].append(fold)
+        chains = [fold for fold in folds if _is_chain(fold, inside, removed)]
+        self.carriers = {fold: carrier for fold in chains for carrier in _carriers(fold)}
+        self.fates = {call: fate for fold in folds for call, fate in self._fates(fold)}
+        result = Edits(removed=removed)
+        pieces: list[Piece] = []
+        for group in alike.values():
+            try:
+                swaps, parts = self._smallest(group)
+                result.swaps += swaps
+                pieces += parts
+            except Refusal as refusal:
+                self._refuse(result, group, refusal)
+        self._rewrites(result, pieces)
+        return result
+
+    def _signature(self, nodes: Iterable[Node]) -> tuple[tuple[str, int], ...]:
+        """Which operations of which code these are: equal for the same code in another call of its module."""
+        return tuple((node.call.path if node.call else "", self.ordinal.get(node, -1)) for node in nodes)
+
+    # --- one group of folds: the same code, once for every call of the module around it
+
+    def _smallest(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
+        self._require_proven(group[0])
+        try:
+            return self._chain(group)
+        except _NoChain:
+            return self._joined(group)
+
+    def _chain(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
+        """Each operation where it stands: swaps for whole modules, pieces of code for the rest."""
+        fold = group[0]
+        carrier = self.carriers.get(fold)
+        if fold not in self.carriers:
+            raise _NoChain
+        swaps: list[Swap] = []
+        pieces: list[Piece] = []
+        for call, nodes in _runs(fold):
+            value = fold.value if carrier in nodes else None
+            if self._whole(call, nodes):
+                self._require_one_fate(call)
+                if not self._unread(call.module):
+                    raise _NoChain  # the module has to stay as well
+                swaps.append(Swap(call.module, fold, value))
+            else:
+                self._require_alike(call, group)
+                pieces.append(Piece(call, nodes, nodes[0].operands[0], nodes[-1], fold, value))
+        return swaps, pieces
+
+    def _joined(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
+        """One convolution in the smallest call that holds all operations of the fold."""
+        fold = group[0]
+        if fold.steps:
+            raise Refusal("what comes behind the pixels' rearrangement is also read elsewhere")
+        call = _common(fold.nodes)
+        if call is None:
+            raise Refusal("it runs outside the model's forward")
+        self._require_alike(call, group)
+        value = None if fold.value.identity else fold.value
+        if self._whole(call, fold.nodes):
+            if not self._unread(call.module):
+                raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
+            return [Swap(call.module, fold, value)], []
+        return [], [Piece(call, fold.nodes, fold.base, fold.sink, fold, value)]
+
+    def _fates(self, fold: Fold) -> Iterator[tuple[Call, object]]:
+        """What a chain makes of each call that it passes through: nothing (None), or its own convolution."""
+        if fold in self.carriers:
+            carrier = self.carriers[fold]
+            for call, nodes in _runs(fold):
+                yield call, (self._signature(fold.nodes) if carrier in nodes else None)
+
+    def _require_proven(self, fold: Fold) -> None:
+        """Whatever code leads through the chain leads through it for every input: it looks at none, or is traced."""
+        common = _common(fold.nodes)
+        if common is None:
+            raise Refusal("it runs outside the model's forward")
+        way = {call for node in fold.nodes for call in _within(node, common) if user_code(call.module)}
+        if any(call.looked for call in way):
+            self._traced(common, frozenset(call.module for call in way))
+
+    def _require_one_fate(self, call: Call) -> None:
+        """Every call of the module that is exchanged comes to the same."""
+        calls = self.calls[call.module]
+        if any(other not in self.fates or self.fates[other] != self.fates[call] for other in calls):
+            raise _NoChain
+
+    def _require_alike(self, call: Call, group: list[Fold]) -> None:
+        """Every call of the module whose code is edited takes part in the same fold."""
+        calls = len(self.calls[call.module])
+        if calls != len(group):
+            raise Refusal(
+                f"{call.path or 'the model itself'} is called {calls} times, and only {len(group)} of them fold alike",
+                "separate modules would fold",
+            )
+
+    def _whole(self, call: Call, nodes: Sequence[Node]) -> bool:
+        """Whether these operations are all that the call does, so that its module can be exchanged."""
+        if call.module in self.pinned or any(isinstance(event, Call) for event in call.events):
+            return False
+        mine = set(nodes)
+        own = [event for event in call.events if isinstance(event, Node)]
+        whole = all(node.constant or node.same or node in mine for node in own) and call.result is nodes[-1]
+        return whole and (not user_code(call.module) or self._proven(call, nodes))
+
+    def _unread(self, module: nn.Module) -> bool:
+        """Whether only operations that are removed read the module's tensors."""
+        return only_read_by(self.removed, module, self.readers)
+
+    def _proven(self, call: Call, nodes: Sequence[Node]) -> bool:
+        trace = self._traced(call, frozenset({call.module}))
+        return not any(trace.sized(node) for node in nodes)
+
+    def _traced(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
+        key = (call, opened)
+        if key not in self.traces:
+            try:
+                self.traces[key] = Trace(call, opened)
+            except Refusal as refusal:
+                self.traces[key] = refusal
+        found = self.traces[key]
+        if isinstance(found, Refusal):
+            raise found
+        return found
+
+    def _refuse(self, result: Edits, group: Iterable[Fold], refusal: Refusal, call: Call | None = None) -> None:
+        """Leave as they are the operations that the code around them holds fast: those of its own forward."""
+        for fold in group:
+            around = call or _common(fold.nodes)
+            own = [node for node in fold.nodes if node.call is around]
+            for node in fold.nodes[:1] if fold.steps else own or fold.nodes[-1:]:
+                result.refused.setdefault(node, refusal)
+
+    # --- rewriting
+
+    def _rewrites(self, result: Edits, pieces: list[Piece]) -> None:
+        """One rewrite per module, around every piece in it; a piece inside another's opened code moves out to it."""
+        at = {piece: piece.call for piece in pieces}
+        opened: dict[Call, set[nn.Module]] = {}
+        settled = False
+        while not settled:
+            settled = True
+            opened = defaultdict(set)
+            for piece, call in at.items():
+                opened[call] |= self._opened(piece, call)
+            for piece, call in at.items():
+                outer = next((c for c in call.above() if c is not call and call.module in opened.get(c, ())), None)
+                if outer is not None:
+                    at[piece], settled = outer, False
+        for call, inner in opened.items():
+            mine = [piece for piece, place in at.items() if place is call]
+            try:
+                result.rewrites.append(self._rewrite(call, inner, mine))
+            except _Sized as refusal:
+                result.refused.setdefault(refusal.node, refusal)
+            except Refusal as refusal:
+                for piece in mine:
+                    self._refuse(result, [piece.fold], refusal, piece.call)
+
+    def _opened(self, piece: Piece, place: Call) -> set[nn.Module]:
+        """The modules whose code is written into that of `place`: those around the nodes of a piece."""
+        opened = {place.module}
+        for node in piece.nodes:
+            for call in node.call.above() if node.call else ():
+                if call is place:
+                    break
+                if user_code(call.module) or not self._inside(call, piece.nodes):
+                    opened.add(call.module)
+        # A module that only hands on a tensor of the fold (a drop path) has to prove that it always does.
+        passing = {*piece.nodes[:-1], piece.base}
+        return opened | {call.module for call in place.inner() if user_code(call.module) and call.passes(passing)}
+
+    def _inside(self, call: Call, nodes: Collection[Node]) -> bool:
+        return all(node.constant or node in nodes for node in call.nodes())
+
+    def _rewrite(self, call: Call, opened: set[nn.Module], pieces: list[Piece]) -> Rewrite:
+        held = [module for module in opened if module in self.pinned and module is not call.module]
+        if held:
+            raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
+        trace = self._traced(call, frozenset(opened))
+        for piece in pieces:
+            for node in piece.nodes:
+                if node in trace.at and trace.sized(node):
+                    raise _Sized(node)
+        return Rewrite(trace, pieces)
+
+
+class _Sized(Refusal):
+    """An operation that does something else at another size; what is around it may still be edited."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(f"{node.name} takes an argument that depends on the size of the input")
+        self.node = node
+
+
+class _NoChain(Exception):
+    """A fold that is no chain of operations to be edited one by one."""
+
+
+def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = ()) -> Edits:
+    """The edits that carry a plan. The model is left as it is; `pinned` modules keep their place and their identity."""
+    steps = {step for fold in plan.folds for step in fold.steps}
+    return _Editor(record, pinned).edits(plan.folds, plan.removed - steps)
+
+
+def _is_chain(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> bool:
+    """Whether each operation reads the one before, and whoever else reads that is folded from the same base as well."""
+    before = fold.base
+    for node in fold.nodes:
+        if node.operands != (before,) or node.call is None:
+            return False
+        if before is not fold.base:
+            gone = before in removed or before in fold.steps
+            if not gone or not all(_only_from(fold.base, inside[reader]) for reader in before.readers):
+                return False
+        before = node
+    return True
+
+
+def _only_from(base: Node, folds: Collection[Fold]) -> bool:
+    return bool(folds) and all(fold.base is base for fold in folds)
+
+
+def _carriers(fold: Fold) -> list[Node | None]:
+    """The one operation of a chain whose place the convolution takes (None: there is nothing to compute), if any can.
+
+    It stands behind what other folds share with this one: the first that has a kernel, or the last if there are steps.
+    """
+    if fold.value.identity:
+        return [None]
+    shared = max((i for i, node in enumerate(fold.nodes[:-1]) if len(set(node.readers)) > 1), default=-1)
+    own = [node for node in fold.nodes[shared + 1 :] if node not in fold.steps]
+    kernels = [node for node in own if operation(node.function) in KERNELS]  # type: ignore[arg-type]
+    candidates = [node for node in own if node is last_kernel(fold.nodes)] if fold.steps else [*kernels, *own]
+    return [*candidates[:1]]
+
+
+def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
+    """The chain without its steps, cut there and where it passes from the code of one call to that of another."""
+    runs: list[tuple[Call, tuple[Node, ...]]] = []
+    before: Node | None = None
+    for node in fold.nodes:
+        assert node.call is not None
+        if node not in fold.steps:
+            if before is not None and before.call is node.call:
+                runs[-1] = (node.call, (*runs[-1][1], node))
+            else:
+                runs.append((node.call, (node,)))
+        before = None if node in fold.steps else node
+    return runs
+
+
+def _common(nodes: Sequence[Node]) -> Call | None:
+    """The innermost call around all nodes."""
+    if any(node.call is None for node in nodes):
+        return None
+    around = [list(node.call.above()) for node in nodes if node.call]
+    return next((call for call in around[0] if all(call in others for others in around[1:])), None)
+
+
+def _within(node: Node, common: Call) -> Iterator[Call]:
+    """The calls around a node, from its own to `common`."""
+    for call in node.call.above() if node.call else ():
+        yield call
+        if call is common:
+            return
+
+
+def only_read_by(nodes: Collection[Node], module: nn.Module, readers: Mapping[int, list[Node]]) -> bool:
+    """Whether the module's tensors, in whatever code, are read by these operations alone."""
+    tensors = (*module.parameters(), *module.buffers())
+    return all(served(reader, nodes) for tensor in tensors for reader in readers.get(id(tensor), ()))
+
+
+def _path(calls: dict[nn.Module, list[Call]], module: nn.Module) -> str:
+    return calls[module][0].path or "the model itself"
