@@ -154,7 +154,8 @@ _OPERATIONS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linea
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
     """A weight of the fold: what the new one takes dtype, device and memory format from."""
     held = [leaf for node in fold.nodes for leaf in _leaves(node) if leaf.is_floating_point()]
-    held.sort(key=lambda tensor: (-tensor.dim(), tensor.is_contiguous()))  # a 1x1 kernel is of every format
+    # Parameters before plain attributes, which have a dtype of their own; a 1x1 kernel is of every memory format.
+    held.sort(key=lambda each: (not isinstance(each, nn.Parameter), -each.dim(), each.is_contiguous()))
     return held[0] if held else next(model.parameters(), torch.empty(0))
 
 
