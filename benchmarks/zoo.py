@@ -1,0 +1,324 @@
+"""Converts public networks by the hundred and says what became of each: folds, refusals, errors, what is left.
+
+    python benchmarks/zoo.py --set timm --out zoo.jsonl
+    python benchmarks/zoo.py --out zoo.jsonl --table
+
+Each network is converted in a process of its own, with a time limit, so that none can spoil another. One line of JSON
+per network is added to the file as soon as it is known; what is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+import reparam
+import zoo_sets
+from reparam.capture import Node, Record, record
+from reparam.errors import ReparamError, VerificationError
+from reparam.inputs import Inputs
+from reparam.plan import plan
+from reparam.report import Report, counts
+from reparam.rules import operation
+
+SETS = ("timm", "torchvision", "quick")
+CONVERTED, REFUSED, WRONG, CRASHED, LATE, BROKEN = (
+    "converted",
+    "refused as a whole",
+    "wrong",
+    "crashed",
+    "out of time",
+    "does not run by itself",
+)
+Row = dict[str, Any]
+
+
+# One network.
+
+
+def converted(of: str, name: str) -> Row:
+    """What becomes of one network. Runs in a process of its own."""
+    torch.set_num_threads(1)
+    try:
+        model, x = zoo_sets.made(of, name)
+        file = type(model).__module__.rpartition(".")[2]
+        forward = _seconds(lambda: _run(model, x), times=3)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is not ours
+        return {"outcome": BROKEN, "error": _line(error)}
+    row: Row = {"file": file, "size": "x".join(map(str, x.shape[2:])), "forward": forward}
+    try:
+        row["conversion"] = _seconds(lambda: reparam.reparameterize(model, x, verify=False))
+        start = time.perf_counter()
+        folded = reparam.reparameterize(model, x)
+        row["verified_conversion"] = time.perf_counter() - start
+        return {**row, "outcome": CONVERTED, **_described(folded, x, _report(folded)), **_theirs(model, x)}
+    except VerificationError as error:
+        return {**row, "outcome": WRONG, "error": _line(error)}
+    except ReparamError as error:
+        return {**row, "outcome": REFUSED, "error": _line(error)}
+    except Exception as error:  # noqa: BLE001 -- the bug that this script looks for
+        return {**row, "outcome": CRASHED, "error": _line(error)}
+
+
+def _described(folded: nn.Module, x: torch.Tensor, done: Report) -> Row:
+    checked = done.verification
+    again = _report(reparam.reparameterize(folded, x, verify=False))
+    return {
+        "folds": len(done.folds),
+        "folds_again": len(again.folds),
+        "before": asdict(done.before),
+        "after": asdict(_counted(folded, x)),
+        "refusals": dict(Counter(_general(line.reason) for line in done.refusals)),
+        "norms_left": dict(Counter(_norms_left(folded, x, again))),
+        "fp64": checked and checked.fp64_error,
+        "own": checked and checked.own_error,
+        "noise": checked and checked.noise_floor,
+    }
+
+
+def _theirs(model: nn.Module, x: torch.Tensor) -> Row:
+    """What the authors' own conversion leaves, where there is one."""
+    convert = zoo_sets.own_conversion(model)
+    if convert is None:
+        return {}
+    try:
+        return {"theirs": asdict(_counted(convert(), x))}
+    except Exception as error:  # noqa: BLE001 -- theirs may fail in any way
+        return {"theirs_error": _line(error)}
+
+
+def _counted(model: nn.Module, x: torch.Tensor) -> Any:
+    recorded = record(model, Inputs.of(x))
+    return counts(_live(recorded), model)
+
+
+def _live(recorded: Record) -> list[Node]:
+    needed = plan(recorded, recorded.walls).live
+    return [node for node in recorded.nodes if node in needed]
+
+
+def _norms_left(folded: nn.Module, x: torch.Tensor, again: Report) -> Iterable[str]:
+    """Why each batch norm is still there: it was refused, or what reads it, or its neighbours are not linear."""
+    why = {(line.where, line.operation): _general(line.reason) for line in again.refusals}
+
+    def refused(node: Node) -> str | None:
+        path = node.call.path if node.call is not None else ""
+        return why.get((path or "the model itself", _name(node)))
+
+    for node in _live(record(folded, Inputs.of(x))):
+        if _name(node) == "batch_norm":
+            readers = sorted({_name(reader) for reader in node.readers})
+            reasons = [f"{_name(r)} behind it: {refused(r)}" for r in node.readers if refused(r)]
+            alone = f"nothing to fold with: from {_name(node.operands[0])} to {', '.join(readers)}"
+            yield refused(node) or next(iter(reasons), alone)
+
+
+def _name(node: Node) -> str:
+    return operation(node.function) if node.function is not None else "the input"
+
+
+def _general(reason: str) -> str:
+    """A reason without the names and numbers of one network."""
+    reason = re.sub(r"the forward of (\S+ )?\(?\w+\)? cannot", "the forward cannot", reason)
+    reason = re.sub(r"(stops|does not reach|calls|where|goes on with) .*", r"\1 ...", reason)
+    return re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "N", reason)
+
+
+def _report(model: nn.Module) -> Report:
+    done = model.reparam_report
+    assert isinstance(done, Report)
+    return done
+
+
+def _run(model: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def _seconds(action: Callable[[], object], times: int = 1) -> float:
+    """The shortest of some runs."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        action()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+# All of them.
+
+
+def converted_apart(of: str, name: str, limit: float) -> Row:
+    """`converted`, in a fresh process that is ended after `limit` seconds."""
+    command = [sys.executable, __file__, "--set", of, "--one", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"outcome": LATE, "error": f"took more than {limit:g} s"}
+    try:
+        row: Row = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"outcome": CRASHED, "error": f"the process ended with {done.returncode}: {last}"}
+    return row
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a file, the last one of each network; a line that was cut off is dropped."""
+    rows: dict[tuple[str, str], Row] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["set"], row["model"]] = row
+    return list(rows.values())
+
+
+def _append(file: Path, row: Row) -> None:
+    with file.open("a", encoding="utf-8") as out:  # one write: a line is there or it is not
+        out.write(json.dumps(row) + "\n")
+
+
+# What people read.
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows and what they amount to, in markdown."""
+    parts = [_summary(rows)]
+    for of in dict.fromkeys(row["set"] for row in rows):
+        lines = [_cells(row) for row in sorted(rows, key=lambda row: row["model"]) if row["set"] == of]
+        parts.append(f"## {of}\n\n" + _markdown(_HEADERS, [line for line in lines if line]))
+    return "\n\n".join(parts) + "\n"
+
+
+_HEADERS = (
+    "model", "file", "pixels", "folds", "convs and linears", "BN", "elementwise", "their own conversion leaves",
+    "fp64 error", "error / original's own", "conversion / forward", "with checks",
+)  # fmt: skip
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if row["outcome"] != CONVERTED:
+        return ()
+    before, after, theirs = row["before"], row["after"], row.get("theirs")
+    changes = [_change(before[key], after[key]) for key in ("convs", "norms", "elementwise")]
+    own = " / ".join(str(theirs[key]) for key in ("convs", "norms", "elementwise")) if theirs else ""
+    return (
+        row["model"],
+        row["file"],
+        row["size"],
+        str(row["folds"]),
+        *changes,
+        own or ("fails" if row.get("theirs_error") else ""),
+        "" if row["fp64"] is None else f"{row['fp64']:.0e}",
+        "" if not row["noise"] else f"{row['own'] / row['noise']:.2f}",
+        f"{row['conversion'] / row['forward']:.1f}",
+        f"{row['verified_conversion'] / row['forward']:.0f}",
+    )
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before} → {after}" if before != after else str(before)
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    done = [row for row in rows if row["outcome"] == CONVERTED]
+    outcomes = Counter((row["set"], row["outcome"]) for row in rows)
+    more = [row for row in done if row.get("theirs") and _worse(row)]
+    failed = [(row["model"], row["outcome"], row["error"][:200].replace("|", "/")) for row in rows if row not in done]
+    unsettled = [row["model"] for row in done if row["folds_again"]]
+    before, after = (sum(row[when]["norms"] for row in done) for when in ("before", "after"))
+    text = [
+        _markdown(("set", "outcome", "models"), [(*key, str(n)) for key, n in sorted(outcomes.items())]),
+        f"Folds: {sum(row['folds'] for row in done)}. Batch norms: {before} before, {after} after.",
+        f"Networks with a conversion of their own: {sum('theirs' in row for row in done)}; of these keep more "
+        f"convolutions, batch norms or elementwise calls than that leaves: "
+        f"{', '.join(row['model'] for row in more) or 'none'}.",
+        f"A second conversion finds something to fold: {', '.join(unsettled) or 'none'}.",
+        "## Not converted\n\n" + (_markdown(("model", "outcome", "why"), failed) if failed else "None."),
+        "## Batch norms left\n\n" + _counted_reasons(done, "norms_left"),
+        "## Refusals\n\n" + _counted_reasons(done, "refusals"),
+    ]
+    return "\n\n".join(text)
+
+
+def _worse(row: Row) -> bool:
+    return any(row["after"][key] > row["theirs"][key] for key in ("convs", "norms", "elementwise"))
+
+
+def _counted_reasons(rows: Sequence[Row], key: str) -> str:
+    total: Counter[str] = Counter()
+    where: dict[str, list[str]] = {}
+    for row in rows:
+        total.update(row[key])
+        for reason in row[key]:
+            where.setdefault(reason, []).append(row["model"])
+    lines = [(reason.replace("|", "/"), str(n), _some(where[reason])) for reason, n in total.most_common()]
+    return _markdown(("reason", "count", "models"), lines) if lines else "None."
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _options() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--set", choices=SETS, default="timm", help="which networks (default: %(default)s)")
+    options.add_argument("--models", metavar="PATTERN", default="*", help='only those, such as "repvgg*"')
+    options.add_argument("--limit-seconds", type=float, default=600.0, help="for one network (default: %(default)s)")
+    options.add_argument("--quick", action="store_true", help="four small networks, within a minute")
+    options.add_argument("--out", type=Path, metavar="FILE", help="one line of JSON per network is added there")
+    options.add_argument("--table", action="store_true", help="print what is in the file as markdown, convert nothing")
+    options.add_argument("--choose", action="store_true", help="print the names of the timm set anew, as zoo_timm.txt")
+    options.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
+    return options.parse_args()
+
+
+def main() -> int:
+    options = _options()
+    if options.choose:
+        print(zoo_sets.choose(), end="")
+        return 0
+    of = "quick" if options.quick else options.set
+    if options.one:
+        print(json.dumps(converted(of, options.one)))
+        return 0
+    rows = read(options.out) if options.out else []
+    if not options.table:
+        seen = {(row["set"], row["model"]) for row in rows}
+        for name in zoo_sets.names(of):
+            if fnmatchcase(name, options.models) and (of, name) not in seen:
+                row = {"set": of, "model": name, **converted_apart(of, name, options.limit_seconds)}
+                rows.append(row)
+                print(f"{name}: {row['outcome']} {row.get('error', '')}", file=sys.stderr, flush=True)
+                if options.out:
+                    _append(options.out, row)
+    print(table(rows))
+    return int(any(row["outcome"] in (WRONG, CRASHED) for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
