@@ -106,6 +106,11 @@ class _Editor:
             except Refusal as refusal:
                 self._refuse(result, group, refusal)
         self._rewrites(result, pieces)
+        for group in alike.values():
+            try:
+                self._require_proven(group[0])
+            except Refusal as refusal:
+                self._refuse(result, group, refusal)
         return result
 
     def _signature(self, nodes: Iterable[Node]) -> tuple[tuple[str, int], ...]:
@@ -115,7 +120,6 @@ class _Editor:
     # --- one group of folds: the same code, once for every call of the module around it
 
     def _smallest(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
-        self._require_proven(group[0])
         try:
             return self._chain(group)
         except _NoChain:
@@ -170,8 +174,11 @@ class _Editor:
         if common is None:
             raise Refusal("it runs outside the model's forward")
         way = {call for node in fold.nodes for call in _within(node, common) if user_code(call.module)}
-        if any(call.looked for call in way):
-            self._traced(common, frozenset(call.module for call in way))
+        looking = {outer for call in way if call.looked for outer in call.above() if outer in way}
+        opened = frozenset(call.module for call in looking)
+        proofs = (more for (call, more), found in self.traces.items() if call is common and isinstance(found, Trace))
+        if opened and not any(opened <= more for more in proofs):
+            self._traced(common, opened)
 
     def _require_one_fate(self, call: Call) -> None:
         """Every call of the module that is exchanged comes to the same."""
