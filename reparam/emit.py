@@ -109,6 +109,7 @@ class _Emitter:
             return
         set_forward(module, Code.of(graph))
         used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+        vars(module).update({name: tensor for name, tensor in trace.literals.items() if name in used})
         for path, inner in list(module.named_modules()):
             if path and (inner in spent or path in idle) and not _named(path, used):
                 self._dropped(module, path)

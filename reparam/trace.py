@@ -16,7 +16,7 @@ import dis
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from types import FrameType
@@ -27,6 +27,7 @@ from torch import fx, nn
 
 from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
+from reparam.precision import leaves
 from reparam.rules import operation
 
 CHECKS = ("_assert", "assert")
@@ -36,6 +37,8 @@ _LOOKS = frozenset("size dim ndimension numel nelement is_floating_point stride 
 
 class Trace:
     """The traced forward of one call; `tree[n]` is what fx node n was in the record, `at[node]` the way back.
+
+    literals: tensors written out in the code, under the names of attributes that the graph reads them from.
 
     Raises Refusal where the forward cannot be traced or is not what ran.
     """
@@ -48,6 +51,7 @@ class Trace:
         self.at: dict[Node, fx.Node] = {}
         self.inner: dict[fx.Node, Call] = {}
         self.lengths: dict[fx.Node, int] = {}
+        self.literals: dict[str, torch.Tensor] = {}
         self._given = self._arguments()
         self._left = _entries(call, opened)
         self.graph = _traced(self)
@@ -241,6 +245,9 @@ class _Proxy(fx.Proxy):
 
     def __iter__(self) -> Any:
         length = self.tracer.steps.lengths.get(self.node)
+        frame = inspect.currentframe()
+        if length is None and frame is not None and frame.f_back is not None:
+            length = _unpacked(frame.f_back)
         return super().__iter__() if length is None else iter([self[i] for i in range(length)])
 
     def __bool__(self) -> bool:
@@ -257,6 +264,27 @@ class _Proxy(fx.Proxy):
 
     def __int__(self) -> int:
         return int(self.tracer.held(self.node))
+
+
+def _in_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`x += y` as a step of its own: fx would make it `x = x + y`, and nobody else who holds x would see the sum."""
+    without = getattr(operator, name.replace("__i", "__", 1))
+
+    def write(self: _Proxy, other: Any) -> Any:
+        known = self.node in self.tracer.steps.tree  # else it is a size, and sizes are never written to
+        return self.tracer.create_proxy("call_function", function if known else without, (self, other), {})
+
+    return write
+
+
+for _name_of_write in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__"):
+    setattr(_Proxy, _name_of_write, _in_place(_name_of_write, getattr(operator, _name_of_write)))
+
+
+def _unpacked(frame: FrameType) -> int | None:
+    """The number of names that a frame is just unpacking something into, as in `a, b = x.chunk(2, 1)`."""
+    step = next((step for step in dis.get_instructions(frame.f_code) if step.offset == frame.f_lasti), None)
+    return int(step.argval) if step is not None and step.opname == "UNPACK_SEQUENCE" else None
 
 
 _NAMED = {"LOAD_ASSERTION_ERROR": "AssertionError"}  # by its own instruction up to Python 3.13
@@ -329,7 +357,10 @@ def _traced(steps: Trace) -> fx.Graph:
     held = [(each, dict(vars(each))) for each in (module, *opened)]
     try:
         with torch.no_grad(), _symbolic_extremes():
-            return _Tracer(steps).trace(module)
+            graph = _Tracer(steps).trace(module)
+        for each, attributes in held:
+            _require_nothing_kept(steps, each, attributes)
+        return graph
     except Refusal:
         raise
     except Exception as error:  # noqa: BLE001 - a user's forward may raise anything on a proxy
@@ -343,6 +374,17 @@ def _traced(steps: Trace) -> fx.Graph:
         for each, attributes in held:
             vars(each).clear()
             vars(each).update(attributes)
+
+
+def _require_nothing_kept(steps: Trace, module: nn.Module, before: Mapping[str, Any]) -> None:
+    """Refuse a forward that keeps on its module what it computes from the input: the trace does not show that."""
+    for name, value in vars(module).items():
+        if name.startswith("_tensor_constant") and module is steps.module and name not in before:
+            steps.literals[name] = value
+        elif before.get(name) is not value:
+            kept = [leaf.node for _, leaf in leaves(value) if isinstance(leaf, fx.Proxy)]
+            if any(node not in steps.tree or steps.tree[node] is not None for node in kept):
+                raise steps._other(f"keeps a tensor on its module (self.{name})")
 
 
 def _line_of(module: nn.Module, opened: Collection[nn.Module], error: Exception) -> str:
