@@ -508,14 +508,14 @@ _WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 
 
 def evaluate(node: Node, memo: dict[Node, Any]) -> Any:
-    """The value of a node in float64; `memo` holds what is known already and keeps what is worked out on the way.
+    """The value of a node in float64, on the CPU; `memo` holds what is known already and keeps what is worked out.
 
     Constants need nothing; any other node needs the value of its anchor in `memo`.
     """
     if node in memo:
         return memo[node]
     if node.tensor is not None:
-        return as_float64(node.tensor.detach())
+        return as_float64(node.tensor.detach().cpu())
     if node.function is None:
         raise KeyError(f"the value of {node} is not known")
 
@@ -535,5 +535,10 @@ def evaluate(node: Node, memo: dict[Node, Any]) -> Any:
         if node.inplace:
             args = (args[0].clone(), *args[1:])
         result = node.function(*args, **kwargs)
-    memo[node] = args[0] if node.inplace else result
+    memo[node] = mapped(args[0] if node.inplace else result, _on_cpu)
     return memo[node]
+
+
+def _on_cpu(leaf: Any) -> Any:
+    """Code may name a device of its own; the algebra is done on one."""
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf

@@ -59,7 +59,10 @@ def _cases(fold: Fold, generator: torch.Generator) -> list[tuple[Tensor, Tensor]
 
 def _case(fold: Fold, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return x, evaluate(fold.sink, {fold.base: x.clone()})
+    known = {fold.base: x.clone()}
+    for node in fold.nodes:
+        evaluate(node, known)
+    return x, known[fold.sink]
 
 
 def _legal(fold: Fold, sizes: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -142,6 +142,8 @@ class _Region:
         for sink in sinks:
             paid = {(base, step) for node, base in chosen.items() if base for step in self.steps(base, node)}
             search = _Search(self, {self.anchor, *chosen}, paid)
+            for node in between(self.anchor, [sink]):
+                search.cost(self.anchor, node)  # in order, so that no search goes deep
             total += search.cost(self.anchor, sink)
             search.settle(self.anchor, sink, chosen)
         return total, [(base, node) for node, base in chosen.items() if base is not None]
