@@ -10,6 +10,7 @@ this run, and whether it holds for every input is proven again, symbolically, wh
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import weakref
 from collections import defaultdict
@@ -191,44 +192,74 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
             state.restore()
 
 
-class _State:
-    """What a module held before the run; forwards that change their module leave no trace."""
+class Attributes:
+    """What a module holds: its attributes, and what is in those that are lists, dicts or sets (caches of a forward)."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.attributes = dict(vars(module))
+        self.values = dict(vars(module))
+        registries = [self.values.get(key) for key in _REGISTRIES]
+        self.contents = [(each, copy.copy(each)) for each in _containers(list(self.values.values()))]
+        self.caches = [(now, then) for now, then in self.contents if not any(now is each for each in registries)]
+
+    def restore(self) -> None:
+        """Put everything back. The containers stay the same objects: others may know them."""
+        attributes = vars(self.module)
+        attributes.clear()
+        attributes.update(self.values)
+        for container, content in self.contents:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+
+    def kept(self) -> Iterator[tuple[str, Any]]:
+        """The values that have been stored since, with the attributes that hold them."""
+        for name, value in vars(self.module).items():
+            if name not in _REGISTRIES and self.values.get(name) is not value:
+                yield name, value
+        for container, content in self.caches:
+            before = {id(item) for item in _items(content)}
+            name = next((name for name, value in self.values.items() if value is container), "a container")
+            yield from ((name, item) for item in _items(container) if id(item) not in before)
+
+
+class _State(Attributes):
+    """What a module held before the run; forwards that change their module leave no trace."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
         self.registries = {key: dict(value) for key, value in vars(module).items() if key in _REGISTRIES}
         own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
         self.memory = [(tensor, tensor.data, tensor._version) for tensor in own if not is_lazy(tensor)]
         # Parameters are not written to by a forward; those that are, are given other memory.
-        self.values = {id(t): t.detach().clone() for t in module._buffers.values() if t is not None and not is_lazy(t)}
+        self.copies = {id(t): t.detach().clone() for t in module._buffers.values() if t is not None and not is_lazy(t)}
 
     def restore(self) -> None:
-        attributes = vars(self.module)
-        attributes.clear()
-        attributes.update(self.attributes)
-        for key, entries in self.registries.items():
-            attributes[key].clear()
-            attributes[key].update(entries)
+        super().restore()
         with torch.no_grad():
             for tensor, data, version in self.memory:
                 if tensor.data_ptr() != data.data_ptr():
                     tensor.data = data
-                if tensor._version != version and id(tensor) in self.values:
-                    tensor.copy_(self.values[id(tensor)])
+                if tensor._version != version and id(tensor) in self.copies:
+                    tensor.copy_(self.copies[id(tensor)])
 
     def outdated(self) -> Iterator[Tensor]:
         """Tensors in whose place the run has put others."""
-        for key, value in self.attributes.items():
-            then = self.registries[key] if key in self.registries else {key: value}
+        for key, value in self.values.items():
+            then = self.registries.get(key, {key: value})
             now = vars(self.module).get(key, {}) if key in self.registries else vars(self.module)
             yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
 
-    def replaced(self) -> Iterator[Any]:
-        """Values that the run has stored on the module."""
-        for key, value in vars(self.module).items():
-            if key not in _REGISTRIES and self.attributes.get(key) is not value:
-                yield value
+
+def _containers(values: Collection[Any]) -> Iterator[Any]:
+    """The lists, dicts and sets among the values, and those inside them."""
+    for value in values:
+        if isinstance(value, (list, dict, set)):
+            yield value
+            yield from _containers(_items(value))
+
+
+def _items(container: Any) -> Collection[Any]:
+    return list(container.values()) if isinstance(container, dict) else list(container)
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -431,7 +462,7 @@ class _Recorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             outputs = [self.node_of(tensor) for _, tensor in tensors(result)]
             for state in before:
-                stored = [tensor for value in state.replaced() for _, tensor in tensors(value)]
+                stored = [tensor for _, value in state.kept() for _, tensor in tensors(value)]
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
         _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n.tensor)})
@@ -501,10 +532,10 @@ def served(node: Node, removed: Collection[Node]) -> bool:
 def _hooked(module: nn.Module) -> bool:
     """Whether user code watches the calls of a module. The hook of `weight_norm` computes a weight: it is no watcher."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(type(hook).__module__ not in _WEIGHT_HOOKS for hook in hooks)
+    return any(type(hook).__module__ not in WEIGHT_HOOKS for hook in hooks)
 
 
-_WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
+WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 
 
 def evaluate(node: Node, memo: dict[Node, Any]) -> Any:

@@ -12,7 +12,7 @@ import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import fx, nn
@@ -33,7 +33,8 @@ class Code:
             node.type = None  # annotations would need the names of the user's module
         printed = graph.python_code("self")
         text = printed.src[printed.src.index("def forward(") :].strip() + "\n"
-        names = compile(text, "<forward>", "exec").co_consts[0].co_names
+        constants = compile(text, "<forward>", "exec").co_consts  # default arguments are among them
+        names = next(each for each in constants if isinstance(each, CodeType)).co_names
         used = {name: printed.globals[name] for name in names if name in printed.globals}
         modules = tuple((n, v.__name__) for n, v in used.items() if isinstance(v, ModuleType))
         return Code(text, modules, tuple((n, v) for n, v in used.items() if not isinstance(v, ModuleType)))

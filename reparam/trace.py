@@ -14,9 +14,10 @@ from __future__ import annotations
 import builtins
 import dis
 import inspect
+import math
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import FrameType
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
+from reparam.capture import SHAPED_AS, Attributes, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
 from reparam.precision import leaves
 from reparam.rules import operation
@@ -302,7 +303,7 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, steps: Trace) -> None:
-        super().__init__()
+        super().__init__(autowrap_modules=(), autowrap_functions=_IMPORTED)
         self.steps = steps
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -327,39 +328,45 @@ class _Tracer(fx.Tracer):
         return held
 
 
+# What Python itself does with sizes. fx can wrap all of `math`, but patching it anew for every trace takes longer than
+# the trace.
+_IMPORTED = (math.ceil, math.floor, math.sqrt)  # also where user code imports them by name
+_ON_SIZES = {builtins: ("max", "min"), math: ("ceil", "floor", "sqrt", "prod")}
+
+
 @contextmanager
-def _symbolic_extremes() -> Iterator[None]:
-    """Within it max and min of sizes are steps of the trace; Python's own would ask which one is larger."""
-    originals = {"max": builtins.max, "min": builtins.min}
-    for name, function in originals.items():
-        setattr(builtins, name, _symbolic(function))
+def _symbolic_sizes() -> Iterator[None]:
+    """Within it these functions of sizes are steps of the trace; Python's own would ask for the numbers."""
+    originals = [(module, name, getattr(module, name)) for module, names in _ON_SIZES.items() for name in names]
+    for module, name, function in originals:
+        setattr(module, name, _symbolic(function))
     try:
         yield
     finally:
-        for name, function in originals.items():
-            setattr(builtins, name, function)
+        for module, name, function in originals:
+            setattr(module, name, function)
 
 
 def _symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
-    def extreme(*args: Any, **kwargs: Any) -> Any:
+    def traced(*args: Any, **kwargs: Any) -> Any:
         proxy = next((argument for argument in args if isinstance(argument, fx.Proxy)), None)
-        if proxy is None or len(args) < 2:
+        if proxy is None or (len(args) < 2 and function.__module__ == "builtins"):  # of a sequence
             return function(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", function, args, kwargs)
 
-    return extreme
+    return traced
 
 
 def _traced(steps: Trace) -> fx.Graph:
     """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
     module, opened = steps.module, steps.opened
-    held = [(each, dict(vars(each))) for each in (module, *opened)]
+    before = [Attributes(each) for each in {module: None, **dict.fromkeys(opened)}]
     try:
-        with torch.no_grad(), _symbolic_extremes():
+        with torch.no_grad(), _symbolic_sizes():
             graph = _Tracer(steps).trace(module)
-        for each, attributes in held:
-            _require_nothing_kept(steps, each, attributes)
+        for held in before:
+            _require_nothing_kept(steps, held)
         return graph
     except Refusal:
         raise
@@ -371,17 +378,16 @@ def _traced(steps: Trace) -> fx.Graph:
             "a forward without branches on sizes or values would fold",
         ) from None
     finally:
-        for each, attributes in held:
-            vars(each).clear()
-            vars(each).update(attributes)
+        for held in before:
+            held.restore()
 
 
-def _require_nothing_kept(steps: Trace, module: nn.Module, before: Mapping[str, Any]) -> None:
+def _require_nothing_kept(steps: Trace, before: Attributes) -> None:
     """Refuse a forward that keeps on its module what it computes from the input: the trace does not show that."""
-    for name, value in vars(module).items():
-        if name.startswith("_tensor_constant") and module is steps.module and name not in before:
+    for name, value in before.kept():
+        if name.startswith("_tensor_constant") and before.module is steps.module and name not in before.values:
             steps.literals[name] = value
-        elif before.get(name) is not value:
+        else:
             kept = [leaf.node for _, leaf in leaves(value) if isinstance(leaf, fx.Proxy)]
             if any(node not in steps.tree or steps.tree[node] is not None for node in kept):
                 raise steps._other(f"keeps a tensor on its module (self.{name})")
