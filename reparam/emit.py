@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
-from reparam.capture import Node, Record, served
+from reparam.capture import WEIGHT_HOOKS, Node, Record, served
 from reparam.plain import plain
-from reparam.plan import Fold
+from reparam.plan import Fold, needed
 from reparam.prepare import Edits, Rewrite, only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
@@ -56,6 +56,7 @@ class _Emitter:
         self.weights: dict[Tensor, Tensor] = {}
         self.made: dict[nn.Module, Fold] = {}
         self.readers = record.readers()
+        self.idle = set(record.nodes) - needed(record) - record.walls
 
     def emit(self, edits: Edits) -> Emitted:
         removed = edits.removed
@@ -102,7 +103,7 @@ class _Emitter:
             for node, place in list(trace.at.items()):
                 if place is trace.at[piece.sink]:
                     trace.at[node] = replacement
-        _swept(trace, gone)
+        _swept(trace, gone, self.idle)
         steps = _steps(trace)
         if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model:
             self._exchange(module, _sequence(module, steps))  # it is no longer what its class says
@@ -136,6 +137,10 @@ class _Emitter:
                 readers = self.readers[id(tensor)]
                 if prefix + name not in used and readers and all(served(reader, removed) for reader in readers):
                     del registry[name]
+        for key, hook in list(each._forward_pre_hooks.items()):
+            held = (*each._parameters, *each._buffers)
+            if type(hook).__module__ in WEIGHT_HOOKS and not any(name.startswith(f"{hook.name}_") for name in held):
+                del each._forward_pre_hooks[key]  # it would compute the weight that is gone
 
     def _dropped(self, module: nn.Module, path: str) -> None:
         """Delete one inner module, and the containers that are empty without it."""
@@ -187,8 +192,11 @@ def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
     return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
 
 
-def _swept(trace: Trace, gone: set[Node]) -> None:
-    """Erase what nobody reads any more: the removed operations, constants and sizes made for them, their checks."""
+def _swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:
+    """Erase what nobody reads any more: the removed operations, constants and sizes made for them, their checks.
+
+    Idle operations, on which no output depends, go as well: they would need what is removed.
+    """
     graph = trace.graph
     about = set[fx.Node]()
     for node in graph.nodes:
@@ -203,7 +211,7 @@ def _swept(trace: Trace, gone: set[Node]) -> None:
         check = operation(node.target) in CHECKS and node not in about
         seen = trace.tree.get(node, _NOTHING)
         asked = seen is _NOTHING and node.op != "call_module" and not check  # a size, for somebody who is gone
-        if asked or seen is None or _stands_for(trace, node, gone):
+        if asked or seen is None or _stands_for(trace, node, gone | idle):
             graph.erase_node(node)
 
 

@@ -56,7 +56,7 @@ class Plan:
 def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CPU, only: int | None = None) -> Plan:
     """Choose the folds of a record; `opaque` nodes are left as they are. `only` the first so many folds, if given."""
     found = Interpretation(record.nodes, opaque)
-    live = _live(record)
+    live = needed(record)
     demanded = _demanded(record, found, live)
     regions: dict[Node, list[Node]] = {}
     for node in record.nodes:
@@ -76,7 +76,7 @@ def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CP
     return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after)
 
 
-def _live(record: Record) -> set[Node]:
+def needed(record: Record) -> set[Node]:
     """Every node that an output, a write or a number read from a tensor depends on."""
     return _reached(
         [*record.outputs, *(n for n in record.nodes if n.inplace or (n.dtype is None and not n.readers))], {}
