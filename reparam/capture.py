@@ -198,9 +198,9 @@ class Attributes:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.values = dict(vars(module))
-        registries = [self.values.get(key) for key in _REGISTRIES]
-        self.contents = [(each, copy.copy(each)) for each in _containers(list(self.values.values()))]
-        self.caches = [(now, then) for now, then in self.contents if not any(now is each for each in registries)]
+        own = [value for key, value in self.values.items() if key not in _STANDARD]
+        self.caches = [(each, copy.copy(each)) for each in _containers(own)]
+        self.contents = [*self.caches, *((self.values[key], dict(self.values[key])) for key in _REGISTRIES)]
 
     def restore(self) -> None:
         """Put everything back. The containers stay the same objects: others may know them."""
@@ -263,6 +263,7 @@ def _items(container: Any) -> Collection[Any]:
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+_STANDARD = frozenset(vars(nn.Module()))  # torch's own attributes, most of them registries of hooks
 
 
 class _Recorder(TorchFunctionMode):
