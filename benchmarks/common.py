@@ -20,15 +20,15 @@ def shown(spread: Spread, digits: int = 2) -> str:
     return f"{spread.median:.{digits}f} [{spread.low:.{digits}f} .. {spread.high:.{digits}f}]"
 
 
-def parser(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The options of every script; `rounds` is the default of `--rounds`."""
+def parser(description: str, rounds: int, batch: int = 1) -> argparse.ArgumentParser:
+    """The options of every script; `rounds` and `batch` are the defaults of `--rounds` and `--batch`."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--models", nargs="+", metavar="NAME", help=f"timm models (default: {' '.join(ZOO)})")
     options.add_argument("--quick", action="store_true", help=f"few rounds on {' '.join(QUICK)}, within a minute")
     options.add_argument("--rounds", type=int, default=rounds, help="measurements of each kind (default: %(default)s)")
     # One: threads that wait for one whose core is taken are a hundred times slower, and that is no result.
     options.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    options.add_argument("--batch", type=int, default=1, help="images in a batch (default: %(default)s)")
+    options.add_argument("--batch", type=int, default=batch, help="images in a batch (default: %(default)s)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     return options
 
