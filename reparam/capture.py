@@ -389,30 +389,29 @@ class _Recorder(TorchFunctionMode):
         if name in SHAPED_AS:
             func, args = SHAPED_AS[name](*args)
             name = operation(func)
-        inputs: list[Node] = []
         seen: list[tuple[Tensor, int]] = []
-
-        def noted(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                node = self.node_of(value)
-                inputs.append(node)
-                seen.append((value, value._version))
-                return node
-            if isinstance(value, (tuple, list)):
-                return type(value)(map(noted, value)) if type(value) in (tuple, list) else tuple(map(noted, value))
-            if isinstance(value, dict):
-                return {key: noted(item) for key, item in value.items()}
-            if isinstance(value, slice):
-                return slice(noted(value.start), noted(value.stop), noted(value.step))
-            return value
-
-        described, named = noted(args), noted(kwargs)
+        described, named = self._noted(args, seen), self._noted(kwargs, seen)
+        inputs = tuple(self.node_of(tensor) for tensor, _ in seen)
         result = func(*args, **kwargs)
         written = [tensor for tensor, version in seen if tensor._version != version]
-        node = Node(name, func, described, named, self._here(), inputs=tuple(inputs))
+        node = Node(name, func, described, named, self._here(), inputs=inputs)
         node.constant = name not in _RANDOM and all(operand.constant for operand in inputs)
         self._conclude(node, result, written, seen)
         return result
+
+    def _noted(self, value: Any, seen: list[tuple[Tensor, int]]) -> Any:
+        """An argument with nodes for tensors; `seen` gets the tensors with their versions, in order."""
+        if isinstance(value, Tensor):
+            seen.append((value, value._version))
+            return self.node_of(value)
+        if isinstance(value, (tuple, list)):
+            items = [self._noted(item, seen) for item in value]
+            return items if type(value) is list else tuple(items)
+        if isinstance(value, dict):
+            return {key: self._noted(item, seen) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._noted(part, seen) for part in (value.start, value.stop, value.step)))
+        return value
 
     def _conclude(self, node: Node, result: Any, written: list[Tensor], seen: list[tuple[Tensor, int]]) -> None:
         for tensor in written:
