@@ -20,6 +20,8 @@ from reparam.errors import Refusal
 from reparam.interpret import REACH, Interpretation, between
 from reparam.rules import operation
 
+_NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:
@@ -151,26 +153,48 @@ class _Region:
     def value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
         """`node` as one convolution of `base`, possibly behind steps, if it is one that can be written back."""
         value = self.found.value(base, node)
+        if value is None or self._relaid(base, node):
+            return None
         if isinstance(value, AffineConv):
             if value.identity:  # two tensors of equal value, unless one of them is overwritten later
                 return None if base.written or node.written else value
             return value if any(map(_fixes_channels, between(base, [node]))) else None
         return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
 
+    def _relaid(self, base: Node, node: Node) -> bool:
+        """Whether an end of the fold is a copy into another order of memory, which a view outside may rely on."""
+        copies = {each for each in (node, *base.readers) if operation(each.function) == "contiguous"}  # type: ignore[arg-type]
+        return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
+
     def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
-        """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it."""
+        """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it.
+
+        The steps then see as many channels as the base has, which is another number than some of them may name.
+        """
         nodes = between(base, [node])
         kernels = any(operation(each.function) in cost.KERNELS for each in nodes)  # type: ignore[arg-type]
-        return kernels and value.inside.pixelwise and all(len(each.operands) == 1 for each in nodes)
+        chain = kernels and value.inside.pixelwise and all(len(each.operands) == 1 for each in nodes)
+        return chain and all(
+            self._channels(base, each.operands[0]) in (None, value.inside.in_channels)
+            for each in self.steps(base, node)
+            if operation(each.function) in _NAMING  # type: ignore[arg-type]
+        )
+
+    def _channels(self, base: Node, node: Node) -> int | None:
+        """How many channels the node has, None for the base itself."""
+        value = None if node is base else self.found.value(base, node)
+        inside = value.inside if isinstance(value, Viewed) else value
+        return inside.out_channels if isinstance(inside, AffineConv) else None
 
     def steps(self, base: Node, node: Node) -> tuple[Node, ...]:
-        """The nodes between the two that rearrange or average pixels."""
+        """The nodes between the two that rearrange or average pixels, and copies of what was rearranged."""
         found = []
         before = 0
         for each in between(base, [node]):
             value = self.found.value(base, each)
             count = value.steps if isinstance(value, Viewed) else 0
-            found += [each] if count > before else []
+            copies = count > 0 and operation(each.function) == "contiguous"  # type: ignore[arg-type]
+            found += [each] if count > before or copies else []
             before = count
         return tuple(found)
 

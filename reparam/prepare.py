@@ -252,7 +252,7 @@ class _Editor:
             mine = [piece for piece, place in at.items() if place is call]
             try:
                 result.rewrites.append(self._rewrite(call, inner, mine))
-            except _Sized as refusal:
+            except _At as refusal:
                 result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 for piece in mine:
@@ -280,17 +280,19 @@ class _Editor:
             raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
         trace = self._traced(call, frozenset(opened))
         for piece in pieces:
+            if piece.base not in trace.at:
+                raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
             for node in piece.nodes:
                 if node in trace.at and trace.sized(node):
-                    raise _Sized(node)
+                    raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
         return Rewrite(trace, pieces)
 
 
-class _Sized(Refusal):
-    """An operation that does something else at another size; what is around it may still be edited."""
+class _At(Refusal):
+    """One operation that stands in the way; what is around it may still be edited."""
 
-    def __init__(self, node: Node) -> None:
-        super().__init__(f"{node.name} takes an argument that depends on the size of the input")
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(reason)
         self.node = node
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
@@ -82,3 +84,95 @@ def test_a_rewritten_forward_keeps_its_defaults() -> None:
     folded = converted(_Defaulted(), x)
     assert norms_ran(folded, x) == 0
     torch.testing.assert_close(pickle.loads(pickle.dumps(folded))(x, mask=None), folded(x))
+
+
+class _Windows(nn.Module):
+    """Attention in windows: the copy in the middle is what makes the last view possible."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x)).permute(0, 2, 3, 1)
+        windows = y.view(-1, 2, 4, 2, 4, 4).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, 16, 4)
+        return (windows * self.scale).softmax(1)
+
+
+class _Strided(nn.Module):
+    """A copy before a convolution decides in which order of memory its output is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x.relu().permute(0, 3, 1, 2).contiguous()))
+        return y.view(-1, 4, 64).softmax(1)
+
+
+class _Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.head = nn.Linear(4, 5)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten(2).transpose(1, 2).contiguous().view(-1, 4)  # a 4 that is 3 before the conv
+        return self.norm(self.head(y)).relu()
+
+
+class _Flattened(nn.Module):
+    """A view of what nothing has been folded into yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 5)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.head(x.relu().view(-1, 4))).relu()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(_Flattened(), (2, 8, 4)), (_Windows(), (2, 3, 8, 8)), (_Strided(), (2, 8, 8, 8)), (_Pooled(), (2, 3, 8, 8))],
+)
+def test_a_copy_that_a_view_needs_stays(model: nn.Module, shape: tuple[int, ...]) -> None:
+    # timm maxvit_pico_rw_256
+    x = torch.randn(shape)
+    assert norms_ran(converted(model, x), x) == 0
+
+
+class _Dense(nn.Module):
+    """A layer of a DenseNet takes all tensors so far in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.after = nn.BatchNorm2d(4)
+
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        return self.after(self.conv(self.norm(torch.cat(tensors, 1)).relu()))
+
+
+class _DenseBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = _Dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = [F.max_pool2d(x, 2)]
+        tensors.append(self.layer(tensors))
+        return torch.cat(tensors, 1)
+
+
+def test_a_list_of_one_tensor_is_not_that_tensor() -> None:
+    # timm densenet121
+    x = torch.randn(2, 3, 8, 8)
+    assert norms_ran(converted(_DenseBlock(), x), x) == 1  # the one before the activation
