@@ -158,7 +158,8 @@ def unsqueeze(input: Value, dim: int) -> _Moved:
         ),
     ],
     keeps=lambda: [
-        (Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze()))), "every")
+        (Case(nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), Op(lambda m, x: x.squeeze()))), "every"),
+        (Case(Op(lambda m, x: x.squeeze(-1)), smallest=2), "some sizes"),
     ],
 )
 def squeeze(input: Value, dim: Value = None) -> _Moved:
@@ -171,7 +172,7 @@ def squeeze(input: Value, dim: Value = None) -> _Moved:
     if at in (0, channel):
         raise Refusal("it drops the channels or the batch")
     if shape[at] != 1:
-        return x
+        raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
     return x.behind_steps((*shape[:at], *shape[at + 1 :]), channel - (at < channel))
 
 
