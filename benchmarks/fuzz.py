@@ -120,7 +120,9 @@ def _checked(program: Program, model: nn.Module, inputs: tuple[Tensor, ...], tru
         raise _Failed("dearer", f"cost {first:.3f} before, {last:.3f} after")
     done: Report = folded.reparam_report  # type: ignore[assignment]
     counted = [(c.convs, c.norms, c.elementwise) for c in (done.before, done.after)]
-    return Outcome(None, "", len(done.folds), sum(counted[0]) - sum(counted[1]), [_general(r.reason) for r in done.refusals])
+    return Outcome(
+        None, "", len(done.folds), sum(counted[0]) - sum(counted[1]), [_general(r.reason) for r in done.refusals]
+    )
 
 
 def _place(error: Exception) -> str:
@@ -135,9 +137,14 @@ def _place(error: Exception) -> str:
 
 def _state(model: nn.Module) -> list[Any]:
     """Everything that a conversion must leave alone, to be compared."""
-    tensors_held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors_held = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     numbers = [(name, id(t), t._version, t.requires_grad, t.sum().item()) for name, t in tensors_held.items()]
-    modules = [(n, id(m), type(m), m.training, sorted(vars(m)), len(m._forward_hooks)) for n, m in model.named_modules()]
+    modules = [
+        (n, id(m), type(m), m.training, sorted(vars(m)), len(m._forward_hooks)) for n, m in model.named_modules()
+    ]
     return [numbers, modules]
 
 
@@ -169,11 +176,11 @@ def _compare(program: Program, model: nn.Module, folded: nn.Module, truths: list
             continue
         try:
             value = _run(folded, inputs)
-        except Exception as error:  # noqa: BLE001 whatever it is, the original takes these inputs
+        except Exception as error:
             raise _Failed("does not run", f"{type(error).__name__} on {[*map(_shape, inputs)]}: {error}") from error
-        error = _distance(truth, value)
-        if not error <= EXACT and not _unstable(model, inputs, truth, error):
-            raise _Failed("wrong", f"error {error:.2g} on inputs of {[*map(_shape, inputs)]}\n{folded.reparam_report}")
+        off = _distance(truth, value)
+        if not off <= EXACT and not _unstable(model, inputs, truth, off):
+            raise _Failed("wrong", f"error {off:.2g} on inputs of {[*map(_shape, inputs)]}\n{folded.reparam_report}")
 
 
 def _shape(tensor: Tensor) -> str:
@@ -202,7 +209,10 @@ def _unstable(model: nn.Module, inputs: tuple[Tensor, ...], truth: Any, error: f
 
 
 def _require_portable(model: nn.Module, folded: nn.Module, program: Program, truths: list[Any]) -> None:
-    ways: dict[str, Callable[[nn.Module], nn.Module]] = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
+    ways: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    }
     for name, way in ways.items():
         try:
             way(model)
@@ -219,7 +229,11 @@ def _require_portable(model: nn.Module, folded: nn.Module, program: Program, tru
 def _price(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """The cost of all operations that the outputs depend on, by the measure of plans."""
     recorded = record(copied(model), Inputs.of(inputs))
-    return sum(cost.of_node(cost.CPU, n) for n in plan(recorded, recorded.nodes).live if n.function is not None and not n.constant)
+    return sum(
+        cost.of_node(cost.CPU, n)
+        for n in plan(recorded, recorded.nodes).live
+        if n.function is not None and not n.constant
+    )
 
 
 def _general(reason: str) -> str:
@@ -234,7 +248,7 @@ def _general(reason: str) -> str:
 # --- refusals, questioned
 
 
-def _naive_pad(self: AffineConv, pads: Any, value: Number | None = None) -> AffineConv:
+def naive_pad(self: AffineConv, pads: Any, value: Number | None = None) -> AffineConv:
     """The padding law without its conditions: what tools do that fold every pair they find."""
     axes = tuple(axis.padded(*p) for axis, p in zip(self.axes, pads, strict=True))
     return replace(self, axes=axes, identity=False, mean=False)
@@ -249,7 +263,7 @@ def question(program: Program) -> Counter[str]:
     verdicts: Counter[str] = Counter()
     if not refused:
         return verdicts
-    with patch.object(AffineConv, "pad", _naive_pad):
+    with patch.object(AffineConv, "pad", naive_pad):
         naive = plan(recorded, recorded.walls).folds
         for node in refused:
             folds = [f for f in naive if node in f.nodes and _refused(exact, f.base, f.sink)]

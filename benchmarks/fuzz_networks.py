@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reparam.nn import draw_constants, draw_statistics
 
-HEADER = '''import torch
+HEADER = """import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
@@ -42,7 +42,7 @@ def looked_at(module, args, result):
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
-'''
+"""
 _HEADER = compile(HEADER, "<header>", "exec")
 
 MODULE = "fuzzed_network"
@@ -161,7 +161,9 @@ def smaller(program: Program) -> Iterator[Program]:
     for at, block in enumerate(program.blocks):
         if block in program.used():
             for less in _smaller_blocks(block):
-                yield Program((*program.blocks[:at], less, *program.blocks[at + 1 :]), program.shapes, program.dtype, program.seed)
+                yield Program(
+                    (*program.blocks[:at], less, *program.blocks[at + 1 :]), program.shapes, program.dtype, program.seed
+                )
     for i, shape in enumerate(program.shapes):
         for axis, size in enumerate(shape):
             if size > 1:
@@ -171,7 +173,9 @@ def smaller(program: Program) -> Iterator[Program]:
 
 
 def _smaller_blocks(block: Block) -> Iterator[Block]:
-    def edited(init: Sequence[str] = block.init, lines: Sequence[str] = block.lines, result: str = block.result) -> Block:
+    def edited(
+        init: Sequence[str] = block.init, lines: Sequence[str] = block.lines, result: str = block.result
+    ) -> Block:
         return Block(block.name, block.parameters, tuple(init), tuple(lines), result)
 
     for variable in dict.fromkeys(_VARIABLE.findall(block.result)):
@@ -315,16 +319,26 @@ class Writer:
 
     def attempt(self, operation: Callable[[Writer], Any]) -> bool:
         """Write an operation, or nothing where torch does not accept it."""
-        values, marks = dict(self.values), (len(self.init), len(self.lines), len(self.callables), len(self.session.blocks))
+        written: tuple[list[Any], ...] = (self.init, self.lines, self.callables, self.session.blocks)
+        values, marks = dict(self.values), [*map(len, written)]
         try:
             operation(self)
             new = [value for name, value in self.values.items() if name not in values]
-            if not all(isinstance(value, Tensor) and _moderate(value) for value in new):
+            if not all(map(_moderate, new)):
                 raise Unfit
-        except (Unfit, RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError, AttributeError):
+        except (
+            Unfit,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+            AssertionError,
+            NotImplementedError,
+            AttributeError,
+        ):
             self.values = values
-            for written, mark in zip((self.init, self.lines, self.callables, self.session.blocks), marks, strict=True):
-                del written[mark:]
+            for made, mark in zip(written, marks, strict=True):
+                del made[mark:]
             return False
         return True
 
@@ -336,8 +350,14 @@ class Writer:
         return Block(name, self.parameters, tuple(self.init), tuple(self.lines), result)
 
 
-def _moderate(value: Tensor) -> bool:
-    if not value.numel() or value.numel() > _ELEMENTS or not value.is_floating_point() or value.dim() > 5:
+def _moderate(value: Any) -> bool:
+    if (
+        not isinstance(value, Tensor)
+        or not value.numel()
+        or value.numel() > _ELEMENTS
+        or not value.is_floating_point()
+        or value.dim() > 5
+    ):
         return False
     if value.dim() > 1 and value.shape[1] > _CHANNELS:
         return False

@@ -105,7 +105,16 @@ def _per_channel(w: Writer, x: str) -> Sequence[int]:
 
 def _activation(w: Writer) -> str:
     return w.draw.choice(
-        ["F.relu({})", "F.relu({})", "F.gelu({})", "torch.sigmoid({})", "F.hardswish({})", "{}.tanh()", "{}.abs()", "F.silu({})"]
+        [
+            "F.relu({})",
+            "F.relu({})",
+            "F.gelu({})",
+            "torch.sigmoid({})",
+            "F.hardswish({})",
+            "{}.tanh()",
+            "{}.abs()",
+            "F.silu({})",
+        ]
     )
 
 
@@ -183,7 +192,11 @@ def matrix_product(w: Writer) -> None:
     x = w.any()
     size = w.shape(x)[-1]
     c = w.constant([size, w.draw.choice([size, 2])])
-    w.let(w.draw.choice([f"{x} @ {c}", f"torch.matmul({x}, {c})", f"F.linear({x}, {c}.t())", f"F.linear({x}, {c}.t() * 0.5)"]))
+    w.let(
+        w.draw.choice(
+            [f"{x} @ {c}", f"torch.matmul({x}, {c})", f"F.linear({x}, {c}.t())", f"F.linear({x}, {c}.t() * 0.5)"]
+        )
+    )
 
 
 @drawn(1.5)
@@ -191,7 +204,9 @@ def transposed(w: Writer) -> None:
     x = w.map()
     rank, channels = _rank(w, x), w.shape(x)[1]
     groups = _groups(w, channels, channels)
-    y = w.call("up", f"nn.ConvTranspose{rank}d({channels}, {channels}, 2, stride={w.draw.choice([1, 2])}, groups={groups})", x)
+    y = w.call(
+        "up", f"nn.ConvTranspose{rank}d({channels}, {channels}, 2, stride={w.draw.choice([1, 2])}, groups={groups})", x
+    )
     if w.chance(0.6):
         w.call("bn", _norm(w, y), y)
 
@@ -217,7 +232,11 @@ def _branch(w: Writer, x: str, outputs: int, stride: int) -> str:
     elif form == 4:
         y = w.call("conv", _conv(w, x, outputs, f"3, padding=2, dilation=2{step}"), x)
     elif form == 5 and _rank(w, x) == 2:
-        y = w.call("conv", _conv(w, x, outputs, w.draw.choice([f"(1, 3), padding=(0, 1){step}", f"(3, 1), padding=(1, 0){step}"])), x)
+        y = w.call(
+            "conv",
+            _conv(w, x, outputs, w.draw.choice([f"(1, 3), padding=(0, 1){step}", f"(3, 1), padding=(1, 0){step}"])),
+            x,
+        )
     else:
         y = w.call("conv", _conv(w, x, outputs, f"3, padding=1{step}"), x)
     return w.call("bn", _norm(w, y), y) if w.chance(0.7) else y
@@ -229,7 +248,12 @@ def branches(w: Writer) -> None:
     outputs, stride = _channels(w, x), w.draw.choice([1, 1, 1, 2])
     names = [_branch(w, x, outputs, stride) for _ in range(w.draw.randint(2, 4))]
     joined = ", ".join(names)
-    forms = [" + ".join(names), f"sum([{joined}])", f"torch.stack([{joined}]).sum(0)", f"torch.stack([{joined}], dim=1).mean(1)"]
+    forms = [
+        " + ".join(names),
+        f"sum([{joined}])",
+        f"torch.stack([{joined}]).sum(0)",
+        f"torch.stack([{joined}], dim=1).mean(1)",
+    ]
     y = w.let(w.draw.choice([*forms[:1] * 3, *forms, f"torch.cat([{joined}], 1)"]))
     if w.chance(0.5):
         w.let(_activation(w).format(y))
@@ -241,7 +265,9 @@ def listed_branches(w: Writer) -> None:
     channels = w.shape(x)[1]
     items = [_conv(w, x, channels, f"{k}, padding={k // 2}") for k in w.draw.choices([1, 3], k=w.draw.randint(1, 3))]
     m = w.member("branches", f"nn.ModuleList([{', '.join([*items, 'nn.Identity()'])}])")
-    w.let(w.draw.choice([f"sum(branch({x}) for branch in {m})", f"torch.stack([branch({x}) for branch in {m}]).sum(0)"]))
+    w.let(
+        w.draw.choice([f"sum(branch({x}) for branch in {m})", f"torch.stack([branch({x}) for branch in {m}]).sum(0)"])
+    )
 
 
 @drawn(5)
@@ -255,7 +281,18 @@ def residual(w: Writer) -> None:
 def addition(w: Writer) -> None:
     x = w.any()
     y = w.like(x)
-    w.let(w.draw.choice([f"{x} + {y}", f"{x} + {y}", f"{x} - {y} * 0.7", f"torch.sub({x}, {y}, alpha=2)", f"{x} * {y}", f"torch.rsub({x}, {y})"]))
+    w.let(
+        w.draw.choice(
+            [
+                f"{x} + {y}",
+                f"{x} + {y}",
+                f"{x} - {y} * 0.7",
+                f"torch.sub({x}, {y}, alpha=2)",
+                f"{x} * {y}",
+                f"torch.rsub({x}, {y})",
+            ]
+        )
+    )
 
 
 @drawn(2)
@@ -263,7 +300,15 @@ def joined(w: Writer) -> None:
     x = w.any()
     y = w.like(x)
     dim = w.draw.choice([1, 1, 1, -1, 0])
-    w.let(w.draw.choice([f"torch.cat([{x}, {y}], {dim})", f"torch.cat(({y}, {x}, {y}), dim={dim})", f"torch.stack([{x}, {y}]).mean(0)"]))
+    w.let(
+        w.draw.choice(
+            [
+                f"torch.cat([{x}, {y}], {dim})",
+                f"torch.cat(({y}, {x}, {y}), dim={dim})",
+                f"torch.stack([{x}, {y}]).mean(0)",
+            ]
+        )
+    )
 
 
 # --- scalings
@@ -282,7 +327,11 @@ def scaled(w: Writer) -> None:
 def scaled_per_channel(w: Writer) -> None:
     x = w.any()
     c = w.constant(_per_channel(w, x), positive=True)
-    w.let(w.draw.choice([f"{x} * {c}", f"{c} * {x}", f"{x} + {c}", f"{x} / {c}", f"{c} - {x}", f"{x} - {c}", f"{x} * ({c} * 2 + 1)"]))
+    w.let(
+        w.draw.choice(
+            [f"{x} * {c}", f"{c} * {x}", f"{x} + {c}", f"{x} / {c}", f"{c} - {x}", f"{x} - {c}", f"{x} * ({c} * 2 + 1)"]
+        )
+    )
 
 
 @drawn(1)
@@ -309,23 +358,53 @@ def activation(w: Writer) -> None:
 
 @drawn(2)
 def activation_module(w: Writer) -> None:
-    w.call("act", w.draw.choice(["nn.ReLU()", "nn.ReLU(inplace=True)", "nn.GELU()", "nn.PReLU()", "nn.Softmax(1)", "nn.Hardtanh()"]), w.any())
+    w.call(
+        "act",
+        w.draw.choice(
+            ["nn.ReLU()", "nn.ReLU(inplace=True)", "nn.GELU()", "nn.PReLU()", "nn.Softmax(1)", "nn.Hardtanh()"]
+        ),
+        w.any(),
+    )
 
 
 @drawn(3)
 def nothing(w: Writer) -> None:
     x = w.any()
     if w.chance(0.5):
-        w.call("same", w.draw.choice(["nn.Identity()", "nn.Dropout(0.3)", "nn.Dropout2d(0.2)", "nn.Dropout(0.1, inplace=True)"]), x)
+        w.call(
+            "same",
+            w.draw.choice(["nn.Identity()", "nn.Dropout(0.3)", "nn.Dropout2d(0.2)", "nn.Dropout(0.1, inplace=True)"]),
+            x,
+        )
     else:
-        w.let(w.draw.choice([f"{x}.clone()", f"{x}.contiguous()", f"{x}.detach()", f"F.dropout({x}, 0.5, self.training)", f"{x}.to({x}.dtype)"]))
+        w.let(
+            w.draw.choice(
+                [
+                    f"{x}.clone()",
+                    f"{x}.contiguous()",
+                    f"{x}.detach()",
+                    f"F.dropout({x}, 0.5, self.training)",
+                    f"{x}.to({x}.dtype)",
+                ]
+            )
+        )
 
 
 @drawn(1)
 def other_norm(w: Writer) -> None:
     x = w.map()
     channels = w.shape(x)[1]
-    w.call("norm", w.draw.choice([f"nn.LayerNorm({w.shape(x)[-1]})", f"nn.GroupNorm(1, {channels})", f"nn.InstanceNorm{_rank(w, x)}d({channels}, affine=True)"]), x)
+    w.call(
+        "norm",
+        w.draw.choice(
+            [
+                f"nn.LayerNorm({w.shape(x)[-1]})",
+                f"nn.GroupNorm(1, {channels})",
+                f"nn.InstanceNorm{_rank(w, x)}d({channels}, affine=True)",
+            ]
+        ),
+        x,
+    )
 
 
 # --- pools and pads
@@ -348,7 +427,18 @@ def pooled(w: Writer) -> None:
 def other_pool(w: Writer) -> None:
     x = w.map()
     rank = _rank(w, x)
-    w.call("pool", w.draw.choice([f"nn.MaxPool{rank}d(2, 1)", f"nn.MaxPool{rank}d(3, 1, 1)", f"nn.AdaptiveAvgPool{rank}d(1)", f"nn.AdaptiveAvgPool{rank}d(2)"]), x)
+    w.call(
+        "pool",
+        w.draw.choice(
+            [
+                f"nn.MaxPool{rank}d(2, 1)",
+                f"nn.MaxPool{rank}d(3, 1, 1)",
+                f"nn.AdaptiveAvgPool{rank}d(1)",
+                f"nn.AdaptiveAvgPool{rank}d(2)",
+            ]
+        ),
+        x,
+    )
 
 
 @drawn(4)
@@ -375,7 +465,9 @@ def border(w: Writer) -> None:
     y = w.call("bn", f"nn.BatchNorm{rank}d({channels})", x)
     norm = f"self.bn{w.counter - 1}"
     ones = ", ".join("1" for _ in range(rank))
-    value = w.let(f"({norm}.bias - {norm}.running_mean * {norm}.weight / torch.sqrt({norm}.running_var + {norm}.eps)).view(1, -1, {ones})")
+    value = w.let(
+        f"({norm}.bias - {norm}.running_mean * {norm}.weight / torch.sqrt({norm}.running_var + {norm}.eps)).view(1, -1, {ones})"
+    )
     y = w.let(f"F.pad({y}, {[1] * (2 * rank)})")
     faces = [f"{', '.join([':'] * (2 + axis))}, {side}" for axis in range(rank) for side in ("0:1", "-1:")]
     if w.chance(0.2):
@@ -398,7 +490,9 @@ def parts(w: Writer) -> None:
         raise Unfit
     a, b = w.name("t"), w.name("t")
     cut = w.draw.randint(1, channels - 1)
-    form = w.draw.choice([f"{x}.split([{cut}, {channels - cut}], 1)", f"{x}.chunk(2, 1)", f"({x}[:, :{cut}], {x}[:, {cut}:])"])
+    form = w.draw.choice(
+        [f"{x}.split([{cut}, {channels - cut}], 1)", f"{x}.chunk(2, 1)", f"({x}[:, :{cut}], {x}[:, {cut}:])"]
+    )
     w.line(f"{a}, {b} = {form}")
     if w.chance(0.6):
         c = w.call("conv", _conv(w, a, geometry=w.draw.choice(["1", "3, padding=1"])), a)
@@ -420,7 +514,17 @@ def picked(w: Writer) -> None:
     x = w.map()
     order = list(range(w.shape(x)[1]))
     w.draw.shuffle(order)
-    w.let(w.draw.choice([f"{x}[:, {order}]", f"{x}.flip(1)", f"{x}.narrow(1, 0, 1)", f"{x}.roll(1, 1)", f"torch.index_select({x}, 1, torch.tensor({order}))"]))
+    w.let(
+        w.draw.choice(
+            [
+                f"{x}[:, {order}]",
+                f"{x}.flip(1)",
+                f"{x}.narrow(1, 0, 1)",
+                f"{x}.roll(1, 1)",
+                f"torch.index_select({x}, 1, torch.tensor({order}))",
+            ]
+        )
+    )
 
 
 @drawn(1)
@@ -447,7 +551,15 @@ def tokens(w: Writer) -> None:
     x = w.map()
     rank, channels = _rank(w, x), w.shape(x)[1]
     order = [0, *range(2, rank + 2), 1]
-    y = w.let(w.draw.choice([f"{x}.flatten(2).transpose(1, 2)", f"{x}.permute({', '.join(map(str, order))})", f"{x}.view({x}.shape[0], {channels}, -1).transpose(1, 2)"]))
+    y = w.let(
+        w.draw.choice(
+            [
+                f"{x}.flatten(2).transpose(1, 2)",
+                f"{x}.permute({', '.join(map(str, order))})",
+                f"{x}.view({x}.shape[0], {channels}, -1).transpose(1, 2)",
+            ]
+        )
+    )
     if w.chance(0.7):
         z = w.call("fc", f"nn.Linear({channels}, {w.draw.choice([channels, 3])})", y)
         if w.chance(0.3):
@@ -458,7 +570,16 @@ def tokens(w: Writer) -> None:
 def head(w: Writer) -> None:
     x = w.map()
     dims = tuple(range(2, len(w.shape(x))))
-    y = w.let(w.draw.choice([f"{x}.mean({dims})", f"F.adaptive_avg_pool{_rank(w, x)}d({x}, 1).flatten(1)", f"torch.flatten({x}, 1)", f"{x}.mean({dims}, keepdim=True)"]))
+    y = w.let(
+        w.draw.choice(
+            [
+                f"{x}.mean({dims})",
+                f"F.adaptive_avg_pool{_rank(w, x)}d({x}, 1).flatten(1)",
+                f"torch.flatten({x}, 1)",
+                f"{x}.mean({dims}, keepdim=True)",
+            ]
+        )
+    )
     if w.chance(0.7) and len(w.shape(y)) == 2:
         w.call("fc", f"nn.Linear({w.shape(y)[1]}, 3)", y)
 
@@ -475,14 +596,33 @@ def viewed(w: Writer) -> None:
 @drawn(1)
 def resized(w: Writer) -> None:
     x = w.any(lambda value: value.dim() == 4)
-    w.let(w.draw.choice([f'F.interpolate({x}, scale_factor=2, mode="nearest")', f'F.interpolate({x}, size=(4, 5), mode="bilinear")', f"F.pixel_unshuffle({x}, 2)"]))
+    w.let(
+        w.draw.choice(
+            [
+                f'F.interpolate({x}, scale_factor=2, mode="nearest")',
+                f'F.interpolate({x}, size=(4, 5), mode="bilinear")',
+                f"F.pixel_unshuffle({x}, 2)",
+            ]
+        )
+    )
 
 
 @drawn(1)
 def mixed(w: Writer) -> None:
     """Operations that no rule will ever know."""
     x = w.any()
-    w.let(w.draw.choice([f"{x}.softmax(1)", f"{x}.cumsum(1)", f"{x}.sum(1, keepdim=True)", f"{x}.amax(-1, keepdim=True)", f"torch.where({x} > 0, {x}, -{x})", f"{x} ** 2"]))
+    w.let(
+        w.draw.choice(
+            [
+                f"{x}.softmax(1)",
+                f"{x}.cumsum(1)",
+                f"{x}.sum(1, keepdim=True)",
+                f"{x}.amax(-1, keepdim=True)",
+                f"torch.where({x} > 0, {x}, -{x})",
+                f"{x} ** 2",
+            ]
+        )
+    )
 
 
 # --- writes
@@ -495,7 +635,18 @@ def added_in_place(w: Writer) -> None:
     if form == 0:
         w.line(f"{x} += {w.like(x)}")
     elif form == 1:
-        w.line(w.draw.choice([f"{x} *= 0.5", f"{x}.add_(1.5)", f"{x}.mul_(2)", f"{x} -= 1", f"F.relu({x}, inplace=True)", f"{x}.neg_()"]))
+        w.line(
+            w.draw.choice(
+                [
+                    f"{x} *= 0.5",
+                    f"{x}.add_(1.5)",
+                    f"{x}.mul_(2)",
+                    f"{x} -= 1",
+                    f"F.relu({x}, inplace=True)",
+                    f"{x}.neg_()",
+                ]
+            )
+        )
     elif form == 2:
         w.line(f"{x} += {w.constant(_per_channel(w, x))}")
     else:
@@ -507,7 +658,18 @@ def added_in_place(w: Writer) -> None:
 def view_written(w: Writer) -> None:
     """A write through a view: the whole changes as well."""
     x = w.map()
-    w.line(w.draw.choice([f"{x}[:, :1] *= 2", f"{x}[:, 0] = 1", f"{x}.view(-1).add_(1)", f"{x}[:, :1].zero_()", f"{x}.flatten(2).mul_(0.5)", f"{x}[..., 0] = {x}[..., -1]"]))
+    w.line(
+        w.draw.choice(
+            [
+                f"{x}[:, :1] *= 2",
+                f"{x}[:, 0] = 1",
+                f"{x}.view(-1).add_(1)",
+                f"{x}[:, :1].zero_()",
+                f"{x}.flatten(2).mul_(0.5)",
+                f"{x}[..., 0] = {x}[..., -1]",
+            ]
+        )
+    )
 
 
 @drawn(0.5)
@@ -538,6 +700,30 @@ def depends_on_size(w: Writer) -> None:
     w.let(w.draw.choice(forms))
 
 
+@drawn(1.5)
+def depends_on_other_size(w: Writer) -> None:
+    """A size that was read from another tensor, perhaps one that is folded away."""
+    x, y = w.map(), w.any()
+    size = f"{y}.{w.draw.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(0)'])}"
+    w.let(
+        w.draw.choice(
+            [f"{x} * {size}", f"{x} / {size}", f"{x}.view({y}.shape[0], {w.shape(x)[1]}, -1)", f"{x} + {size}"]
+        )
+    )
+
+
+@drawn(2)
+def size_on_the_way(w: Writer) -> None:
+    """Code that looks at the size of what a fold would not compute any more."""
+    x = w.map()
+    y = w.call("conv", _conv(w, x), x)
+    if w.chance(0.3):
+        w.line(f"assert {y}.shape[1] == {w.shape(y)[1]}")
+    z = w.call("conv", _conv(w, y), y) if w.chance(0.6) else w.call("bn", _norm(w, y), y)
+    z = w.let(_activation(w).format(z)) if w.chance(0.7) else z
+    w.let(f"{z} * {y}.{w.draw.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(2)'])}")
+
+
 @drawn(0.7)
 def norm_by_size(w: Writer) -> None:
     x = w.map()
@@ -548,13 +734,29 @@ def norm_by_size(w: Writer) -> None:
 @drawn(0.7)
 def number_read(w: Writer) -> None:
     x = w.any()
-    w.let(w.draw.choice([f"{x} * (2.0 if {x}.mean().item() > 1e9 else 1.0)", f"{x} + float({x}.abs().max() > 1e9)", f"{x} if {x}.sum() < 1e9 else -{x}"]))
+    w.let(
+        w.draw.choice(
+            [
+                f"{x} * (2.0 if {x}.mean().item() > 1e9 else 1.0)",
+                f"{x} + float({x}.abs().max() > 1e9)",
+                f"{x} if {x}.sum() < 1e9 else -{x}",
+            ]
+        )
+    )
 
 
 @drawn(0.7)
 def asserted(w: Writer) -> None:
     x = w.any()
-    w.line(w.draw.choice([f"assert {x}.dim() == {len(w.shape(x))}", f'torch._assert({x}.ndim == {len(w.shape(x))}, "rank")', f"assert {x}.shape[1] == {w.shape(x)[1]}"]))
+    w.line(
+        w.draw.choice(
+            [
+                f"assert {x}.dim() == {len(w.shape(x))}",
+                f'torch._assert({x}.ndim == {len(w.shape(x))}, "rank")',
+                f"assert {x}.shape[1] == {w.shape(x)[1]}",
+            ]
+        )
+    )
 
 
 # --- modules that are shared, watched, computed
@@ -595,7 +797,15 @@ def tied(w: Writer) -> None:
 def hooked(w: Writer) -> None:
     x = w.map()
     m = w.member("conv", _conv(w, x))
-    w.setup(w.draw.choice([f"{m}.register_forward_hook(halved)", f"{m}.register_forward_pre_hook(shifted)", f"{m}.register_forward_hook(looked_at)"]))
+    w.setup(
+        w.draw.choice(
+            [
+                f"{m}.register_forward_hook(halved)",
+                f"{m}.register_forward_pre_hook(shifted)",
+                f"{m}.register_forward_hook(looked_at)",
+            ]
+        )
+    )
     w.callables.append((m, w.shape(x)))
     y = w.let(f"{m}({x})")
     if w.chance(0.7):
@@ -606,7 +816,17 @@ def hooked(w: Writer) -> None:
 def computed_weight(w: Writer) -> None:
     x = w.map()
     m = w.member("conv", _conv(w, x))
-    w.setup(w.draw.choice([f"parametrizations.weight_norm({m})", f"weight_norm({m})", f"parametrizations.spectral_norm({m})", f"spectral_norm({m})", f'parametrize.register_parametrization({m}, "weight", Doubled())']))
+    w.setup(
+        w.draw.choice(
+            [
+                f"parametrizations.weight_norm({m})",
+                f"weight_norm({m})",
+                f"parametrizations.spectral_norm({m})",
+                f"spectral_norm({m})",
+                f'parametrize.register_parametrization({m}, "weight", Doubled())',
+            ]
+        )
+    )
     w.callables.append((m, w.shape(x)))
     y = w.let(f"{m}({x})")
     if w.chance(0.7):
@@ -622,7 +842,9 @@ def sequence(w: Writer) -> None:
     inner = Writer(w.session, {x: w.values[x]})
     steps = []
     for _ in range(w.draw.randint(1, 4)):
-        step = w.draw.choice([_conv(inner, y), _conv(inner, y), _norm(inner, y), "nn.ReLU()", "nn.Identity()", "nn.Dropout(0.1)"])
+        step = w.draw.choice(
+            [_conv(inner, y), _conv(inner, y), _norm(inner, y), "nn.ReLU()", "nn.Identity()", "nn.Dropout(0.1)"]
+        )
         y = inner.call("step", step, y)
         steps.append(step)
     w.call("seq", f"nn.Sequential({', '.join(steps)})", x)
