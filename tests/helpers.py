@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.nn import draw_constants, draw_statistics
@@ -53,13 +55,25 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_CONVS = ("convolution", "_convolution", "mkldnn_convolution", "addmm", "mm", "linear")
+class _Linears(TorchFunctionMode):
+    """Linear layers, which aten knows as any of addmm, mm and bmm by the layout of their input."""
+
+    def __init__(self, ran: Counter[str]) -> None:
+        super().__init__()
+        self.ran = ran
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ran["linear"] += func is F.linear
+        return func(*args, **(kwargs or {}))
+
+
+_CONVS = ("convolution", "linear")
 _NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "cudnn_batch_norm")
 
 
 def ran(model: nn.Module, *inputs: Any) -> Counter[str]:
     """How often one forward runs each operation of aten: what is counted knows nothing of modules or of reparam."""
-    with torch.no_grad(), _Operations() as operations:
+    with torch.no_grad(), _Operations() as operations, _Linears(operations.ran):
         model(*inputs)
     return operations.ran
 

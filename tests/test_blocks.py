@@ -1,4 +1,4 @@
-"""Training-time blocks become one plain convolution each: those of `reparam.nn`, and the published ones as written here.
+"""Training-time blocks become one plain convolution each: those of `reparam.nn`, and published ones as written here.
 
 The blocks of this file follow their papers' code in style, so that nothing in it is made for this package.
 """
@@ -140,7 +140,9 @@ class OREPA(nn.Module):
 
     def weight_gen(self) -> Tensor:
         origin = torch.einsum("oihw,o->oihw", self.origin, self.vector[0])
-        average = torch.einsum("oihw,o->oihw", torch.einsum("oi,hw->oihw", self.avg.flatten(1), self.avg_avg), self.vector[1])
+        average = torch.einsum(
+            "oihw,o->oihw", torch.einsum("oi,hw->oihw", self.avg.flatten(1), self.avg_avg), self.vector[1]
+        )
         first = (self.idconv1 + self.id_tensor).squeeze(3).squeeze(2)
         g, o = self.groups, self.conv2.shape[0]
         first = first.view(g, -1, first.shape[1])
@@ -158,7 +160,7 @@ class OREPA(nn.Module):
 
 
 class SeqConv3x3(nn.Module):
-    """A 1x1 convolution, a border that holds its bias, and either a 3x3 convolution or a fixed mask, channel by channel."""
+    """A 1x1 convolution, a border that holds its bias, then a 3x3 convolution or a fixed mask, channel by channel."""
 
     def __init__(self, kind: str, channels: int) -> None:
         super().__init__()
@@ -322,7 +324,9 @@ class Conv3XC(nn.Module):
     def __init__(self, inner: int, outer: int, gain: int = 2) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(inner, inner * gain, 1), nn.Conv2d(inner * gain, outer * gain, 3), nn.Conv2d(outer * gain, outer, 1)
+            nn.Conv2d(inner, inner * gain, 1),
+            nn.Conv2d(inner * gain, outer * gain, 3),
+            nn.Conv2d(outer * gain, outer, 1),
         )
         self.sk = nn.Conv2d(inner, outer, 1)
 
@@ -418,8 +422,8 @@ def test_linear_and_norm_of_tokens() -> None:
 
 
 @pytest.mark.parametrize("block", [RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock])
-def test_half_of_it_is_fixed(block: type[nn.Module]) -> None:
-    """Verified, in float32, as a user would call it."""
+def test_as_a_user_calls_it_in_float32(block: type[nn.Module]) -> None:
+    """With verification, whose bound in its own dtype a single block must not miss by luck."""
     model = trained(block(8, 8, 3), dtype=torch.float32)
     result = folded(model, image(2, 8, 15, 12, dtype=torch.float32), verify=True)
     assert result.reparam_report.verification.ok

@@ -1,4 +1,4 @@
-"""What `reparameterize` promises, whatever the model: the result, the report, and the errors that leave all as it was."""
+"""What `reparameterize` promises of any model: the result, the report, and the errors that leave all as it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reparam.rules import RULES
 
 
 class Network(nn.Module):
-    """A classifier with methods and attributes of its own, of blocks that have to be rewritten and pairs that need not."""
+    """A classifier with methods and attributes of its own; some blocks have to be rewritten, some need not."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -319,7 +319,11 @@ def test_keep_by_pattern(keep: Any) -> None:
 
     model = network()
     folded = reparam.reparameterize(model, X, keep=keep)
-    kept = [n for n, _ in model.named_modules() if n and any(fnmatchcase(n, k) for k in ([keep] if isinstance(keep, str) else keep))]
+    kept = [
+        n
+        for n, _ in model.named_modules()
+        if n and any(fnmatchcase(n, k) for k in ([keep] if isinstance(keep, str) else keep))
+    ]
     seen: dict[tuple[int, str], Tensor] = {}
     for i, each in enumerate((model, folded)):
         for name in kept:

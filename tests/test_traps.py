@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
 import reparam
-from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, trained
 from reparam.nn import RepVGGBlock
+from reparam.precision import double
 
 
 @dataclass(frozen=True)
@@ -315,9 +316,7 @@ TRAPS = {
     "pool that counts fewer pixels": Trap(
         lambda: seq(nn.AvgPool2d(3, 1, 1, count_include_pad=False), bn()), convs=0, norms=1, word="count_include_pad"
     ),
-    "pool that rounds up": Trap(
-        lambda: seq(nn.AvgPool2d(2, ceil_mode=True), bn()), convs=0, norms=1, word="ceil_mode"
-    ),
+    "pool that rounds up": Trap(lambda: seq(nn.AvgPool2d(2, ceil_mode=True), bn()), convs=0, norms=1, word="ceil_mode"),
     "pool as a branch": Trap(
         lambda: added(seq(conv(4, 4, 3, padding=1), bn()), seq(nn.AvgPool2d(3, 1, 1), bn())), convs=1, norms=0
     ),
@@ -369,9 +368,7 @@ TRAPS = {
         convs=1,
         norms=0,
     ),
-    "no identity": Trap(
-        lambda: added(seq(conv(4, 4, 3, padding=1), bn()), seq(conv(4, 4, 1), bn())), convs=1, norms=0
-    ),
+    "no identity": Trap(lambda: added(seq(conv(4, 4, 3, padding=1), bn()), seq(conv(4, 4, 1), bn())), convs=1, norms=0),
     # norms
     "norm without affine": Trap(lambda: seq(conv(4, 4, 3), bn(affine=False)), convs=1, norms=0),
     "norm without statistics": Trap(
@@ -437,7 +434,9 @@ def test_trap(name: str) -> None:
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     folded = reparam.reparameterize(model, x)
 
-    assert (convs_ran(folded, x.clone()), norms_ran(folded, x.clone())) == (trap.convs, trap.norms), folded.reparam_report
+    assert (convs_ran(folded, x.clone()), norms_ran(folded, x.clone())) == (trap.convs, trap.norms), (
+        folded.reparam_report
+    )
     for i, size in enumerate(trap.sizes):
         y = image(1 + i, 4, *size, seed=i)
         for brightness in (0, -3):
@@ -499,7 +498,7 @@ def test_dtype_stays_and_nothing_is_lost(dtype: torch.dtype) -> None:
     folded = converted(model, x)
     assert {parameter.dtype for parameter in folded.parameters()} == {dtype}
     with torch.no_grad():
-        truth = reparam.precision.double(model)(x.double())
+        truth = double(model)(x.double())
         errors = [(m(x).double() - truth).abs().max().item() for m in (model, folded)]
     assert errors[1] <= (1.5 * errors[0] if dtype.itemsize == 2 else 3 * errors[0] + 1e-5)
     assert convs_ran(folded, x) == 3
@@ -507,7 +506,9 @@ def test_dtype_stays_and_nothing_is_lost(dtype: torch.dtype) -> None:
 
 def test_float32_constants_do_not_leak_into_float64() -> None:
     """1 / 9 in float32 is off by 1e-9: more than a float64 fold may be."""
-    model = trained(Block(lambda m, x: m.bn(m.pool(x)) + m.conv(x), pool=nn.AvgPool2d(3, 1, 1), conv=conv(4, 4, 1), bn=bn()))
+    model = trained(
+        Block(lambda m, x: m.bn(m.pool(x)) + m.conv(x), pool=nn.AvgPool2d(3, 1, 1), conv=conv(4, 4, 1), bn=bn())
+    )
     x = image(2, 4, 9, 7)
     assert distance(model, converted(model, x), x) < 1e-14
 
@@ -608,7 +609,9 @@ def test_random_numbers_are_left_alone() -> None:
 
 def test_noise_stays_noise() -> None:
     """What is drawn in the forward is no constant."""
-    model = trained(Block(lambda m, x: m.bn(m.conv(x)) + torch.randn(4, 1, 1, dtype=x.dtype), conv=conv(4, 4, 3), bn=bn()))
+    model = trained(
+        Block(lambda m, x: m.bn(m.conv(x)) + torch.randn(4, 1, 1, dtype=x.dtype), conv=conv(4, 4, 3), bn=bn())
+    )
     x = image(2, 4, 9, 7)
     folded = converted(model, x)
     assert not torch.equal(folded(x), folded(x))
