@@ -99,10 +99,9 @@ class _Emitter:
                 first = next(n for n in graph.nodes if _stands_for(trace, n, piece.nodes))
                 with graph.inserting_before(first):
                     replacement = graph.call_module(name, (trace.at[piece.base],))
-            trace.at[piece.sink].replace_all_uses_with(replacement)
-            for node, place in list(trace.at.items()):
-                if place is trace.at[piece.sink]:
-                    trace.at[node] = replacement
+            before = trace.at[piece.sink]
+            before.replace_all_uses_with(replacement)
+            trace.at.update({node: replacement for node, place in trace.at.items() if place is before})
         _swept(trace, gone, self.idle)
         steps = _steps(trace)
         if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model:
