@@ -5,7 +5,7 @@ function becomes a `Node`, every module call a `Call` that knows its nodes and i
 flow simply runs, so models that no symbolic tracer can follow are recorded as easily as others.
 
 The record is for knowing. It is analysed and never executed in place of the user's code: what it holds is true for
-this run, and whether it holds for every input is proven again, symbolically, where code is rewritten (see `emit`).
+this run, and whether it holds for every input is proven again, symbolically, where code is rewritten (see `trace`).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Node:
     written: some later operation overwrites the memory of this value.
     inplace: this is the new value of its first argument, which it overwrote.
     same: this is its input itself, returned as it came in (a cast to the dtype it has): later readers read that.
+    measured: code has asked for its size.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Node:
     written: bool = False
     inplace: bool = False
     same: bool = False
+    measured: bool = False
     inputs: tuple[Node, ...] = ()
     readers: list[Node] = field(default_factory=list)
 
@@ -99,8 +101,8 @@ class Call:
     """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order.
 
     args, kwargs and result are what went in and came out, with nodes where tensors were.
-    looked: its own code has asked for a size, was handed a number, or has read one out of a tensor, so that what it does
-    may depend on the input in more ways than the nodes tell.
+    looked: its own code has asked for a size, was handed a number, or has read one out of a tensor, so that what it
+    does may depend on the input in more ways than the nodes tell.
     """
 
     module: nn.Module
@@ -363,6 +365,11 @@ class _Recorder(TorchFunctionMode):
         if self.stack:
             self.stack[-1].looked = True
 
+    def _measured(self, asked: tuple[Any, ...]) -> None:
+        for tensor in asked:
+            if isinstance(tensor, Tensor):
+                self.node_of(tensor).measured = True
+
     def _bind(self, tensor: Tensor, node: Node) -> Node:
         self.known[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
         return node
@@ -371,9 +378,12 @@ class _Recorder(TorchFunctionMode):
         self.nodes.append(node)
         for operand in node.inputs:
             operand.readers.append(node)
+        self._note(node)
+        return node
+
+    def _note(self, node: Node) -> None:
         if node.call is not None:
             node.call.events.append(node)
-        return node
 
     # --- functions
 
@@ -385,8 +395,10 @@ class _Recorder(TorchFunctionMode):
         if name in _QUERIES:
             if name in _SIZES:
                 self._looks()
+                self._measured(args[:1])
             return func(*args, **kwargs)
         if name in SHAPED_AS:
+            self._measured(args[1:])
             func, args = SHAPED_AS[name](*args)
             name = operation(func)
         seen: list[tuple[Tensor, int]] = []
@@ -414,21 +426,17 @@ class _Recorder(TorchFunctionMode):
         return value
 
     def _conclude(self, node: Node, result: Any, written: list[Tensor], seen: list[tuple[Tensor, int]]) -> None:
-        for tensor in written:
-            self.known[id(tensor)][1].written = True
-            self.writers.append((node, tensor.untyped_storage().data_ptr()))
+        self._overwrites(node, written)
         found = [result] if isinstance(result, Tensor) else [tensor for _, tensor in tensors(result)]
         if not found and not written:
             if node.inputs and result is not None:  # a number read out of a tensor: the tensor is needed
                 self._looks()
                 self._add(node)
             return
-        unchanged = next((t for t, _ in seen if t is result), None)
-        if unchanged is not None and not written:
+        if isinstance(result, Tensor) and not written and any(tensor is result for tensor, _ in seen):
             node.same = True
-            node.shape, node.dtype = tuple(unchanged.shape), unchanged.dtype
-            if node.call is not None:
-                node.call.events.append(node)
+            node.shape, node.dtype = tuple(result.shape), result.dtype
+            self._note(node)
             return
         self._add(node)
         node.inplace = bool(written)
@@ -444,6 +452,11 @@ class _Recorder(TorchFunctionMode):
         for tensor in written:
             if tensor is not whole:
                 self._bind(tensor, self._add(self._unknown(tensor, (node,))))
+
+    def _overwrites(self, node: Node, written: list[Tensor]) -> None:
+        for tensor in written:
+            self.known[id(tensor)][1].written = True
+            self.writers.append((node, tensor.untyped_storage().data_ptr()))
 
     def _entries(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
         """One node per tensor of a tuple, as if it were indexed."""
@@ -465,12 +478,13 @@ class _Recorder(TorchFunctionMode):
                 stored = [tensor for _, value in state.kept() for _, tensor in tensors(value)]
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
-        _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n.tensor)})
+        _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)})
         self.walls.update(node for node, memory in self.writers if memory in self.overwritten)
         return Record(self.nodes, self.calls, outputs, self.walls, self.watched)
 
-    def _changed(self, tensor: Tensor | None) -> bool:
-        _, _, version, pointer = self.held[id(tensor)]
+    def _changed(self, node: Node) -> bool:
+        """Whether the run has written to a tensor that the model holds."""
+        _, tensor, version, pointer = self.held[id(node.tensor)]
         return tensor._version != version or tensor.data_ptr() != pointer
 
 
@@ -530,7 +544,7 @@ def served(node: Node, removed: Collection[Node]) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether user code watches the calls of a module. The hook of `weight_norm` computes a weight: it is no watcher."""
+    """Whether user code watches the calls of a module. The hook of `weight_norm`, which computes a weight, does not."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(type(hook).__module__ not in WEIGHT_HOOKS for hook in hooks)
 

@@ -303,7 +303,7 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, steps: Trace) -> None:
-        super().__init__(autowrap_modules=(), autowrap_functions=_IMPORTED)
+        super().__init__(autowrap_modules=(), autowrap_functions=_IMPORTED)  # type: ignore[arg-type]
         self.steps = steps
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
