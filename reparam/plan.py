@@ -14,13 +14,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reparam import cost
-from reparam.affine import AffineConv, Viewed
+from reparam.affine import AffineConv, Bordered, Viewed
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.interpret import REACH, Interpretation, between
 from reparam.rules import operation
 
 _NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
+_JOINING = ("cat", "concat", "concatenate")  # they have no kernel that could take a scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ class _Region:
     def best(self) -> tuple[list[Fold], float, float]:
         """The folds of the cheapest plan found, the cost of the user's operations, and that of the plan."""
         before = sum(self.prices.values())
-        forks = [node for node in self.nodes if len(set(node.readers)) > 1 and self.tensor(node)]
+        forks = [node for node in self.nodes if self.tensor(node) and _forks(node)]
         plans = [self._greedy(self.sinks)]
         if len(self.sinks) > 1:
             plans.append(self._greedy([n for n in self.nodes if n in {*forks, *self.sinks}]))
@@ -199,12 +200,16 @@ class _Region:
         return tuple(found)
 
     def tensor(self, node: Node) -> bool:
-        """Whether the node is a tensor by itself, not parts or a border that wait to become one."""
-        return isinstance(self.found.value(self.found.base[node], node), (AffineConv, Viewed))
+        """Whether the node is a tensor by itself, not parts of one, nor one whose border is being written."""
+        value = self.found.value(self.found.base[node], node)
+        padded = isinstance(value, Bordered) and not (node.written or node.inplace)
+        return padded or isinstance(value, (AffineConv, Viewed))
 
     def absorbed(self, node: Node) -> bool:
         """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
         if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
+            return False
+        if operation(node.function) in _JOINING:  # type: ignore[arg-type]
             return False
         value = self.value(node, node.readers[0])
         return isinstance(value, AffineConv) and value.pointwise
@@ -233,6 +238,11 @@ class _Region:
 def last_kernel(nodes: Sequence[Node]) -> Node:
     """The last of the nodes that is a convolution or linear layer."""
     return next(each for each in reversed(nodes) if operation(each.function) in cost.KERNELS)  # type: ignore[arg-type]
+
+
+def _forks(node: Node) -> bool:
+    """Whether several operations read it, or parts of it."""
+    return len(set(node.readers)) > 1 or any(reader.dtype is None for reader in node.readers)
 
 
 def _fixes_channels(node: Node) -> bool:

@@ -176,3 +176,51 @@ def test_a_list_of_one_tensor_is_not_that_tensor() -> None:
     # timm densenet121
     x = torch.randn(2, 3, 8, 8)
     assert norms_ran(converted(_DenseBlock(), x), x) == 1  # the one before the activation
+
+
+class _Bordered(nn.Module):
+    """The padding stays, as what it pads has a bias; what follows it still folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(4, 4, 2)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(self.before(x.relu()), (0, 1, 0, 1))
+        return torch.cat([self.bn(self.conv(x)).relu(), F.max_pool2d(x, 2, 1)], 1)
+
+
+class _Split(nn.Module):
+    """One convolution for all three, as in attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Conv2d(8, 12, 1, bias=False)
+        self.bn = nn.BatchNorm2d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.bn(self.qkv(x.relu())).split([4, 4, 4], 1)
+        return q.sigmoid() * k.tanh() + v.relu()
+
+
+class _Mixed(nn.Module):
+    """A batch norm after a cat has nothing before it to go into, but a 1x1 convolution behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tall, self.wide = (nn.Conv2d(2, 2, (11, 1), padding=(5, 0)), nn.Conv2d(2, 2, (1, 11), padding=(0, 5)))
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Conv2d(8, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, a, b = x.relu().split([4, 2, 2], 1)
+        return self.fc(self.norm(torch.cat([kept, self.tall(a), self.wide(b)], 1))).relu()
+
+
+@pytest.mark.parametrize(("model", "channels", "norms"), [(_Bordered(), 4, 1), (_Split(), 8, 0), (_Mixed(), 8, 0)])
+def test_no_batch_norm_is_left_without_reason(model: nn.Module, channels: int, norms: int) -> None:
+    # timm hgnetv2_b0, shvit_s1, inception_next_atto
+    x = torch.randn(2, channels, 16, 16)
+    assert norms_ran(converted(model, x), x) == norms
