@@ -203,12 +203,34 @@ def _append(file: Path, row: Row) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows and what they amount to, in markdown."""
-    parts = [_summary(rows)]
+    parts = [_INTRODUCTION, _summary(rows)]
     for of in dict.fromkeys(row["set"] for row in rows):
         lines = [_cells(row) for row in sorted(rows, key=lambda row: row["model"]) if row["set"] == of]
         parts.append(f"## {of}\n\n" + _markdown(_HEADERS, [line for line in lines if line]))
     return "\n\n".join(parts) + "\n"
 
+
+_INTRODUCTION = f"""# The zoo
+
+Public networks with random weights and drawn statistics, converted by `reparam.reparameterize` with all its checks.
+Made by
+
+    python benchmarks/zoo.py --set timm --out zoo.jsonl
+    python benchmarks/zoo.py --set torchvision --out zoo.jsonl
+    python benchmarks/zoo.py --out zoo.jsonl --table
+
+with torch {torch.__version__} on a CPU, one thread, batches of {zoo_sets.BATCH}.
+
+timm: of every model file the smallest model, and of a
+file that ships a conversion of its own one of every family (`benchmarks/zoo_timm.txt`). torchvision: one or two of
+every file, of detectors the backbone. The images are the smallest of 128, 160, 224 and the model's own size that it
+accepts. What runs after the conversion is counted in a new recording of the converted model, not taken from the report;
+so is what their own conversion leaves. "BN" counts calls of batch norms, "elementwise" sums and products.
+
+- *fp64 error*: largest difference of the outputs in float64, relative to the largest output.
+- *error / original's own*: error in the model's own dtype over that of the original, both against float64.
+- *conversion / forward*: time of one conversion over that of one forward pass, without and with checks. The machine was
+  shared: these are orders of magnitude."""
 
 _HEADERS = (
     "model", "file", "pixels", "folds", "convs and linears", "BN", "elementwise", "their own conversion leaves",

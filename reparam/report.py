@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 from reparam import cost
 from reparam.affine import AffineConv
 from reparam.capture import Node, Record
-from reparam.plan import Fold, Plan
+from reparam.plan import Fold, Plan, last_kernel
 from reparam.rules import operation
 from reparam.verify import Verification
 
@@ -154,13 +155,13 @@ def report(
     """The report of a plan that has been carried out; `names` are the modules that hold the folds now."""
     computed = [node for node in record.nodes if node in plan.live]
     left = counts((node for node in computed if node not in plan.removed), folded)
-    made = [fold.value for fold in plan.folds if not fold.value.identity]
+    made = [fold for fold in plan.folds if not fold.value.identity]
     after = Counts(
         left.convs + len(made),
         left.norms,
         left.elementwise,
         left.parameters,
-        left.macs + sum(map(cost.macs_of_fold, made)),
+        left.macs + sum(map(_macs, made)),
     )
     lines = tuple(
         FoldLine(names.get(fold) or _place(fold.sink), summed(fold.nodes), describe(fold.value), errors.get(fold))
@@ -173,6 +174,13 @@ def report(
         if node.function is not None and node not in folded_nodes
     )
     return Report(lines, refusals, counts(computed, original), after)
+
+
+def _macs(fold: Fold) -> int:
+    """Multiply-adds of a fold; behind steps there are as many pixels as where it stands."""
+    if not fold.steps:
+        return cost.macs_of_fold(fold.value)
+    return math.prod(last_kernel(fold.nodes).shape) * (fold.value.in_channels // fold.value.groups)
 
 
 def _place(node: Node) -> str:
