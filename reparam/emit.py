@@ -136,9 +136,9 @@ class _Emitter:
                 readers = self.readers[id(tensor)]
                 if prefix + name not in used and readers and all(served(reader, removed) for reader in readers):
                     del registry[name]
+        held = {name.rpartition("_")[0] for name in (*each._parameters, *each._buffers)}
         for key, hook in list(each._forward_pre_hooks.items()):
-            held = (*each._parameters, *each._buffers)
-            if type(hook).__module__ in WEIGHT_HOOKS and not any(name.startswith(f"{hook.name}_") for name in held):
+            if type(hook).__module__ in WEIGHT_HOOKS and vars(hook)["name"] not in held:
                 del each._forward_pre_hooks[key]  # it would compute the weight that is gone
 
     def _dropped(self, module: nn.Module, path: str) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from reparam import cost
 from reparam.affine import AffineConv, Bordered, Viewed
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.interpret import REACH, Interpretation, between
-from reparam.rules import operation
+from reparam.rules import Value, operation
 
 _NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
 _JOINING = ("cat", "concat", "concatenate")  # they have no kernel that could take a scale
@@ -30,6 +31,7 @@ class Fold:
 
     steps: those of the nodes that go on being computed, on another tensor: they rearrange or average pixels, and the
     folded map of channels stands behind them, at the last node that has a kernel.
+    sizes: what says how large base and nodes are, whatever the size of the base (see `_size`).
     """
 
     base: Node
@@ -38,6 +40,7 @@ class Fold:
     nodes: tuple[Node, ...]
     steps: tuple[Node, ...] = ()
     gain: float = 0.0
+    sizes: Mapping[Node, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,11 +231,24 @@ class _Region:
         assert value is not None
         nodes = tuple(between(base, [sink]))
         gain = sum(self.prices[node] for node in nodes) - self.price(base, sink, value)
+        space = isinstance(value, AffineConv)
+        inside = value if isinstance(value, AffineConv) else value.inside
+        start = inside.in_channels, [(1, -1) for _ in inside.axes if space]
+        sizes = {base: start, **{node: _size(self.found.value(base, node), space) for node in nodes}}
         if isinstance(value, AffineConv):
-            return Fold(base, sink, value, nodes, (), gain)
+            return Fold(base, sink, value, nodes, (), gain, sizes)
         place = last_kernel(nodes)
         spatial = 0 if operation(place.function) == "linear" else len(place.shape) - 2  # type: ignore[arg-type]
-        return Fold(base, sink, value.inside.with_axes(spatial), nodes, self.steps(base, sink), gain)
+        return Fold(base, sink, value.inside.with_axes(spatial), nodes, self.steps(base, sink), gain, sizes)
+
+
+def _size(value: Value, space: bool) -> Any:
+    """What is equal for two values of one tensor if they have equally many channels and, in space, pixels."""
+    if isinstance(value, (Bordered, Viewed)):
+        value = value.inside
+    if not isinstance(value, AffineConv):
+        return None
+    return value.out_channels, [(axis.stride, axis.slack) for axis in value.axes if space]
 
 
 def last_kernel(nodes: Sequence[Node]) -> Node:

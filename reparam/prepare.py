@@ -27,7 +27,7 @@ from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.plan import Fold, Plan, last_kernel
 from reparam.rules import operation
-from reparam.trace import Trace, user_code
+from reparam.trace import CHECKS, Trace, user_code
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,8 @@ class _Editor:
                 swaps, parts = self._smallest(group)
                 result.swaps += swaps
                 pieces += parts
+            except _At as refusal:
+                result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 self._refuse(result, group, refusal)
         self._rewrites(result, pieces)
@@ -130,6 +132,8 @@ class _Editor:
         fold = group[0]
         carrier = self.carriers.get(fold)
         if fold not in self.carriers:
+            raise _NoChain
+        if not _keeps_sizes(fold, len(fold.nodes) if carrier is None else fold.nodes.index(carrier)):
             raise _NoChain
         swaps: list[Swap] = []
         pieces: list[Piece] = []
@@ -199,6 +203,8 @@ class _Editor:
         """Whether these operations are all that the call does, so that its module can be exchanged."""
         if call.module in self.pinned or any(isinstance(event, Call) for event in call.events):
             return False
+        if user_code(call.module) and (len(call.args) != 1 or call.kwargs):
+            return False  # called in a way in which a layer of torch cannot be
         mine = set(nodes)
         own = [event for event in call.events if isinstance(event, Node)]
         whole = all(node.constant or node.same or node in mine for node in own) and call.result is nodes[-1]
@@ -279,12 +285,20 @@ class _Editor:
         if held:
             raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
         trace = self._traced(call, frozenset(opened))
+        gone = {node for piece in pieces for node in piece.nodes}
         for piece in pieces:
             if piece.base not in trace.at:
                 raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
             for node in piece.nodes:
                 if node in trace.at and trace.sized(node):
                     raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
+                if (
+                    piece.nodes == piece.fold.nodes
+                    and node is not piece.sink
+                    and node in trace.at
+                    and _asked(trace, node, gone)
+                ):
+                    raise _At(next(reader for reader in piece.nodes if node in reader.operands), _MEASURED)
         return Rewrite(trace, pieces)
 
 
@@ -294,6 +308,9 @@ class _At(Refusal):
     def __init__(self, node: Node, reason: str) -> None:
         super().__init__(reason)
         self.node = node
+
+
+_MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
 
 
 class _NoChain(Exception):
@@ -307,14 +324,21 @@ def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = ()) -> E
 
 
 def _is_chain(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> bool:
-    """Whether each operation reads the one before, and whoever else reads that is folded from the same base as well."""
+    """Whether each operation reads the one before, and whoever else reads that is folded from the same base as well.
+
+    No tensor on the way is what another fold computes: its place is taken.
+    """
     before = fold.base
     for node in fold.nodes:
         if node.operands != (before,) or node.call is None:
             return False
         if before is not fold.base:
             gone = before in removed or before in fold.steps
-            if not gone or not all(_only_from(fold.base, inside[reader]) for reader in before.readers):
+            if (
+                not gone
+                or any(other.sink is before for other in inside[before])
+                or not all(_only_from(fold.base, inside[reader]) for reader in before.readers)
+            ):
                 return False
         before = node
     return True
@@ -336,6 +360,26 @@ def _carriers(fold: Fold) -> list[Node | None]:
     kernels = [node for node in own if operation(node.function) in KERNELS]  # type: ignore[arg-type]
     candidates = [node for node in own if node is last_kernel(fold.nodes)] if fold.steps else [*kernels, *own]
     return [*candidates[:1]]
+
+
+def _keeps_sizes(fold: Fold, at: int) -> bool:
+    """Whether tensors on the way whose size is asked for are as large as what is there then: base, from `at` on sink."""
+    places = [fold.base if i < at else fold.sink for i in range(len(fold.nodes) - 1)]
+    return all(
+        not n.measured or fold.sizes[n] == fold.sizes[place] for n, place in zip(fold.nodes, places, strict=False)
+    )
+
+
+def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
+    """Whether something besides what is gone, and checks, uses the size of a tensor."""
+    waiting = [step for step in trace.at[node].users if step not in trace.tree]
+    for step in waiting:
+        seen = trace.tree.get(step)
+        if step.op == "output" or (step in trace.tree and not (isinstance(seen, Node) and seen in gone)):
+            return True
+        if step not in trace.tree and operation(step.target) not in CHECKS:
+            waiting += step.users
+    return False
 
 
 def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
