@@ -12,7 +12,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +52,7 @@ _FILE = f"<{MODULE}>"
 _ELEMENTS = 3000
 _CHANNELS = 12
 _LARGEST = 1e4
+_IDLE = 0.1  # of the networks compute what nobody reads
 
 
 @dataclass(frozen=True)
@@ -384,7 +385,21 @@ def network(
     writer = Writer(session, inputs)
     writer.write(operations, weights, length)
     program = Program((*session.blocks, writer.block("Network", _result(writer))), shapes, dtype, seed)
-    return program
+    if draw.random() < _IDLE:
+        return program
+    return replace(program, blocks=tuple(map(_without_idle_lines, program.blocks)))
+
+
+def _without_idle_lines(block: Block) -> Block:
+    """A block without the lines whose results nobody reads, as people seldom leave them."""
+    lines: list[str] = []
+    wanted = set(_VARIABLE.findall(block.result))
+    for line in reversed(block.lines):
+        match = _TARGETS.match(line)
+        if match is None or wanted.intersection(match.group(1).split(", ")) or line.count("self.kept"):
+            lines.append(line)
+            wanted.update(_VARIABLE.findall(line))
+    return replace(block, lines=tuple(reversed(lines)))
 
 
 def _input_shapes(draw: random.Random) -> tuple[tuple[int, ...], ...]:
