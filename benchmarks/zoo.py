@@ -276,11 +276,17 @@ def _summary(rows: Sequence[Row]) -> str:
         f"convolutions, batch norms or elementwise calls than that leaves: "
         f"{', '.join(row['model'] for row in more) or 'none'}.",
         f"A second conversion finds something to fold: {', '.join(unsettled) or 'none'}.",
+        f"Not run: {', '.join(_missing(rows)) or 'none'}.",
         "## Not converted\n\n" + (_markdown(("model", "outcome", "why"), failed) if failed else "None."),
         "## Batch norms left\n\n" + _counted_reasons(done, "norms_left"),
         "## Refusals\n\n" + _counted_reasons(done, "refusals"),
     ]
     return "\n\n".join(text)
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    seen = {(row["set"], row["model"]) for row in rows}
+    return [name for of in dict.fromkeys(of for of, _ in seen) for name in zoo_sets.names(of) if (of, name) not in seen]
 
 
 def _worse(row: Row) -> bool:
