@@ -30,7 +30,7 @@ MIB = 2**20
 # Verification runs the model many times in float64: one round of it takes longer than all the rest.
 VERIFIED_ROUNDS = 1
 # A conversion hardly depends on the size of the batch, a forward pass is proportional to it.
-BATCH = 8
+BATCH = 16
 
 
 @dataclass(frozen=True)
