@@ -363,7 +363,7 @@ def _carriers(fold: Fold) -> list[Node | None]:
 
 
 def _keeps_sizes(fold: Fold, at: int) -> bool:
-    """Whether tensors on the way whose size is asked for are as large as what is there then: base, from `at` on sink."""
+    """Whether tensors on the way whose size is asked for are as large as what stands there: base, from `at` on sink."""
     places = [fold.base if i < at else fold.sink for i in range(len(fold.nodes) - 1)]
     return all(
         not n.measured or fold.sizes[n] == fold.sizes[place] for n, place in zip(fold.nodes, places, strict=False)
