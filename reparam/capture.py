@@ -14,12 +14,13 @@ import copy
 import dataclasses
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
@@ -63,6 +64,7 @@ class Node:
     inplace: this is the new value of its first argument, which it overwrote.
     same: this is its input itself, returned as it came in (a cast to the dtype it has): later readers read that.
     measured: code has asked for its size.
+    memory: what it shares with the tensors that are views of it, or of which it is one.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Node:
     inplace: bool = False
     same: bool = False
     measured: bool = False
+    memory: int = 0
     inputs: tuple[Node, ...] = ()
     readers: list[Node] = field(default_factory=list)
 
@@ -147,6 +150,7 @@ class Record:
 
     watched: the modules whose calls hooks look at.
     walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
+    writes: the nodes that write to each memory, in order.
     """
 
     nodes: list[Node]
@@ -154,6 +158,7 @@ class Record:
     outputs: list[Node]
     walls: set[Node]
     watched: set[nn.Module]
+    writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
 
     @property
     def root(self) -> Call:
@@ -277,7 +282,8 @@ class _Recorder(TorchFunctionMode):
         self.stack: list[Call] = []
         self.walls: set[Node] = set()
         self.watched: set[nn.Module] = set()
-        self.writers: list[tuple[Node, int]] = []
+        self.writes: dict[int, list[Node]] = defaultdict(list)
+        self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
         self.overwritten: set[int] = set()
         self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
         self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in _held(model)}
@@ -345,7 +351,7 @@ class _Recorder(TorchFunctionMode):
             if entry[2] == tensor._version:
                 return entry[1]
             # Its memory was overwritten through another tensor: what it holds now has no description.
-            self.overwritten.add(tensor.untyped_storage().data_ptr())
+            self.overwritten.add(entry[1].memory)
             return self._bind(tensor, self._add(self._unknown(tensor, (entry[1],))))
         held = self.held.get(id(tensor))
         if held is not None and held[1] is tensor:
@@ -371,6 +377,10 @@ class _Recorder(TorchFunctionMode):
                 self.node_of(tensor).measured = True
 
     def _bind(self, tensor: Tensor, node: Node) -> Node:
+        if tensor.layout == torch.strided:
+            memory = StorageWeakRef(tensor.untyped_storage())
+            node.memory = memory.cdata
+            self.memories.setdefault(node.memory, memory)
         self.known[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
         return node
 
@@ -455,8 +465,8 @@ class _Recorder(TorchFunctionMode):
 
     def _overwrites(self, node: Node, written: list[Tensor]) -> None:
         for tensor in written:
-            self.known[id(tensor)][1].written = True
-            self.writers.append((node, tensor.untyped_storage().data_ptr()))
+            (before := self.known[id(tensor)][1]).written = True
+            self.writes[before.memory].append(node)
 
     def _entries(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
         """One node per tensor of a tuple, as if it were indexed."""
@@ -479,8 +489,8 @@ class _Recorder(TorchFunctionMode):
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
         _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)})
-        self.walls.update(node for node, memory in self.writers if memory in self.overwritten)
-        return Record(self.nodes, self.calls, outputs, self.walls, self.watched)
+        self.walls.update(node for memory in self.overwritten for node in self.writes[memory])
+        return Record(self.nodes, self.calls, outputs, self.walls, self.watched, self.writes)
 
     def _changed(self, node: Node) -> bool:
         """Whether the run has written to a tensor that the model holds."""

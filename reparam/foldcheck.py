@@ -72,4 +72,4 @@ def _legal(fold: Fold, sizes: list[int], generator: torch.Generator) -> tuple[Te
             return _case(fold, (2, fold.base.shape[1], *(size + more for size in sizes)), generator)
         except (RuntimeError, ValueError):
             continue  # too small for an operation on the way
-    return _case(fold, (2, *fold.base.shape[1:]), generator)
+    return _case(fold, fold.base.shape, generator)

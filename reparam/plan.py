@@ -68,14 +68,14 @@ def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CP
     for node in record.nodes:
         if node in demanded and node in found.above:
             regions.setdefault(found.root[node], []).append(node)
+    order = {node: i for i, node in enumerate(record.nodes)}
     folds: list[Fold] = []
     before = after = 0.0
     for sinks in regions.values():
-        region = _Region(found, sinks, device)
+        region = _Region(record, order, found, sinks, device)
         chosen, old, new = region.best()
         folds += chosen
         before, after = before + old, after + new
-    order = {node: i for i, node in enumerate(record.nodes)}
     folds = sorted(folds, key=lambda fold: order[fold.sink])[:only]
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - _computed(record, folds)
@@ -121,6 +121,8 @@ def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Nod
 class _Region:
     """Everything that is linear in one anchor and is needed for `sinks`."""
 
+    record: Record
+    order: Mapping[Node, int]
     found: Interpretation
     sinks: list[Node]
     device: cost.Device
@@ -157,13 +159,18 @@ class _Region:
     def value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
         """`node` as one convolution of `base`, possibly behind steps, if it is one that can be written back."""
         value = self.found.value(base, node)
-        if value is None or self._relaid(base, node):
+        if value is None or self._relaid(base, node) or self._overwritten(base, node):
             return None
         if isinstance(value, AffineConv):
             if value.identity:  # two tensors of equal value, unless one of them is overwritten later
                 return None if base.written or node.written else value
             return value if any(map(_fixes_channels, between(base, [node]))) else None
         return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
+
+    def _overwritten(self, base: Node, node: Node) -> bool:
+        """Whether the memory of `base` is written to before `node` is computed, where a fold may want to read it."""
+        writes = self.record.writes.get(base.memory, ())
+        return any(self.order[base] < self.order[write] <= self.order[node] for write in writes)
 
     def _relaid(self, base: Node, node: Node) -> bool:
         """Whether an end of the fold is a copy into another order of memory, which a view outside may rely on."""

@@ -29,9 +29,9 @@ def _reshaped(x: AffineConv, shape: Sequence[int]) -> _Moved:
     before = x.shape()
     known = math.prod(size for size in shape if size != -1)
     after = tuple(math.prod(before) // max(known, 1) if size == -1 else size for size in shape)
-    if after == before:
-        return x
     channel = channel_dimension(x)
+    if tuple(shape) == (-1, before[channel]) and after == before:
+        return x  # at every size; any other shape that is written out is that of one size
     for i, size in enumerate(after):
         if size == before[channel] and math.prod(after[:i]) == math.prod(before[:channel]):
             return x.behind_steps(after, i)
@@ -125,6 +125,8 @@ def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> _Moved:
     x = affine(input)
     shape = x.shape()
     start, end = start_dim % len(shape), end_dim % len(shape)
+    if start == end:
+        return x
     return _reshaped(x, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
 
 
