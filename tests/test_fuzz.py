@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm, weight_norm
 
+import fuzz
 import reparam
 from helpers import EXACT, Block, distance, image, ran, trained
+from reparam.affine import AffineConv
+from reparam.rules import RULES
 
 # --- networks that a conversion once got wrong
 
@@ -38,6 +43,45 @@ def unpacked(m: nn.Module, x: Tensor) -> Tensor:
     return (m.first(both) + m.second(both)).relu()
 
 
+def unread(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.first(x)
+    y += m.second(x)
+    y.transpose(1, 2)
+    return y * 2
+
+
+def overwritten_between(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.first(x)
+    x[..., 0] = x[..., -1]
+    return m.second(y).relu()
+
+
+def overwritten_through_a_view(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.first(x)
+    x.view(-1).add_(1)
+    return m.second(y).relu()
+
+
+def size_of_what_is_gone(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.narrow(x)
+    return m.wide(y).relu() * y.shape[1]
+
+
+def strided(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.narrow(x)
+    return m.wide(y[:, :, ::2]).relu() * y.shape[2]
+
+
+def asserted(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.narrow(x)
+    assert y.shape[1] == 3
+    return m.wide(y).relu()
+
+
+def scaled_twice(m: nn.Module, x: Tensor) -> Tensor:
+    return ((m.norm(x / m.scale)) * 2).relu()
+
+
 def block(function: Callable[[Any, Tensor], Any]) -> nn.Module:
     return trained(Block(function, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 3), c=torch.randn(4, 1, 1)))
 
@@ -46,7 +90,9 @@ def summed(function: Callable[[Any, Tensor], Any]) -> nn.Module:
     return trained(Block(function, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 3, padding=1)))
 
 
-@pytest.mark.parametrize("function", [written_input, kept_on_the_module])
+@pytest.mark.parametrize(
+    "function", [written_input, kept_on_the_module, overwritten_between, overwritten_through_a_view]
+)
 def test_what_a_forward_does_besides_returning_stays(function: Callable[[Any, Tensor], Any]) -> None:
     model = block(function)
     folded = reparam.reparameterize(model, image(2, 4, 7, 9))
@@ -58,10 +104,93 @@ def test_what_a_forward_does_besides_returning_stays(function: Callable[[Any, Te
         torch.testing.assert_close(folded.kept, model.kept)
 
 
-@pytest.mark.parametrize("function", [literal, unpacked])
+@pytest.mark.parametrize("function", [literal, unpacked, unread])
 def test_what_is_written_beside_a_fold_stays(function: Callable[[Any, Tensor], Any]) -> None:
     model = summed(function)
     folded = reparam.reparameterize(model, image(2, 4, 7, 9))
     assert distance(model, folded, image(3, 4, 6, 5)) < EXACT
     assert ran(folded, image(3, 4, 6, 5))["convolution"] == 1
     assert distance(model, copy.deepcopy(folded), image(1, 4, 3, 3)) < EXACT
+
+
+@pytest.mark.parametrize("function", [size_of_what_is_gone, strided, asserted, scaled_twice])
+def test_code_that_looks_at_sizes_sees_the_same(function: Callable[[Any, Tensor], Any]) -> None:
+    members = {"narrow": nn.Conv2d(4, 3, 1), "wide": nn.Conv2d(3, 8, 1), "norm": nn.BatchNorm2d(4)}
+    model = trained(Block(function, scale=torch.rand(4, 1, 1) + 0.5, **members))
+    assert distance(model, reparam.reparameterize(model, image(2, 4, 8, 9)), image(3, 4, 7, 5)) < EXACT
+
+
+class TwoArguments(nn.Module):
+    """A block that does not read its second argument."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * 0.5
+
+
+def test_a_call_with_more_arguments_is_no_call_of_a_layer() -> None:
+    model = trained(Block(lambda m, x: m.conv(m.block(x, x)).relu(), block=TwoArguments(), conv=nn.Conv2d(4, 6, 3)))
+    assert distance(model, reparam.reparameterize(model, image(2, 4, 8, 9)), image(3, 4, 7, 5)) < EXACT
+
+
+def test_a_fold_that_fits_one_batch_alone_is_checked_with_it() -> None:
+    model = trained(Block(lambda m, x: x.view(3, 4, 5, 6).relu()), dtype=torch.float32)
+    assert (
+        distance(
+            model,
+            reparam.reparameterize(model, image(3, 4, 5, 6, dtype=torch.float32)),
+            image(3, 4, 5, 6, dtype=torch.float32),
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("computed", [weight_norm, spectral_norm])
+def test_a_computed_weight_goes_with_the_hook_that_computes_it(computed: Callable[[nn.Module], nn.Module]) -> None:
+    model = trained(nn.Sequential(computed(nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate")), nn.ReLU()))
+    folded = reparam.reparameterize(model, image(2, 4, 7, 9))
+    assert distance(model, folded, image(3, 4, 6, 5)) < EXACT
+
+
+# --- random networks
+
+
+def test_random_networks_convert_exactly() -> None:
+    said: list[str] = []
+    tally = fuzz.run(range(150), said.append)
+    assert not tally.failures, "\n".join(said)
+    assert tally.folds > 100
+    assert tally.removed > 150
+    assert not tally.questioned["right"], "a fold was refused that is right"
+    assert sum(tally.rejected.values()) < 5
+
+
+def forgotten_eps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm folds with another eps than it has."""
+    rule = RULES["batch_norm"]
+
+    def wrong(*args: Any, eps: float = 1e-5, **kwargs: Any) -> Any:
+        return rule.apply(*args[:7], **kwargs)
+
+    monkeypatch.setitem(RULES, "batch_norm", replace(rule, apply=wrong))
+
+
+def lenient_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding folds whatever comes before it."""
+    monkeypatch.setattr(AffineConv, "pad", fuzz.naive_pad)
+
+
+@pytest.mark.parametrize("bug", [forgotten_eps, lenient_padding])
+def test_a_planted_bug_is_found_and_made_small(
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+    programs = map(fuzz.drawn, range(6, 806, 8))  # of middle length
+    found = next((program, failure) for program in programs if (failure := fuzz.check(program).failure))
+    small = fuzz.shrunk(*found, seconds=10)
+    assert fuzz.check(small).failure
+    assert sum(len(block.lines) for block in small.used()) <= 4
+    assert "reparameterize" in small.script()
+
+
+def test_a_shrunk_network_is_a_program_of_its_own() -> None:
+    exec(compile(fuzz.drawn(7).script(), "<script>", "exec"), {})
