@@ -48,7 +48,7 @@ class Conversion:
     converted: Spread
     ratio: Spread
     cpu_ratio: Spread
-    verified_ratio: Spread
+    verified_ratio: Spread | None
     weights: int
     extra: int
     verified_extra: int
@@ -60,10 +60,10 @@ class Conversion:
             f"{1e3 * self.converted.median:.1f}",
             shown(self.ratio),
             shown(self.cpu_ratio),
-            shown(self.verified_ratio),
+            shown(self.verified_ratio) if self.verified_ratio else "",
             f"{self.weights / MIB:.1f}",
             f"{self.extra / self.weights:.1f}",
-            f"{self.verified_extra / self.weights:.1f}",
+            f"{self.verified_extra / self.weights:.1f}" if self.verified_ratio else "",
         ]
 
 
@@ -121,7 +121,7 @@ def measure(name: str, batch: int, threads: int, rounds: int, verified_rounds: i
         converted=Spread.of([converted.wall for _, converted in turns]),
         ratio=Spread.of([converted.wall / forward.wall for forward, converted in turns]),
         cpu_ratio=Spread.of([converted.cpu / forward.cpu for forward, converted in turns]),
-        verified_ratio=Spread.of([converted.wall / forward.wall for forward, converted in verified]),
+        verified_ratio=Spread.of([made.wall / forward.wall for forward, made in verified]) if verified else None,
         weights=sum(tensor.nbytes for tensor in model.state_dict().values()),
         extra=extra,
         verified_extra=peak_memory() - before,
@@ -134,9 +134,11 @@ def in_fresh_process(*arguments: Any) -> Conversion:
 
 
 def main() -> None:
-    options = parser(__doc__ or "", rounds=9, batch=BATCH).parse_args()
+    arguments = parser(__doc__ or "", rounds=9, batch=BATCH)
+    arguments.add_argument("--unverified", action="store_true", help="without the conversions that are verified")
+    options = arguments.parse_args()
     rounds = 3 if options.quick else options.rounds
-    verified_rounds = 1 if options.quick else min(rounds, VERIFIED_ROUNDS)
+    verified_rounds = 0 if options.unverified else VERIFIED_ROUNDS
     results = []
     for name in chosen_models(options):
         results.append(in_fresh_process(name, options.batch, options.threads, rounds, verified_rounds))
