@@ -119,7 +119,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
     `memo` is that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
     """
-    memo = {**_bare_registries(model), **(memo or {})}
+    memo = {} if memo is None else memo
     try:
         return copy.deepcopy(model, dict(memo))
     except RuntimeError:  # it holds a tensor that was computed with gradients
@@ -128,15 +128,6 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
                 if not tensor.is_leaf:
                     memo.setdefault(id(tensor), tensor.detach().clone())
         return copy.deepcopy(model, memo)
-
-
-def _bare_registries(model: nn.Module) -> dict[int, Any]:
-    """New empty registries of hooks for the empty ones, by id: deepcopy takes most of its time rebuilding those."""
-    registries = (value for module in model.modules() for key, value in vars(module).items() if key in _REGISTRIES)
-    return {id(registry): type(registry)() for registry in registries if not registry}
-
-
-_REGISTRIES = frozenset(key for key, value in vars(nn.Module()).items() if isinstance(value, dict))
 
 
 def double(model: M) -> M:
