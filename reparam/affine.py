@@ -443,6 +443,9 @@ class Viewed:
 
     def then(self, result: object) -> Viewed:
         """What a rule has made of `seen()`, put behind this."""
+        made = result.inside if isinstance(result, Viewed) else result
+        if isinstance(made, AffineConv) and len(made.axes) != len(self.seen().axes):
+            raise Refusal("it reads other dimensions as channels than those that hold them")
         if isinstance(result, Viewed) and result.inside.pixelwise:
             inside = self.inside.then(result.inside.with_axes(len(self.inside.axes)))
             return Viewed(inside, result.shape, result.channel, self.steps + result.steps)

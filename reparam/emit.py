@@ -188,6 +188,8 @@ def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
             n.constant or n in nodes for n in trace.inner[node].nodes()
         )
     seen = trace.tree.get(node)
+    if isinstance(seen, list):  # the parts of a tuple
+        seen = next((part.inputs[0] for part in seen if part is not None), None)
     return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
 
 
