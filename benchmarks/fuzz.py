@@ -2,8 +2,9 @@
 
     python benchmarks/fuzz.py --nets 2000 --seed 1
 
-A network fails if its conversion computes something else at any size, raises an error, changes the model given, leaves
-a fold for a second conversion, costs more than what came in, or cannot be copied or pickled although the model can.
+A network fails if its conversion computes something else at any size, raises an error, changes the model given, costs
+more than what came in, or cannot be copied or pickled although the model can. A conversion that leaves folds for a
+second one is counted: a fold that is refused in one plan may fit the next.
 Networks in float64 are compared here, those in other dtypes by `verify`. Of some networks the refusals of the padding
 law are questioned too: the fold that ignores the law has to be wrong.
 """
@@ -35,14 +36,14 @@ from fuzz_networks import Program, network, smaller
 from fuzz_operations import OPERATIONS, WEIGHTS
 from reparam import cost, rewrite
 from reparam.affine import AffineConv, Number
-from reparam.capture import Node, Record, record
+from reparam.capture import Node, record
 from reparam.errors import ReparamError, VerificationError
 from reparam.foldcheck import fold_error
 from reparam.inputs import Inputs
 from reparam.interpret import Interpretation
 from reparam.plan import plan
 from reparam.precision import copied, tensors
-from reparam.report import Report
+from reparam.report import Counts, Report
 from reparam.verify import EXACT, relative_error, rerounded
 
 QUICK = 100
@@ -58,7 +59,7 @@ _PADDING = ("padding after a", "the padding holds another value")
 
 @dataclass(frozen=True)
 class Failure:
-    """What is wrong with a conversion: a kind that stays the same while the network is made smaller, and the details."""
+    """What is wrong with a conversion: the kind stays the same while the network is made smaller."""
 
     kind: str
     detail: str
@@ -71,6 +72,7 @@ class Outcome:
     failure: Failure | None = None
     rejected: str = ""
     folds: int = 0
+    left: int = 0
     removed: int = 0
     refusals: list[str] = field(default_factory=list)
 
@@ -113,16 +115,17 @@ def _checked(program: Program, model: nn.Module, inputs: tuple[Tensor, ...], tru
         _compare(program, model, folded, truths)
     _require_portable(model, folded, program, truths)
     again: Report = reparam.reparameterize(folded, inputs, verify=False).reparam_report  # type: ignore[assignment]
-    if again.folds:
-        raise _Failed("not all at once", again)
     first, last = _price(model, inputs), _price(folded, inputs)
     if last > first + 1e-9:
         raise _Failed("dearer", f"cost {first:.3f} before, {last:.3f} after")
     done: Report = folded.reparam_report  # type: ignore[assignment]
-    counted = [(c.convs, c.norms, c.elementwise) for c in (done.before, done.after)]
-    return Outcome(
-        None, "", len(done.folds), sum(counted[0]) - sum(counted[1]), [_general(r.reason) for r in done.refusals]
-    )
+    removed = _operations(done.before) - _operations(done.after)
+    reasons = [_general(refusal.reason) for refusal in done.refusals]
+    return Outcome(None, "", len(done.folds), len(again.folds), removed, reasons)
+
+
+def _operations(counts: Counts) -> int:
+    return counts.convs + counts.norms + counts.elementwise
 
 
 def _place(error: Exception) -> str:
@@ -162,7 +165,8 @@ def _truths(program: Program, model: nn.Module) -> Iterator[Any]:
     for i, (batch, sizes) in enumerate(_VARIANTS if program.dtype == torch.float64 else _VARIANTS[:1]):
         inputs = program.inputs(batch, sizes)
         try:
-            yield _run(model, inputs) if all(x.numel() for x in inputs) else None
+            truth = _run(model, inputs) if all(x.numel() for x in inputs) else None
+            yield truth if all(t.numel() for _, t in tensors(truth)) else None  # no convolution gives an empty image
         except (RuntimeError, ValueError, IndexError, AssertionError):
             if not i:
                 raise
@@ -326,6 +330,7 @@ class Tally:
     networks: int = 0
     folded: int = 0
     folds: int = 0
+    left: int = 0
     removed: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -337,6 +342,7 @@ class Tally:
         self.networks += 1
         self.folded += outcome.folds > 0
         self.folds += outcome.folds
+        self.left += outcome.left > 0
         self.removed += outcome.removed
         self.refusals.update(outcome.refusals)
         self.rejected.update([outcome.rejected[:100]] if outcome.rejected else [])
@@ -346,6 +352,7 @@ class Tally:
         rows = [
             ("networks", self.networks), ("of these not converted", sum(self.rejected.values())),
             ("with folds", self.folded), ("folds", self.folds), ("operations removed", self.removed),
+            ("with folds for a second conversion", self.left),
             ("operations kept for a reason", sum(self.refusals.values())), ("failures", len(self.failures)),
             ("seconds", round(self.seconds)),
         ]  # fmt: skip

@@ -82,7 +82,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Program:
-    """A network: its classes (the last one is the root), the shapes of its inputs, its dtype and the seed of its numbers."""
+    """A network: its classes (the last is the root), the shapes of its inputs, its dtype and a seed."""
 
     blocks: tuple[Block, ...]
     shapes: tuple[tuple[int, ...], ...]

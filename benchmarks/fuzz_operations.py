@@ -318,8 +318,19 @@ def joined(w: Writer) -> None:
 def scaled(w: Writer) -> None:
     x = w.any()
     number = w.draw.choice(["2", "0.5", "-1.5", "1", "3.0"])
-    forms = [f"{x} * {number}", f"{x} / {number}", f"{x} + {number}", f"{number} - {x}", f"{number} * {x}", f"-{x}", f"{x} - {number}",
-             f"0 + {x}", f"{x} + 0", f"{x}.neg()", f"torch.mul({x}, {number})"]  # fmt: skip
+    forms = [
+        f"{x} * {number}",
+        f"{x} / {number}",
+        f"{x} + {number}",
+        f"{number} - {x}",
+        f"{number} * {x}",
+        f"-{x}",
+        f"{x} - {number}",
+        f"0 + {x}",
+        f"{x} + 0",
+        f"{x}.neg()",
+        f"torch.mul({x}, {number})",
+    ]
     w.let(w.draw.choice(forms))
 
 
@@ -466,7 +477,8 @@ def border(w: Writer) -> None:
     norm = f"self.bn{w.counter - 1}"
     ones = ", ".join("1" for _ in range(rank))
     value = w.let(
-        f"({norm}.bias - {norm}.running_mean * {norm}.weight / torch.sqrt({norm}.running_var + {norm}.eps)).view(1, -1, {ones})"
+        f"({norm}.bias - {norm}.running_mean * {norm}.weight / torch.sqrt({norm}.running_var + {norm}.eps))"
+        f".view(1, -1, {ones})"
     )
     y = w.let(f"F.pad({y}, {[1] * (2 * rank)})")
     faces = [f"{', '.join([':'] * (2 + axis))}, {side}" for axis in range(rank) for side in ("0:1", "-1:")]
@@ -588,8 +600,17 @@ def head(w: Writer) -> None:
 def viewed(w: Writer) -> None:
     x = w.any()
     shape = w.shape(x)
-    forms = [f"{x}.unsqueeze(-1)", f"{x}.squeeze(-1)", f"{x}.transpose(1, -1)", f"{x}.flatten(1)", f"{x}.reshape(-1, {shape[-1]})",
-             f"{x}.unsqueeze(2)", f"{x}.transpose(-1, -2)", f"{x}.view({', '.join(map(str, shape))})", f"{x}.view({x}.size(0), -1)"]  # fmt: skip
+    forms = [
+        f"{x}.unsqueeze(-1)",
+        f"{x}.squeeze(-1)",
+        f"{x}.transpose(1, -1)",
+        f"{x}.flatten(1)",
+        f"{x}.reshape(-1, {shape[-1]})",
+        f"{x}.unsqueeze(2)",
+        f"{x}.transpose(-1, -2)",
+        f"{x}.view({', '.join(map(str, shape))})",
+        f"{x}.view({x}.size(0), -1)",
+    ]
     w.let(w.draw.choice(forms))
 
 
@@ -695,8 +716,14 @@ def remembered(w: Writer) -> None:
 @drawn(1)
 def depends_on_size(w: Writer) -> None:
     x = w.map()
-    forms = [f"{x} * {x}.shape[-1]", f"{x}[:, :, : {x}.shape[2] // 2]", f"{x} if {x}.shape[-1] > 6 else {x} * 2", f"{x} / {x}.shape[1]",
-             f"{x}.view({x}.shape)", f"F.pad({x}, [0, {x}.shape[-1] % 2])"]  # fmt: skip
+    forms = [
+        f"{x} * {x}.shape[-1]",
+        f"{x}[:, :, : {x}.shape[2] // 2]",
+        f"{x} if {x}.shape[-1] > 6 else {x} * 2",
+        f"{x} / {x}.shape[1]",
+        f"{x}.view({x}.shape)",
+        f"F.pad({x}, [0, {x}.shape[-1] % 2])",
+    ]
     w.let(w.draw.choice(forms))
 
 

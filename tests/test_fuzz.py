@@ -78,6 +78,17 @@ def asserted(m: nn.Module, x: Tensor) -> Tensor:
     return m.wide(y).relu()
 
 
+def rows_as_channels(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.mix(x.mean(3).transpose(1, 2))  # as many rows as the next layer reads channels
+    return m.rows(y).relu()
+
+
+def split_beside(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.wide(m.narrow(x))
+    a, b = y.split([4, 4], 1)
+    return torch.cat([m.wide_norm(y).relu(), m.eight(torch.cat([b, a], 1)).relu()])
+
+
 def scaled_twice(m: nn.Module, x: Tensor) -> Tensor:
     return ((m.norm(x / m.scale)) * 2).relu()
 
@@ -113,11 +124,19 @@ def test_what_is_written_beside_a_fold_stays(function: Callable[[Any, Tensor], A
     assert distance(model, copy.deepcopy(folded), image(1, 4, 3, 3)) < EXACT
 
 
-@pytest.mark.parametrize("function", [size_of_what_is_gone, strided, asserted, scaled_twice])
+@pytest.mark.parametrize(
+    "function", [size_of_what_is_gone, strided, asserted, scaled_twice, rows_as_channels, split_beside]
+)
 def test_code_that_looks_at_sizes_sees_the_same(function: Callable[[Any, Tensor], Any]) -> None:
     members = {"narrow": nn.Conv2d(4, 3, 1), "wide": nn.Conv2d(3, 8, 1), "norm": nn.BatchNorm2d(4)}
-    model = trained(Block(function, scale=torch.rand(4, 1, 1) + 0.5, **members))
-    assert distance(model, reparam.reparameterize(model, image(2, 4, 8, 9)), image(3, 4, 7, 5)) < EXACT
+    more = {
+        "mix": nn.Linear(4, 8),
+        "rows": nn.Conv1d(8, 8, 1),
+        "wide_norm": nn.BatchNorm2d(8),
+        "eight": nn.Conv2d(8, 8, 1),
+    }
+    model = trained(Block(function, scale=torch.rand(4, 1, 1) + 0.5, **members, **more))
+    assert distance(model, reparam.reparameterize(model, image(2, 4, 8, 9)), image(3, 4, 8, 5)) < EXACT
 
 
 class TwoArguments(nn.Module):
