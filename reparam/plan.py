@@ -109,8 +109,11 @@ def _reached(waiting: list[Node], instead: Mapping[Node, tuple[Node, ...]]) -> s
 
 
 def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Node]:
-    """Every node whose tensor has to exist: it is an output, or is read by an operation that stays as it is."""
-    demanded = {*record.outputs, *record.walls}
+    """Every node whose tensor has to exist: it is an output, or is read by an operation that stays as it is.
+
+    A write that nobody reads runs all the same.
+    """
+    demanded = {*record.outputs, *record.walls, *(node for node in live if node.inplace and not node.readers)}
     for node in live:
         if not node.constant and node not in found.above:
             demanded.update(node.operands)
