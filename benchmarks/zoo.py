@@ -220,6 +220,8 @@ Made by
     python benchmarks/zoo.py --out zoo.jsonl --table
 
 with torch {torch.__version__} on a CPU, one thread, batches of {zoo_sets.BATCH}.
+Rows stay in the file until it is deleted, so they may stem from
+several versions of the code.
 
 timm: of every model file the smallest model, and of a
 file that ships a conversion of its own one of every family (`benchmarks/zoo_timm.txt`). torchvision: one or two of
