@@ -118,5 +118,6 @@ def _constant(device: Device, node: Node) -> float:
     if node.tensor is not None:
         return 0.0
     elements = math.prod(node.shape) + sum(math.prod(operand.shape) for operand in node.inputs)
-    own = elements * _BYTES / device.bandwidth + device.launch
+    view = node.function is not None and operation(node.function) in _VIEWS
+    own = device.view if view else elements * _BYTES / device.bandwidth + device.launch
     return own + sum(_constant(device, operand) for operand in node.inputs)

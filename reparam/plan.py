@@ -167,7 +167,8 @@ class _Region:
         if isinstance(value, AffineConv):
             if value.identity:  # two tensors of equal value, unless one of them is overwritten later
                 return None if base.written or node.written else value
-            return value if any(map(_fixes_channels, between(base, [node]))) else None
+            nodes = between(base, [node])
+            return value if any(map(_fixes_channels, nodes)) and self._pays(value, nodes) else None
         return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
 
     def _overwritten(self, base: Node, node: Node) -> bool:
@@ -179,6 +180,12 @@ class _Region:
         """Whether an end of the fold is a copy into another order of memory, which a view outside may rely on."""
         copies = {each for each in (node, *base.readers) if operation(each.function) == "contiguous"}  # type: ignore[arg-type]
         return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
+
+    def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
+        """A scale and shift alone is no convolution; several of them may be, and whatever has a kernel is."""
+        if not value.pointwise or any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
+            return True
+        return sum(self.prices[each] > self.device.view for each in nodes) > 1
 
     def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
         """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it.
