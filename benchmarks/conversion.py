@@ -138,7 +138,7 @@ def main() -> None:
     arguments.add_argument("--unverified", action="store_true", help="without the conversions that are verified")
     options = arguments.parse_args()
     rounds = 3 if options.quick else options.rounds
-    verified_rounds = 0 if options.unverified else VERIFIED_ROUNDS
+    verified_rounds = 0 if options.unverified or options.quick else VERIFIED_ROUNDS
     results = []
     for name in chosen_models(options):
         results.append(in_fresh_process(name, options.batch, options.threads, rounds, verified_rounds))

@@ -232,7 +232,8 @@ so is what their own conversion leaves. "BN" counts calls of batch norms, "eleme
 - *fp64 error*: largest difference of the outputs in float64, relative to the largest output.
 - *error / original's own*: error in the model's own dtype over that of the original, both against float64.
 - *conversion / forward*: time of one conversion over that of one forward pass, without and with checks. The machine was
-  shared: these are orders of magnitude."""
+  shared: these are orders of magnitude.
+- A row is as of the version of the code with which its network was last run; `--out` keeps what is there."""
 
 _HEADERS = (
     "model", "file", "pixels", "folds", "convs and linears", "BN", "elementwise", "their own conversion leaves",
