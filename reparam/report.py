@@ -173,7 +173,24 @@ def report(
         for node, refusal in plan.refusals.items()
         if node.function is not None and node not in folded_nodes
     )
-    return Report(lines, refusals, counts(computed, original), after)
+    norms = (node for node in computed if node.name == "batch_norm" and node not in plan.removed)
+    lonely = tuple(_lonely(node) for node in norms if node not in plan.refusals)
+    return Report(lines, refusals + lonely, counts(computed, original), after)
+
+
+def _lonely(norm: Node) -> RefusalLine:
+    """Why a norm is left that no rule has refused."""
+    before = [operation(node.function) if node.function is not None else "the input" for node in norm.operands]
+    after = [operation(node.function) for node in norm.readers if node.function is not None] or ["the output"]
+    beside = any(name in cost.KERNELS for name in (*before, *after))
+    why = "taking it into a neighbour would cost more than it saves" if beside else "there is no layer to take it"
+    return RefusalLine(
+        _place(norm), "batch_norm", f"it stands between {_named(before)} and {_named(after)}, and {why}", ""
+    )
+
+
+def _named(names: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
 
 
 def _macs(fold: Fold) -> int:

@@ -84,6 +84,9 @@ def check(model: nn.Module, row: Row) -> nn.Module:
     with Float64():  # at another batch size and resolution; the weights of the twin are rounded to float32
         assert distance(truth, twin, other) < 1e-3
 
+    kept = {line.where for line in report.refusals if line.operation == "batch_norm"}
+    assert len(kept) == report.after.norms  # each one with its reason
+
     again = reparam.reparameterize(folded, x, verify=False)
     assert again.reparam_report.folds == ()
     return folded
