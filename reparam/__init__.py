@@ -4,7 +4,6 @@ from reparam import nn
 from reparam.bench import Comparison, benchmark
 from reparam.errors import (
     InputError,
-    MissingExtraError,
     ModelError,
     Refusal,
     ReparamError,
@@ -20,7 +19,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "InputError",
-    "MissingExtraError",
     "ModelError",
     "Refusal",
     "ReparamError",

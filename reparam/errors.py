@@ -38,7 +38,3 @@ class ModelError(ReparamError):
 
 class VerificationError(ReparamError):
     """Two models that must be equal are not. Nothing has been changed."""
-
-
-class MissingExtraError(ReparamError):
-    """An optional dependency is not installed; the text names the extra to install."""

@@ -39,7 +39,6 @@ class Fold:
     value: AffineConv
     nodes: tuple[Node, ...]
     steps: tuple[Node, ...] = ()
-    gain: float = 0.0
     sizes: Mapping[Node, Any] = field(default_factory=dict)
 
 
@@ -247,16 +246,15 @@ class _Region:
         value = self.value(base, sink)
         assert value is not None
         nodes = tuple(between(base, [sink]))
-        gain = sum(self.prices[node] for node in nodes) - self.price(base, sink, value)
         space = isinstance(value, AffineConv)
         inside = value if isinstance(value, AffineConv) else value.inside
         start = inside.in_channels, [(1, -1) for _ in inside.axes if space]
         sizes = {base: start, **{node: _size(self.found.value(base, node), space) for node in nodes}}
         if isinstance(value, AffineConv):
-            return Fold(base, sink, value, nodes, (), gain, sizes)
+            return Fold(base, sink, value, nodes, (), sizes)
         place = last_kernel(nodes)
         spatial = 0 if operation(place.function) == "linear" else len(place.shape) - 2  # type: ignore[arg-type]
-        return Fold(base, sink, value.inside.with_axes(spatial), nodes, self.steps(base, sink), gain, sizes)
+        return Fold(base, sink, value.inside.with_axes(spatial), nodes, self.steps(base, sink), sizes)
 
 
 def _size(value: Value, space: bool) -> Any:
