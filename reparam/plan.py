@@ -167,7 +167,7 @@ class _Region:
             if value.identity:  # two tensors of equal value, unless one of them is overwritten later
                 return None if base.written or node.written else value
             nodes = between(base, [node])
-            return value if any(map(_fixes_channels, nodes)) and self._pays(value, nodes) else None
+            return value if _fixes_channels(base, nodes) and self._pays(value, nodes) else None
         return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
 
     def _overwritten(self, base: Node, node: Node) -> bool:
@@ -276,9 +276,17 @@ def _forks(node: Node) -> bool:
     return len(set(node.readers)) > 1 or any(reader.dtype is None for reader in node.readers)
 
 
-def _fixes_channels(node: Node) -> bool:
-    """Whether the operation holds a number per channel, and so the same number of channels at every input."""
-    return any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs)
+def _fixes_channels(base: Node, nodes: Sequence[Node]) -> bool:
+    """Whether what reads the whole base holds a number per channel: then it has as many channels at every input."""
+    whole = {base}
+    for node in nodes:
+        if whole.intersection(node.operands):
+            kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
+            if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
+                return True
+            if node.dtype is not None and node.shape[1:2] == base.shape[1:2]:
+                whole.add(node)
+    return False
 
 
 @dataclass(eq=False)

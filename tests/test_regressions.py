@@ -231,3 +231,22 @@ def test_a_map_behind_a_mean_is_counted_where_it_stands() -> None:
     model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     folded = converted(model, torch.randn(2, 4, 8, 8))
     assert folded.reparam_report.after.macs == folded.reparam_report.before.macs == 2 * 4 * 10
+
+
+class _SizeAsChannels(nn.Module):
+    """The channels that are read are a part of what is a size of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(x.transpose(1, -1)[:, :1])
+        return result
+
+
+def test_a_size_is_no_number_of_channels() -> None:
+    model = draw_constants(_SizeAsChannels()).double().eval()
+    folded = reparam.reparameterize(model, torch.randn(1, 3, 3, 3, 1, dtype=torch.float64))
+    x = torch.randn(2, 3, 3, 3, 4, dtype=torch.float64)
+    assert torch.allclose(folded(x), model(x), rtol=0, atol=1e-12)
