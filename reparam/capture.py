@@ -160,10 +160,6 @@ class Record:
     watched: set[nn.Module]
     writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
 
-    @property
-    def root(self) -> Call:
-        return self.calls[0]
-
     def readers(self) -> dict[int, list[Node]]:
         """The nodes that read each tensor of the model, by the tensor's id."""
         readers: dict[int, list[Node]] = defaultdict(list)
