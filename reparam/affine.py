@@ -19,18 +19,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reparam.axis import Axis
 from reparam.errors import Refusal
+from reparam.kernels import CONV, convolved, densified, laid, regroup, rows
 
 T = TypeVar("T")
-
-CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 # Two constants that stand for the same number may have been computed by different formulas, each a handful of float64
 # operations with some cancellation: 2**-40 is about 1e-12, two orders below what verification allows in total.
@@ -74,63 +73,6 @@ class Anchor:
 
     key: Hashable
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the anchor."""
-
-    taps: int = 1
-    dilation: int = 1
-    stride: int = 1
-    lo: int = 0
-    hi: int = 0
-
-    @property
-    def span(self) -> int:
-        return self.dilation * (self.taps - 1) + 1
-
-    @property
-    def slack(self) -> int:
-        """lo + hi - span: two convolutions of one stride give equally many outputs at every size iff it is equal."""
-        return self.lo + self.hi - self.span
-
-    def outputs(self, length: int) -> int:
-        return (length + self.slack) // self.stride + 1
-
-    @property
-    def smallest(self) -> int:
-        """The smallest input length that gives an output."""
-        return max(1, -self.slack)
-
-    def padded(self, lo: int, hi: int) -> Axis:
-        """`lo` and `hi` more outputs at the two ends (fewer where negative)."""
-        return replace(self, lo=self.lo + lo * self.stride, hi=self.hi + hi * self.stride)
-
-    def then(self, outer: Axis) -> Axis:
-        """`outer`, unpadded, applied to the outputs of this."""
-        dilation = _lattice(self, Axis(outer.taps, outer.dilation * self.stride)) or 1
-        span = self.span + self.stride * (outer.span - 1)
-        return Axis((span - 1) // dilation + 1, dilation, self.stride * outer.stride, self.lo, self.hi)
-
-    def joined(self, other: Axis) -> Axis:
-        """The smallest window that holds the taps of both; strides and slacks are equal."""
-        lo = max(self.lo, other.lo)
-        span = lo + max(self.span - self.lo, other.span - other.lo)
-        dilation = _lattice(self, other, abs(self.lo - other.lo)) or 1
-        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, self.slack + span - lo)
-
-    def widened(self) -> Axis:
-        """Padded equally at both ends, as nn.Conv wants it: the window grows by taps that will be zero."""
-        padding = max(self.lo, self.hi, 0)
-        span = 2 * padding - self.slack
-        dilation = math.gcd(_lattice(self, self, padding - self.lo), span - 1) or 1
-        return Axis((span - 1) // dilation + 1, dilation, self.stride, padding, padding)
-
-
-def _lattice(a: Axis, b: Axis, offset: int = 0) -> int:
-    """The coarsest step that reaches every tap of both windows, `offset` pixels apart; 0 where there is but one tap."""
-    return reduce(math.gcd, [axis.dilation for axis in (a, b) if axis.taps > 1], offset)
 
 
 @dataclass(frozen=True)
@@ -243,7 +185,7 @@ class AffineConv:
         axes = tuple(map(Axis.then, self.axes, outer.axes))
 
         def kernel() -> Tensor:
-            return compose(self, outer, groups, axes)
+            return _compose(self, outer, groups, axes)
 
         def bias() -> Tensor:
             blocks = self.bias_value().view(outer.groups, -1, 1)
@@ -259,7 +201,7 @@ class AffineConv:
             return self
 
         def kernel() -> Tensor:
-            return self.kernel() if scale is None else _rows(scale(), self.kernel())
+            return self.kernel() if scale is None else rows(scale(), self.kernel())
 
         def bias() -> Tensor:
             scaled = self.bias_value() if scale is None else self.bias_value() * scale()
@@ -338,10 +280,6 @@ class AffineConv:
         axes = (*self.axes[:axis], replace(cropped, stride=cropped.stride * step), *self.axes[axis + 1 :])
         return replace(self, axes=axes, identity=False, mean=False)
 
-    def behind_steps(self, shape: tuple[int, ...], channel: int) -> Viewed:
-        """This behind one operation that treats all channels alike and gives a tensor of `shape`."""
-        return Viewed(self, shape, channel)
-
     def with_axes(self, spatial: int) -> AffineConv:
         """A pixelwise map with another number of spatial axes: what it does to channels, nothing to pixels."""
         if not self.pixelwise:
@@ -418,126 +356,24 @@ class Bordered:
         return Bordered(self.inside, self.pads, faces) if faces else self.inside
 
 
-@dataclass(frozen=True)
-class Viewed:
-    """A map of channels behind `steps` operations that treat all channels alike: steps(inside(anchor)).
-
-    Reshapes and transposes that leave the channels whole, and means over pixels, commute with every map of channels
-    (a mean keeps a bias because its weights sum to 1). So a map behind them can be moved in front of them and back.
-    shape: of the tensor now; channel: which of its dimensions holds the channels.
-    """
-
-    inside: AffineConv
-    shape: tuple[int, ...]
-    channel: int
-    steps: int = 1
-
-    def seen(self) -> AffineConv:
-        """The tensor as if it were an anchor: what the next rule reads."""
-        rank = len(self.shape)
-        if self.channel == rank - 1:
-            return AffineConv.of(Anchor(object(), self.shape), 0)
-        if self.channel == 1 and rank <= 5:
-            return AffineConv.of(Anchor(object(), self.shape), rank - 2)
-        raise Refusal(f"its channels are on dimension {self.channel} of {rank}, where no layer reads them")
-
-    def then(self, result: object) -> Viewed:
-        """What a rule has made of `seen()`, put behind this."""
-        made = result.inside if isinstance(result, Viewed) else result
-        if isinstance(made, AffineConv) and len(made.axes) != len(self.seen().axes):
-            raise Refusal("it reads other dimensions as channels than those that hold them")
-        if isinstance(result, Viewed) and result.inside.pixelwise:
-            inside = self.inside.then(result.inside.with_axes(len(self.inside.axes)))
-            return Viewed(inside, result.shape, result.channel, self.steps + result.steps)
-        if isinstance(result, AffineConv) and result.mean:
-            return replace(self, shape=result.shape(), steps=self.steps + 1)
-        if isinstance(result, AffineConv) and result.pixelwise:
-            inside = self.inside.then(result.with_axes(len(self.inside.axes)))
-            return replace(self, inside=self.inside if result.identity else inside, shape=result.shape())
-        raise Refusal(
-            "it reads the neighbours of pixels that were rearranged before it",
-            "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",
-        )
-
-
-# --- kernels: the numbers behind the laws. All are (out, in / groups, *taps).
-
-
-def laid(kernel: Tensor, axes: Sequence[Axis], onto: Sequence[Axis]) -> Tensor:
-    """A kernel with the geometry `axes`, laid with zeros into the larger windows `onto`."""
-    for dim, (a, b) in enumerate(zip(axes, onto, strict=True), start=2):
-        if (a.taps, a.lo) == (b.taps, b.lo) and (a.taps == 1 or a.dilation == b.dilation):
-            continue
-        step, offset = a.dilation // b.dilation if a.taps > 1 else 1, (b.lo - a.lo) // b.dilation
-        wide = kernel.new_zeros([*kernel.shape[:dim], b.taps, *kernel.shape[dim + 1 :]])
-        wide.narrow(dim, offset, (a.taps - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)] = kernel
-        kernel = wide
-    return kernel
-
-
-def regroup(kernel: Tensor, groups: int, target: int) -> Tensor:
-    """From `groups` to fewer, `target` groups: the blocks laid on the diagonal of larger blocks."""
-    if groups == target:
-        return kernel
-    many = groups // target
-    out, inner, *taps = kernel.shape
-    blocks = kernel.view(target, many, out // groups, inner, *taps)
-    wide = kernel.new_zeros([target, many, out // groups, many, inner, *taps])
-    each = torch.arange(many)
-    wide[:, each, :, each] = blocks.transpose(0, 1)
-    return wide.view(out, many * inner, *taps)
-
-
-def compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:
+def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:
     """kernel[o, i, t] = sum over m and s of outer[o, m, s] * inner[m, i, t - s], on the lattice of `axes`."""
     if outer.diagonal:
-        return _rows(outer.kernel().flatten(), inner.kernel())
+        return rows(outer.kernel().flatten(), inner.kernel())
     if inner.diagonal:
         columns = inner.kernel().view(outer.groups, -1, *[1] * len(axes))
         spread = columns.repeat_interleave(outer.out_channels // outer.groups, 0)
-        return laid_outer(outer, inner, axes) * spread
+        return _laid_outer(outer, inner, axes) * spread
     steps = [a.dilation // b.dilation for a, b in zip(inner.axes, axes, strict=True)]
-    first = regroup(_densified(inner.kernel(), steps), inner.groups, groups)
-    second = regroup(laid_outer(outer, inner, axes), outer.groups, groups)
-    return _convolved(first, second, groups)
+    first = regroup(densified(inner.kernel(), steps), inner.groups, groups)
+    second = regroup(_laid_outer(outer, inner, axes), outer.groups, groups)
+    return convolved(first, second, groups)
 
 
-def laid_outer(outer: AffineConv, inner: AffineConv, axes: Sequence[Axis]) -> Tensor:
+def _laid_outer(outer: AffineConv, inner: AffineConv, axes: Sequence[Axis]) -> Tensor:
     """The outer kernel on the lattice of the composition: its own steps are strides of the inner one."""
     steps = [a.dilation * b.stride // c.dilation for a, b, c in zip(outer.axes, inner.axes, axes, strict=True)]
-    return _densified(outer.kernel(), steps)
-
-
-def _densified(kernel: Tensor, steps: Sequence[int]) -> Tensor:
-    """Zeros between the taps: from one tap every `step` to one every 1."""
-    for dim, step in enumerate(steps, start=2):
-        taps = kernel.shape[dim]
-        if taps > 1 and step > 1:
-            wide = kernel.new_zeros([*kernel.shape[:dim], (taps - 1) * step + 1, *kernel.shape[dim + 1 :]])
-            wide[(slice(None),) * dim + (slice(None, None, step),)] = kernel
-            kernel = wide
-    return kernel
-
-
-def _convolved(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    """Group by group the full convolution of two kernels; a matrix product where one of them has a single tap."""
-    taps, more = first.shape[2:], second.shape[2:]
-    middle, inner, out = first.shape[0] // groups, first.shape[1], second.shape[0]
-    if math.prod(more) == 1:
-        product = second.reshape(groups, -1, middle) @ first.reshape(groups, middle, -1)
-        return product.view(out, inner, *taps)
-    if math.prod(taps) == 1:
-        rows = second.reshape(groups, out // groups, middle, -1).transpose(2, 3).reshape(groups, -1, middle)
-        product = (rows @ first.reshape(groups, middle, inner)).view(out, -1, inner)
-        return product.transpose(1, 2).reshape(out, inner, *more)
-    dims = list(range(2, second.dim()))
-    images = first.view(groups * middle, inner, *taps).transpose(0, 1)
-    padding = [t - 1 for t in more]
-    return CONV[len(dims)](images, second.flip(dims), None, 1, padding, 1, groups).transpose(0, 1).contiguous()
-
-
-def _rows(factor: Tensor, kernel: Tensor) -> Tensor:
-    return factor.view(-1, *[1] * (kernel.dim() - 1)) * kernel
+    return densified(outer.kernel(), steps)
 
 
 def _groups_of(rows: Sequence[int], out_channels: int, groups: int) -> int:

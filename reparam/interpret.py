@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from reparam.affine import AffineConv, Anchor, Constant, Deferred, Viewed
+from reparam.affine import AffineConv, Anchor, Constant, Deferred
 from reparam.capture import Node, evaluate
 from reparam.errors import Refusal
 from reparam.rules import RULES, Value, operation
+from reparam.viewed import Viewed
 
 # How many dominators back a convolution may start. Composing more operations than this that are each worth keeping does
 # not happen in networks; without a limit a purely linear network would take quadratic time.

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reparam import cost
-from reparam.affine import AffineConv, Bordered, Viewed
+from reparam.affine import AffineConv, Bordered
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.interpret import REACH, Interpretation, between
 from reparam.rules import Value, operation
+from reparam.viewed import Viewed
 
 _NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
 _JOINING = ("cat", "concat", "concatenate")  # they have no kernel that could take a scale

@@ -19,7 +19,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.affine import AffineConv, Anchor, Axis, Bordered, Constant, Deferred, known
+from reparam.affine import AffineConv, Anchor, Bordered, Constant, Deferred, known
+from reparam.axis import Axis
 from reparam.errors import Refusal
 
 Function = Callable[[Tensor], Tensor]

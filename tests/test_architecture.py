@@ -16,7 +16,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "reparam"
 # Every unit of the package on its floor: a file, or a folder with all its files. A new one must be given a floor here.
 FLOORS = {
     "errors": 0,
+    "axis": 1,
+    "kernels": 1,
     "affine": 1,
+    "viewed": 1,
     "precision": 1,
     "inputs": 1,
     "rules": 2,
@@ -44,6 +47,10 @@ TOP = max(FLOORS.values())
 
 # Imports between units of one floor: (importer, imported).
 SAME_FLOOR = {
+    ("kernels", "axis"),
+    ("affine", "axis"),
+    ("affine", "kernels"),
+    ("viewed", "affine"),
     ("inputs", "precision"),
     ("interpret", "capture"),
     ("plan", "cost"),

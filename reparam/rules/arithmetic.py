@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Bordered, Deferred, Viewed
+from reparam.affine import AffineConv, Bordered, Deferred
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Stack, Value, affine, alike, channel_dimension, each, per_channel, rule
+from reparam.viewed import Viewed
 
 
 def _into(m: Any, x: Tensor) -> Tensor:
@@ -276,4 +277,4 @@ def mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv |
     if dims & {0, channel}:
         raise Refusal("it averages over channels or the batch")
     shape = [1 if i in dims else size for i, size in enumerate(x.shape()) if keepdim or i not in dims]
-    return x.behind_steps(tuple(shape), channel if keepdim else channel - sum(d < channel for d in dims))
+    return Viewed(x, tuple(shape), channel if keepdim else channel - sum(d < channel for d in dims))

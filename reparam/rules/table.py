@@ -16,8 +16,9 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Bordered, Constant, Deferred, Number, Viewed, known
+from reparam.affine import AffineConv, Bordered, Constant, Deferred, Number, known
 from reparam.errors import Refusal
+from reparam.viewed import Viewed
 
 
 @dataclass(frozen=True)

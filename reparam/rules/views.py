@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import AffineConv, Viewed
+from reparam.affine import AffineConv
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, rule
+from reparam.viewed import Viewed
 
 _Moved = AffineConv | Viewed
 
@@ -21,7 +22,7 @@ def _permuted(x: AffineConv, order: Sequence[int]) -> _Moved:
     order = [dim % rank for dim in order]
     if order == list(range(rank)):
         return x
-    return x.behind_steps(tuple(x.shape()[dim] for dim in order), order.index(channel_dimension(x)))
+    return Viewed(x, tuple(x.shape()[dim] for dim in order), order.index(channel_dimension(x)))
 
 
 def _reshaped(x: AffineConv, shape: Sequence[int]) -> _Moved:
@@ -34,7 +35,7 @@ def _reshaped(x: AffineConv, shape: Sequence[int]) -> _Moved:
         return x  # at every size; any other shape that is written out is that of one size
     for i, size in enumerate(after):
         if size == before[channel] and math.prod(after[:i]) == math.prod(before[:channel]):
-            return x.behind_steps(after, i)
+            return Viewed(x, after, i)
     raise Refusal("it cuts channels apart, or joins them with pixels")
 
 
@@ -147,7 +148,7 @@ def unsqueeze(input: Value, dim: int) -> _Moved:
     x = affine(input)
     shape = list(x.shape())
     at = dim % (len(shape) + 1)
-    return x.behind_steps((*shape[:at], 1, *shape[at:]), channel_dimension(x) + (at <= channel_dimension(x)))
+    return Viewed(x, (*shape[:at], 1, *shape[at:]), channel_dimension(x) + (at <= channel_dimension(x)))
 
 
 @rule(
@@ -175,7 +176,7 @@ def squeeze(input: Value, dim: Value = None) -> _Moved:
         raise Refusal("it drops the channels or the batch")
     if shape[at] != 1:
         raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
-    return x.behind_steps((*shape[:at], *shape[at + 1 :]), channel - (at < channel))
+    return Viewed(x, (*shape[:at], *shape[at + 1 :]), channel - (at < channel))
 
 
 @rule(
@@ -199,7 +200,7 @@ def adaptive_avg_pool(input: Value, output_size: Value) -> Viewed:
         raise Refusal("it pools over channels")
     sizes = output_size if isinstance(output_size, (tuple, list)) else [output_size] * len(x.axes)
     after = [old if new is None else new for old, new in zip(shape[2:], sizes, strict=True)]
-    return x.behind_steps((*shape[:2], *after), 1)
+    return Viewed(x, (*shape[:2], *after), 1)
 
 
 @rule(
@@ -231,4 +232,4 @@ def interpolate(
     given = size if size is not None else scale_factor
     values = list(given) if isinstance(given, (tuple, list)) else [given] * count
     new = values if size is not None else [math.floor(length * by) for length, by in zip(old, values, strict=True)]
-    return x.behind_steps((*x.shape()[:2], *new), 1)
+    return Viewed(x, (*x.shape()[:2], *new), 1)

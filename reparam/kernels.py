@@ -1,0 +1,71 @@
+"""The numbers behind the laws: kernels laid out, regrouped and composed. All are (out, in / groups, *taps)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reparam.axis import Axis
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def laid(kernel: Tensor, axes: Sequence[Axis], onto: Sequence[Axis]) -> Tensor:
+    """A kernel with the geometry `axes`, laid with zeros into the larger windows `onto`."""
+    for dim, (a, b) in enumerate(zip(axes, onto, strict=True), start=2):
+        if (a.taps, a.lo) == (b.taps, b.lo) and (a.taps == 1 or a.dilation == b.dilation):
+            continue
+        step, offset = a.dilation // b.dilation if a.taps > 1 else 1, (b.lo - a.lo) // b.dilation
+        wide = kernel.new_zeros([*kernel.shape[:dim], b.taps, *kernel.shape[dim + 1 :]])
+        wide.narrow(dim, offset, (a.taps - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)] = kernel
+        kernel = wide
+    return kernel
+
+
+def regroup(kernel: Tensor, groups: int, target: int) -> Tensor:
+    """From `groups` to fewer, `target` groups: the blocks laid on the diagonal of larger blocks."""
+    if groups == target:
+        return kernel
+    many = groups // target
+    out, inner, *taps = kernel.shape
+    blocks = kernel.view(target, many, out // groups, inner, *taps)
+    wide = kernel.new_zeros([target, many, out // groups, many, inner, *taps])
+    each = torch.arange(many)
+    wide[:, each, :, each] = blocks.transpose(0, 1)
+    return wide.view(out, many * inner, *taps)
+
+
+def densified(kernel: Tensor, steps: Sequence[int]) -> Tensor:
+    """Zeros between the taps: from one tap every `step` to one every 1."""
+    for dim, step in enumerate(steps, start=2):
+        taps = kernel.shape[dim]
+        if taps > 1 and step > 1:
+            wide = kernel.new_zeros([*kernel.shape[:dim], (taps - 1) * step + 1, *kernel.shape[dim + 1 :]])
+            wide[(slice(None),) * dim + (slice(None, None, step),)] = kernel
+            kernel = wide
+    return kernel
+
+
+def convolved(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """Group by group the full convolution of two kernels; a matrix product where one of them has a single tap."""
+    taps, more = first.shape[2:], second.shape[2:]
+    middle, inner, out = first.shape[0] // groups, first.shape[1], second.shape[0]
+    if math.prod(more) == 1:
+        product = second.reshape(groups, -1, middle) @ first.reshape(groups, middle, -1)
+        return product.view(out, inner, *taps)
+    if math.prod(taps) == 1:
+        rows = second.reshape(groups, out // groups, middle, -1).transpose(2, 3).reshape(groups, -1, middle)
+        product = (rows @ first.reshape(groups, middle, inner)).view(out, -1, inner)
+        return product.transpose(1, 2).reshape(out, inner, *more)
+    dims = list(range(2, second.dim()))
+    images = first.view(groups * middle, inner, *taps).transpose(0, 1)
+    padding = [t - 1 for t in more]
+    return CONV[len(dims)](images, second.flip(dims), None, 1, padding, 1, groups).transpose(0, 1).contiguous()
+
+
+def rows(factor: Tensor, kernel: Tensor) -> Tensor:
+    return factor.view(-1, *[1] * (kernel.dim() - 1)) * kernel
