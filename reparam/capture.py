@@ -10,7 +10,6 @@ this run, and whether it holds for every input is proven again, symbolically, wh
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import weakref
 from collections import defaultdict
@@ -21,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ModelError
 from reparam.inputs import Inputs
 from reparam.precision import Float64, as_float64, mapped, tensors
 from reparam.rules.table import operation
+from reparam.state import State
 
 # Attributes and methods that look at a tensor without computing one.
 _QUERIES = frozenset(
@@ -175,7 +174,7 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
 
     Raises ModelError if the model fails on the inputs.
     """
-    before = [_State(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = [State(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     recorder = _Recorder(model)
     handles = recorder.watch(model)
     try:
@@ -193,80 +192,6 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
             handle.remove()
         for state in before:
             state.restore()
-
-
-class Attributes:
-    """What a module holds: its attributes, and what is in those that are lists, dicts or sets (caches of a forward)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.values = dict(vars(module))
-        own = [value for key, value in self.values.items() if key not in _STANDARD]
-        self.caches = [(each, copy.copy(each)) for each in _containers(own)]
-        self.contents = [*self.caches, *((self.values[key], dict(self.values[key])) for key in _REGISTRIES)]
-
-    def restore(self) -> None:
-        """Put everything back. The containers stay the same objects: others may know them."""
-        attributes = vars(self.module)
-        attributes.clear()
-        attributes.update(self.values)
-        for container, content in self.contents:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
-
-    def kept(self) -> Iterator[tuple[str, Any]]:
-        """The values that have been stored since, with the attributes that hold them."""
-        for name, value in vars(self.module).items():
-            if name not in _REGISTRIES and self.values.get(name) is not value:
-                yield name, value
-        for container, content in self.caches:
-            before = {id(item) for item in _items(content)}
-            name = next((name for name, value in self.values.items() if value is container), "a container")
-            yield from ((name, item) for item in _items(container) if id(item) not in before)
-
-
-class _State(Attributes):
-    """What a module held before the run; forwards that change their module leave no trace."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
-        self.registries = {key: dict(value) for key, value in vars(module).items() if key in _REGISTRIES}
-        own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-        self.memory = [(tensor, tensor.data, tensor._version) for tensor in own if not is_lazy(tensor)]
-        # Parameters are not written to by a forward; those that are, are given other memory.
-        self.copies = {id(t): t.detach().clone() for t in module._buffers.values() if t is not None and not is_lazy(t)}
-
-    def restore(self) -> None:
-        super().restore()
-        with torch.no_grad():
-            for tensor, data, version in self.memory:
-                if tensor.data_ptr() != data.data_ptr():
-                    tensor.data = data
-                if tensor._version != version and id(tensor) in self.copies:
-                    tensor.copy_(self.copies[id(tensor)])
-
-    def outdated(self) -> Iterator[Tensor]:
-        """Tensors in whose place the run has put others."""
-        for key, value in self.values.items():
-            then = self.registries.get(key, {key: value})
-            now = vars(self.module).get(key, {}) if key in self.registries else vars(self.module)
-            yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
-
-
-def _containers(values: Collection[Any]) -> Iterator[Any]:
-    """The lists, dicts and sets among the values, and those inside them."""
-    for value in values:
-        if isinstance(value, (list, dict, set)):
-            yield value
-            yield from _containers(_items(value))
-
-
-def _items(container: Any) -> Collection[Any]:
-    return list(container.values()) if isinstance(container, dict) else list(container)
-
-
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
-_STANDARD = frozenset(vars(nn.Module()))  # torch's own attributes, most of them registries of hooks
 
 
 class _Recorder(TorchFunctionMode):
@@ -477,7 +402,7 @@ class _Recorder(TorchFunctionMode):
 
     # --- the end
 
-    def finish(self, result: Any, before: list[_State]) -> Record:
+    def finish(self, result: Any, before: list[State]) -> Record:
         with torch._C.DisableTorchFunction():
             outputs = [self.node_of(tensor) for _, tensor in tensors(result)]
             for state in before:

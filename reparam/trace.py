@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam.capture import SHAPED_AS, Attributes, Call, Node, entry, nodes_in
+from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
 from reparam.precision import leaves
 from reparam.rules import operation
+from reparam.state import Attributes
 
 CHECKS = ("_assert", "assert")
 _GROUPED = ("conv1d", "conv2d", "conv3d")

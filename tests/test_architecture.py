@@ -22,6 +22,7 @@ FLOORS = {
     "viewed": 1,
     "precision": 1,
     "inputs": 1,
+    "state": 1,
     "rules": 2,
     "capture": 3,
     "interpret": 3,
