@@ -20,7 +20,8 @@ _VIEWS = frozenset(
     "unflatten unsqueeze squeeze expand detach contiguous narrow select unbind data dropout dropout1d dropout2d "
     "dropout3d alpha_dropout feature_alpha_dropout".split()
 )
-KERNELS = ("conv1d", "conv2d", "conv3d", "linear")
+_PRODUCTS = ("matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm", "inner", "einsum", "tensordot")
+KERNELS = ("conv1d", "conv2d", "conv3d", "linear", *_PRODUCTS)
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 
 
@@ -52,19 +53,21 @@ def of_fold(device: Device, value: AffineConv) -> float:
         return 0.0
     written, read = math.prod(value.shape()), math.prod(value.anchor.shape)
     pads, value = value.deployable()
-    weights = value.out_channels * (value.in_channels // value.groups) * value.taps
+    groups = value.groups if value.axes else 1  # a linear layer has none
+    weights = value.out_channels * (value.in_channels // groups) * value.taps
     padding = 0.0
     if pads:  # an operation of its own, as it is where the user's code pads
         sides = zip(value.anchor.shape[2:], pads[-2::-2], pads[::-2], strict=True)
         padded = math.prod(value.anchor.shape[:2]) * math.prod(size + lo + hi for size, lo, hi in sides)
         padding, read = (read + padded) * _BYTES / device.bandwidth + device.launch, padded
-    return padding + convolution(device, read, written, weights, value.groups, value.out_channels)
+    return padding + convolution(device, read, written, weights, groups, value.out_channels)
 
 
 def of_map(device: Device, value: AffineConv, read: int, written: int) -> float:
     """A map of channels where it stands: behind operations that change the number of pixels."""
-    weights = value.out_channels * (value.in_channels // value.groups)
-    return convolution(device, read, written, weights, value.groups, value.out_channels)
+    groups = value.groups if value.axes else 1
+    weights = value.out_channels * (value.in_channels // groups)
+    return convolution(device, read, written, weights, groups, value.out_channels)
 
 
 def of_node(device: Device, node: Node) -> float:
@@ -79,7 +82,20 @@ def of_node(device: Device, node: Node) -> float:
         groups = _groups(node, kernel)
         own = convolution(device, read, written, math.prod(kernel), groups, kernel[0])
         return own + _unevenly_padded(device, node, read) + constants
+    if (matrix := _matrix(node)) is not None:
+        return convolution(device, read, written, math.prod(matrix), 1, matrix[-1]) + constants
     return (read + written) * _BYTES / device.bandwidth + device.launch + constants
+
+
+def _matrix(node: Node) -> tuple[int, int] | None:
+    """The (in, out) channels of a product with a constant matrix, whichever way round; None for any other node."""
+    name = operation(node.function) if node.function is not None else ""
+    shapes = [each.shape for each in node.inputs if each.constant and len(each.shape) > 1]
+    if name not in _PRODUCTS or not shapes or not node.operands:
+        return None
+    first, second = shapes[-1][-2:]
+    read, written = math.prod(node.operands[-1].shape), math.prod(node.shape)
+    return next((io for io in ((first, second), (second, first)) if written * io[0] == read * io[1]), None)
 
 
 def _unevenly_padded(device: Device, node: Node, read: int) -> float:
@@ -97,6 +113,8 @@ def _unevenly_padded(device: Device, node: Node, read: int) -> float:
 def macs_of(node: Node) -> int:
     """Multiply-adds of a convolution or linear layer (transposed ones counted by their input), else 0."""
     name = operation(node.function) if node.function is not None else ""
+    if (matrix := _matrix(node)) is not None:
+        return math.prod(node.shape) * matrix[0]
     if name not in _CONVOLUTIONS or len(node.inputs) < 2 or len(node.inputs[1].shape) < 2:
         return 0
     kernel = node.inputs[1].shape
@@ -105,7 +123,8 @@ def macs_of(node: Node) -> int:
 
 
 def macs_of_fold(value: AffineConv) -> int:
-    return 0 if value.identity else math.prod(value.shape()) * (value.in_channels // value.groups) * value.taps
+    groups = value.groups if value.axes else 1
+    return 0 if value.identity else math.prod(value.shape()) * (value.in_channels // groups) * value.taps
 
 
 def _groups(node: Node, kernel: Sequence[int]) -> int:

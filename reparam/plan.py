@@ -182,10 +182,10 @@ class _Region:
         return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
-        """A scale and shift alone is no convolution; several of them may be, and whatever has a kernel is."""
+        """A scale and shift alone is no layer; several may be a depthwise convolution, and whatever has a kernel is."""
         if not value.pointwise or any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
             return True
-        return sum(self.prices[each] > self.device.view for each in nodes) > 1
+        return bool(value.axes) and sum(self.prices[each] > self.device.view for each in nodes) > 1
 
     def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
         """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it.
@@ -254,7 +254,9 @@ class _Region:
         if isinstance(value, AffineConv):
             return Fold(base, sink, value, nodes, (), sizes)
         place = last_kernel(nodes)
-        spatial = 0 if operation(place.function) == "linear" else len(place.shape) - 2  # type: ignore[arg-type]
+        here = self.found.value(base, place)
+        read = here.seen() if isinstance(here, Viewed) else here
+        spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         return Fold(base, sink, value.inside.with_axes(spatial), nodes, self.steps(base, sink), sizes)
 
 
@@ -268,7 +270,7 @@ def _size(value: Value, space: bool) -> Any:
 
 
 def last_kernel(nodes: Sequence[Node]) -> Node:
-    """The last of the nodes that is a convolution or linear layer."""
+    """The last of the nodes that is a convolution, a linear layer or a product with a constant."""
     return next(each for each in reversed(nodes) if operation(each.function) in cost.KERNELS)  # type: ignore[arg-type]
 
 

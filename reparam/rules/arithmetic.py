@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from reparam.affine import AffineConv, Bordered, Deferred
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Stack, Value, affine, alike, channel_dimension, each, per_channel, rule
+from reparam.rules.table import (
+    Case,
+    Op,
+    Stack,
+    Value,
+    affine,
+    alike,
+    channel_dimension,
+    each,
+    laid_for,
+    per_channel,
+    rule,
+)
 from reparam.viewed import Viewed
 
 
@@ -69,7 +81,7 @@ def _times(x: AffineConv, factor: float) -> AffineConv:
             ),
             "stride or in the size",
         ),
-        (Case(Op(lambda m, x: x + m.s, s=torch.randn(9)), smallest=9, fixed=True), "per channel"),
+        (Case(Op(lambda m, x: x + m.s, s=torch.randn(9, 1)), smallest=9, fixed=True), "per channel"),
         (Case(Op(lambda m, x: x + m.s, s=torch.randn(1, 1, 4, 1, 1))), "per channel"),
         (Case(Op(lambda m, x: m.inner[0](x) + x, nn.Conv2d(4, 1, 1))), "broadcasts"),
     ],
@@ -81,7 +93,7 @@ def add(input: Value, other: Value, *, alpha: float = 1) -> AffineConv:
         return x + _times(y, alpha)
     if isinstance(other, AffineConv):
         return add(_times(other, alpha), input)
-    x = affine(input)
+    x = laid_for(affine(input), other)
     if isinstance(other, (int, float)) and other == 0:
         return x
     shift = per_channel(other, x)
@@ -123,6 +135,22 @@ def rsub(input: Value, other: Value, *, alpha: float = 1) -> AffineConv:
         Case(Op(lambda m, x: m.gamma.view(1, -1, 1, 1) * x, gamma=torch.randn(4))),
         Case(Op(lambda m, x: torch.mul(x, -2).mul_(1.0))),
         Case(
+            Op(lambda m, x: x + m.inner[0](x) * m.gamma, nn.Linear(4, 4), gamma=torch.randn(4)),
+            spatial=2,
+            channels_last=True,
+        ),
+        Case(
+            Op(
+                lambda m, x: (m.b + x * m.gamma) / m.s,
+                gamma=torch.randn(4),
+                b=torch.randn(1, 1, 4),
+                s=torch.rand(4) + 0.5,
+            ),
+            spatial=1,
+            channels_last=True,
+        ),
+        Case(Op(lambda m, x: m.inner[0](m.gamma * x), nn.Linear(9, 2), gamma=torch.randn(9)), smallest=9, fixed=True),
+        Case(
             Op(lambda m, x: m.inner[0](x) * m.gamma, nn.Linear(4, 3), gamma=torch.randn(3)),
             spatial=1,
             channels_last=True,
@@ -130,7 +158,7 @@ def rsub(input: Value, other: Value, *, alpha: float = 1) -> AffineConv:
     ],
     keeps=lambda: [
         (Case(Op(lambda m, x: x * x)), "both"),
-        (Case(Op(lambda m, x: x * m.s, s=torch.randn(9)), smallest=9, fixed=True), "per channel"),
+        (Case(Op(lambda m, x: x * m.s, s=torch.randn(4, 1, 9)), smallest=9, fixed=True), "per channel"),
     ],
 )
 def mul(input: Value, other: Value) -> AffineConv:
@@ -139,6 +167,7 @@ def mul(input: Value, other: Value) -> AffineConv:
         raise Refusal("both factors depend on the input")
     swapped = isinstance(other, (AffineConv, Bordered))
     x, factor = (affine(other), input) if swapped else (affine(input), other)
+    x = laid_for(x, factor)
     if isinstance(factor, (int, float)) and factor == 1:
         return x
     return x.scale_shift(scale=per_channel(factor, x))
@@ -162,7 +191,7 @@ def div(input: Value, other: Value, *, rounding_mode: str | None = None) -> Affi
         raise Refusal("it rounds")
     if isinstance(other, (AffineConv, Bordered)):
         raise Refusal("it divides by something that depends on the input")
-    x = affine(input)
+    x = laid_for(affine(input), other)
     factor = per_channel(other, x)
     return x.scale_shift(scale=Deferred(lambda: 1 / factor()))
 

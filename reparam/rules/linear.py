@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from reparam.affine import AffineConv
+from reparam.affine import AffineConv, Constant, Deferred
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule
+from reparam.rules.arithmetic import add, mul
+from reparam.rules.table import Case, Op, Value, affine, channels_at, constant, each, optional, rule
 
 
 @rule(
@@ -31,3 +35,213 @@ def linear(input: Value, weight: Value, bias: Value = None) -> AffineConv:
     if len(kernel.shape) != 2:
         raise Refusal("its weight is a vector", "a weight of shape (1, in_features) would fold")
     return affine(input).seen_with(0).then(AffineConv.conv(kernel, optional(bias, "bias")))
+
+
+def _mapped(x: AffineConv, dim: int, matrix: Constant) -> AffineConv:
+    """A matrix of shape (in, out) applied along dimension `dim`."""
+    seen = channels_at(x, dim)
+    shape = (*reversed(matrix.shape), *[1] * len(seen.axes))
+    kernel = Deferred(lambda: matrix.value().to(torch.float64).T.reshape(shape))
+    return seen.then(AffineConv.conv(Constant(shape, kernel)))
+
+
+def _transposed(matrix: Constant) -> Constant:
+    return Constant(matrix.shape[::-1], Deferred(lambda: matrix.value().T))
+
+
+def _matrix(factor: Constant, x: AffineConv) -> Constant:
+    """The one matrix that a constant factor holds, be it repeated for every entry of a batch."""
+    rank = len(x.anchor.shape)
+    if min(len(factor.shape), rank) < 2:
+        raise Refusal("one factor is a vector, so a dimension is dropped", "a matrix of one column would fold")
+    batch = (*[1] * (rank - len(factor.shape)), *factor.shape[:-2])
+    one = all(size == 1 for size in batch)
+    if len(factor.shape) > rank or not (one or batch == x.shape()[:-2]):
+        raise Refusal("the constant factor adds dimensions or entries to the batch", "a single matrix would fold")
+
+    def first() -> Tensor:
+        return factor.value().flatten(0, -3)[0] if len(factor.shape) > 2 else factor.value()
+
+    if not one and not bool((factor.value() == first()).all()):
+        raise Refusal("the constant factor holds another matrix for every entry of the batch")
+    return Constant(factor.shape[-2:], Deferred(first))
+
+
+def _product(input: Value, other: Value) -> AffineConv:
+    if isinstance(input, Constant) and not isinstance(other, Constant):
+        x = affine(other)
+        matrix = _matrix(input, x)
+        return _mapped(x, len(x.anchor.shape) - 2, _transposed(matrix))
+    x = affine(input)
+    if not isinstance(other, Constant):
+        raise Refusal("both factors depend on the input")
+    return _mapped(x, len(x.anchor.shape) - 1, _matrix(other, x))
+
+
+@rule(
+    "matmul",
+    "linalg_matmul",
+    "mm",
+    "bmm",
+    folds=lambda: [
+        Case(Op(lambda m, x: x @ m.w, w=torch.randn(4, 3)), spatial=0),
+        Case(Op(lambda m, x: torch.matmul(x, m.w.T), w=torch.randn(3, 4)), spatial=2, channels_last=True),
+        Case(Op(lambda m, x: torch.linalg.matmul(x, m.w), w=torch.randn(1, 4, 3)), spatial=1, channels_last=True),
+        Case(Op(lambda m, x: m.w @ x, w=torch.randn(3, 4)), spatial=1),
+        Case(Op(lambda m, x: m.inner[0](x) @ m.w, nn.Linear(4, 5), w=torch.randn(5, 3)), spatial=1, channels_last=True),
+        Case(Op(lambda m, x: torch.bmm(m.w.expand(len(x), -1, -1), m.inner[0](x)), nn.Conv1d(4, 5, 1, bias=False),
+                w=torch.randn(3, 5)), spatial=1),
+        Case(Op(lambda m, x: torch.mm(x, m.w), w=torch.randn(4, 3)), spatial=0),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x @ x), spatial=1, smallest=4, fixed=True), "both"),
+        (Case(Op(lambda m, x: x @ m.w, w=torch.randn(4)), spatial=0), "vector"),
+        (Case(Op(lambda m, x: m.w @ x, w=torch.randn(3, 7)), smallest=7, fixed=True), "dimension 2 of 4"),
+        (Case(Op(lambda m, x: x @ m.w, w=torch.randn(4, 4, 3)), spatial=2, smallest=4, fixed=True,
+              channels_last=True), "entries"),
+        (Case(Op(lambda m, x: x @ m.w, w=torch.randn(5, 1, 4, 3)), spatial=1, channels_last=True), "entries"),
+        (Case(Op(lambda m, x: m.inner[0](x) @ m.w, nn.Conv1d(4, 4, 1), w=torch.randn(7, 3)), spatial=1, smallest=7,
+              fixed=True), "channels last"),
+    ],
+)  # fmt: skip
+def matmul(input: Value, other: Value) -> AffineConv:
+    """A product with a constant matrix: a map of the last dimension, or of dimension 1 of three."""
+    return _product(input, other)
+
+
+@rule(
+    "addmm",
+    "baddbmm",
+    folds=lambda: [
+        Case(Op(lambda m, x: torch.addmm(m.b, x, m.w), w=torch.randn(4, 3), b=torch.randn(3)), spatial=0),
+        Case(Op(lambda m, x: torch.addmm(x, m.inner[0](x), m.w, beta=2, alpha=-0.5), nn.Linear(4, 2),
+                w=torch.randn(2, 4)), spatial=0),
+        Case(Op(lambda m, x: torch.baddbmm(m.b, m.w.expand(len(x), -1, -1), x), w=torch.randn(3, 4),
+                b=torch.randn(1, 3, 1)), spatial=1),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: torch.addmm(m.b, x, m.w), w=torch.randn(4, 3), b=torch.randn(3, 3)), spatial=0),
+         "per channel"),
+        (Case(Op(lambda m, x: torch.addmm(x, x, x.T @ x)), spatial=0), "both"),
+    ],
+)  # fmt: skip
+def addmm(input: Value, mat1: Value, mat2: Value, *, beta: float = 1, alpha: float = 1) -> AffineConv:
+    """beta * input + alpha * product."""
+    product = mul(_product(mat1, mat2), alpha)
+    if beta == 0:
+        return product
+    if isinstance(input, Constant):
+        return add(product, input, alpha=beta)
+    return add(mul(input, beta), product)
+
+
+@rule(
+    "inner",
+    folds=lambda: [Case(Op(lambda m, x: torch.inner(x, m.w), w=torch.randn(3, 4)), spatial=1, channels_last=True)],
+    keeps=lambda: [(Case(Op(lambda m, x: torch.inner(x, m.w), w=torch.randn(4)), spatial=0), "matrix")],
+)
+def inner(input: Value, other: Value) -> AffineConv:
+    """Sums of products along the last dimension of both."""
+    x, weight = affine(input), constant(other, "second factor")
+    if len(weight.shape) != 2:
+        raise Refusal("its second factor is not a matrix", "a matrix would fold")
+    return linear(x, weight)
+
+
+@rule(
+    "einsum",
+    folds=lambda: [
+        Case(Op(lambda m, x: torch.einsum("bnc,cd->bnd", x, m.w), w=torch.randn(4, 3)), spatial=1, channels_last=True),
+        Case(Op(lambda m, x: torch.einsum("dc, b c h w -> b d h w", m.w, m.inner[0](x)), nn.Conv2d(4, 5, 3, padding=1),
+                w=torch.randn(3, 5))),
+        Case(Op(lambda m, x: torch.einsum("b c ..., c -> b c ...", [x, m.s]), s=torch.randn(4)), spatial=3),
+        Case(Op(lambda m, x: torch.einsum("...i,ij", x, m.w), w=torch.randn(4, 3)), spatial=2, channels_last=True),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: torch.einsum("bc,bd->bcd", x, x)), spatial=0), "one constant"),
+        (Case(Op(lambda m, x: torch.einsum("bchw,dc->bhwd", x, m.w), w=torch.randn(3, 4))), "order"),
+        (Case(Op(lambda m, x: torch.einsum("bchw,cd->bd", x, m.w), w=torch.randn(4, 3))), "order"),
+        (Case(Op(lambda m, x: torch.einsum("bchw,hd->bcdw", x, m.w), w=torch.randn(7, 3)), smallest=7, fixed=True),
+         "dimension 2 of 4"),
+        (Case(Op(lambda m, x: torch.einsum("bcl,cld->bd", x, m.w), w=torch.randn(4, 7, 3)), spatial=1, smallest=7,
+              fixed=True), "one dimension"),
+        (Case(Op(lambda m, x: torch.einsum("bcl,cd->bcl", x, m.w), w=torch.randn(4, 3)), spatial=1), "sums"),
+        (Case(Op(lambda m, x: torch.einsum("bcl,c->bcl", x, m.w), w=torch.randn(4)), spatial=1, channels=1), "broadcasts"),
+    ],
+)  # fmt: skip
+def einsum(equation: str, *operands: Value) -> AffineConv:
+    """A sum over one dimension with a constant matrix, or one factor per channel."""
+    factors = [*operands[0]] if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else [*operands]
+    weights = [factor for factor in factors if isinstance(factor, Constant)]
+    if len(factors) != 2 or len(weights) != 1:
+        raise Refusal("it is a product of something else than the input and one constant")
+    weight, at = weights[0], factors.index(weights[0])
+    x = affine(factors[1 - at])
+    ranks = [len(each.shape) if isinstance(each, Constant) else len(x.anchor.shape) for each in factors]
+    labels, result = _labels(equation, ranks)
+    mine, theirs = labels[1 - at], labels[at]
+    shared = [label for label in theirs if label in mine]
+    if len(shared) != 1 or len({*mine}) < len(mine) or len({*theirs}) < len(theirs) or len(theirs) > 2:
+        raise Refusal("input and constant have not just one dimension in common")
+    dim, (channel,) = mine.index(shared[0]), shared
+    if weight.shape[theirs.index(channel)] != x.shape()[dim]:
+        raise Refusal("one of its factors broadcasts")
+    if channel in result:
+        if theirs != shared or result != mine:
+            raise Refusal("it sums over entries of the constant, or gives the dimensions another order")
+        seen = channels_at(x, dim)
+        return seen.scale_shift(scale=Deferred(lambda: weight.value().to(torch.float64)))
+    new = [label for label in theirs if label != channel]
+    if len(new) != 1 or result != [new[0] if label == channel else label for label in mine]:
+        raise Refusal(
+            "it sums over more than that dimension, or gives the dimensions another order",
+            "a result with its dimensions in the order of the input would fold",
+        )
+    return _mapped(x, dim, weight if theirs[0] == channel else _transposed(weight))
+
+
+def _labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """The labels of every factor and of the result; an ellipsis stands for numbers, counted from the end."""
+    given, arrow, asked = equation.replace(" ", "").partition("->")
+    terms = given.split(",")
+    hidden = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+
+    def spelled(term: str, dots: int) -> list[str]:
+        front, ellipsis, end = term.partition("...")
+        return [*front, *(str(i) for i in range(dots, 0, -1) if ellipsis), *end]
+
+    labels = [spelled(term, dots) for term, dots in zip(terms, hidden, strict=True)]
+    dots = max((dots for term, dots in zip(terms, hidden, strict=True) if "..." in term), default=0)
+    if arrow:
+        return labels, spelled(asked, dots)
+    every = [label for term in labels for label in term]
+    once = sorted(label for label in every if every.count(label) == 1 and label.isalpha())
+    return labels, [*spelled("..." if dots else "", dots), *once]
+
+
+@rule(
+    "tensordot",
+    folds=lambda: [
+        Case(Op(lambda m, x: torch.tensordot(x, m.w, 1), w=torch.randn(4, 3)), spatial=1, channels_last=True),
+        Case(Op(lambda m, x: torch.tensordot(x, m.w, dims=([-1], [1])), w=torch.randn(3, 4)), spatial=2,
+             channels_last=True),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: torch.tensordot(x, m.w, ([1], [0])), w=torch.randn(4, 3))), "another place"),
+        (Case(Op(lambda m, x: torch.tensordot(x, m.w), w=torch.randn(7, 4, 3)), spatial=1, smallest=7, fixed=True,
+              channels_last=True), "one dimension"),
+        (Case(Op(lambda m, x: torch.tensordot(m.w, x, 1), w=torch.randn(3, 3)), spatial=0), "one dimension"),
+    ],
+)  # fmt: skip
+def tensordot(a: Value, b: Value, dims: Value = 2, out: Value = None) -> AffineConv:
+    """Sums of products along the last dimension and one of a constant matrix."""
+    pairs = (
+        [(-1, 0)] * (dims == 1) if isinstance(dims, int) else list(zip(*map(partial(each, count=1), dims), strict=True))
+    )
+    if not isinstance(b, Constant) or isinstance(a, Constant) or len(b.shape) != 2 or len(pairs) != 1:
+        raise Refusal("it sums over something else than one dimension of the input and of a constant matrix")
+    x, ((mine, theirs),) = affine(a), pairs
+    rank = len(x.anchor.shape)
+    if mine % rank != rank - 1:
+        raise Refusal("it moves the channels to another place", "summing over the last dimension would fold")
+    return _mapped(x, rank - 1, b if theirs % 2 == 0 else _transposed(b))

@@ -155,6 +155,25 @@ def alike(x: AffineConv, y: AffineConv) -> tuple[AffineConv, AffineConv]:
     return x, y.seen_with(len(x.axes))
 
 
+def channels_at(x: AffineConv, dim: int) -> AffineConv:
+    """The same value with its channels on dimension `dim`, if a layer can read them there."""
+    rank = len(x.anchor.shape)
+    if dim == rank - 1:
+        return x.seen_with(0)
+    if dim == 1 and rank <= 5:
+        return x.seen_with(rank - 2)
+    raise Refusal(f"it reads dimension {dim} of {rank} as channels, where no layer reads them")
+
+
+def laid_for(x: AffineConv, value: Value) -> AffineConv:
+    """x; the anchor itself, which has no layout of its own, with channels where a constant has them."""
+    if not x.identity or not isinstance(value, Constant):
+        return x
+    rank = len(x.anchor.shape)
+    long = [rank - len(value.shape) + i for i, size in enumerate(value.shape) if size != 1]
+    return channels_at(x, long[0]) if long in ([1], [rank - 1]) else x
+
+
 def per_channel(value: Value, x: AffineConv) -> Number:
     """A number or constant that broadcasts over `x` as one value per channel: (out_channels,) or (1,), float64."""
     if isinstance(value, (bool, int, float)):
