@@ -166,7 +166,8 @@ def inner(input: Value, other: Value) -> AffineConv:
         (Case(Op(lambda m, x: torch.einsum("bcl,cld->bd", x, m.w), w=torch.randn(4, 7, 3)), spatial=1, smallest=7,
               fixed=True), "one dimension"),
         (Case(Op(lambda m, x: torch.einsum("bcl,cd->bcl", x, m.w), w=torch.randn(4, 3)), spatial=1), "sums"),
-        (Case(Op(lambda m, x: torch.einsum("bcl,c->bcl", x, m.w), w=torch.randn(4)), spatial=1, channels=1), "broadcasts"),
+        (Case(Op(lambda m, x: torch.einsum("bcl,c->bcl", x, m.w), w=torch.randn(4)), spatial=1, channels=1),
+         "broadcasts"),
     ],
 )  # fmt: skip
 def einsum(equation: str, *operands: Value) -> AffineConv:
