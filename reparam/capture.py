@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -472,6 +472,18 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def served(node: Node, removed: Collection[Node]) -> bool:
     """Whether an operation is removed, or is a constant that only removed ones use."""
     return node in removed or (node.constant and all(served(reader, removed) for reader in node.readers))
+
+
+def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
+    """The tensors of the model that operations read, directly or through constants computed from them."""
+    waiting, found = [operand for node in nodes for operand in node.inputs], list[Tensor]()
+    while waiting:
+        each = waiting.pop()
+        if each.tensor is not None:
+            found.append(each.tensor)
+        elif each.constant:
+            waiting += each.inputs
+    return found
 
 
 def _hooked(module: nn.Module) -> bool:

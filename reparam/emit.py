@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
-from reparam.capture import WEIGHT_HOOKS, Node, Record, served
+from reparam.capture import WEIGHT_HOOKS, Node, Record, leaves_of, served
+from reparam.fold import Fold
 from reparam.plain import plain
-from reparam.plan import Fold, needed
+from reparam.plan import needed
 from reparam.prepare import Edits, Rewrite, only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
@@ -158,21 +159,10 @@ _OPERATIONS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linea
 
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
     """A weight of the fold: what the new one takes dtype, device and memory format from."""
-    held = [leaf for node in fold.nodes for leaf in _leaves(node) if leaf.is_floating_point()]
+    held = [leaf for leaf in leaves_of(fold.nodes) if leaf.is_floating_point()]
     # Parameters before plain attributes, which have a dtype of their own; a 1x1 kernel is of every memory format.
     held.sort(key=lambda each: (not isinstance(each, nn.Parameter), -each.dim(), each.is_contiguous()))
     return held[0] if held else next(model.parameters(), torch.empty(0))
-
-
-def _leaves(node: Node) -> list[Tensor]:
-    waiting, found = list(node.inputs), []
-    while waiting:
-        each = waiting.pop()
-        if each.tensor is not None:
-            found.append(each.tensor)
-        elif each.constant:
-            waiting += each.inputs
-    return found
 
 
 def _free_name(module: nn.Module, name: str) -> str:

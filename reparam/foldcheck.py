@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reparam.affine import AffineConv
 from reparam.capture import evaluate
-from reparam.plan import Fold, last_kernel
+from reparam.fold import Fold, last_kernel
 from reparam.verify import relative_error
 
 _LARGER = (2, 5, 3)  # pixels beyond the smallest size: even and odd, different per axis
@@ -24,7 +24,16 @@ _TRIES = 16
 
 def fold_error(fold: Fold, generator: torch.Generator) -> float:
     """The largest error of the fold, relative to max|y|, over the sizes tried."""
+    if fold.given:
+        return _given_error(fold, generator)
     return max(relative_error(truth, _folded(fold, x)) for x, truth in _cases(fold, generator))
+
+
+def _given_error(fold: Fold, generator: torch.Generator) -> float:
+    """What the operations make of drawn sides of a join, against the join of sides that have taken their parts."""
+    sides = {side: torch.randn(side.shape, generator=generator, dtype=torch.float64) for side in fold.given}
+    truth = evaluate(fold.sink, {side: x.clone() for side, x in sides.items()})
+    return relative_error(truth, evaluate(fold.base, {side: fold.given[side](x) for side, x in sides.items()}))
 
 
 def _folded(fold: Fold, x: Tensor) -> Tensor:
@@ -62,7 +71,8 @@ def _case(fold: Fold, shape: Sequence[int], generator: torch.Generator) -> tuple
     known = {fold.base: x.clone()}
     for node in fold.nodes:
         evaluate(node, known)
-    return x, known[fold.sink]
+    truth = known[fold.sink]
+    return x, truth if fold.advance is None else fold.advance(truth)
 
 
 def _legal(fold: Fold, sizes: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,11 @@ from torch import nn
 from reparam.capture import Node, Record, nodes_in, record
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
+from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
-from reparam.plan import Fold, Plan, plan
+from reparam.plan import Plan, plan
 from reparam.precision import copied
 from reparam.prepare import prepare
 from reparam.report import report

@@ -18,29 +18,14 @@ from reparam import cost
 from reparam.affine import AffineConv, Bordered
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
+from reparam.fold import Fold, last_kernel
 from reparam.interpret import REACH, Interpretation, between
 from reparam.rules import Value, operation
+from reparam.spread import Spread, spreads
 from reparam.viewed import Viewed
 
 _NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
 _JOINING = ("cat", "concat", "concatenate")  # they have no kernel that could take a scale
-
-
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """`value` computes `sink` from `base`; `nodes` are what it stands for, in order, `sink` last.
-
-    steps: those of the nodes that go on being computed, on another tensor: they rearrange or average pixels, and the
-    folded map of channels stands behind them, at the last node that has a kernel.
-    sizes: what says how large base and nodes are, whatever the size of the base (see `_size`).
-    """
-
-    base: Node
-    sink: Node
-    value: AffineConv
-    nodes: tuple[Node, ...]
-    steps: tuple[Node, ...] = ()
-    sizes: Mapping[Node, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +61,25 @@ def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CP
         chosen, old, new = region.best()
         folds += chosen
         before, after = before + old, after + new
-    folds = sorted(folds, key=lambda fold: order[fold.sink])[:only]
+    planned = {fold.sink: fold for fold in folds}
+    spread = list(spreads(record, found, planned, live))
+    for each in spread:
+        was = planned.get(each.gone.sink)
+        after -= cost.of_node(device, each.gone.sink) if was is None else cost.of_fold(device, was.value)
+    folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - _computed(record, folds)
     return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after)
+
+
+def _first(
+    planned: Mapping[Node, Fold], spread: list[Spread], order: Mapping[Node, int], only: int | None
+) -> list[Fold]:
+    """The folds in order, `only` the first so many if given; what is spread is there as a whole or not at all."""
+    chosen = {**planned, **{fold.sink: fold for each in spread for fold in each.folds}}
+    first = sorted(chosen.values(), key=lambda fold: order[fold.sink])[:only]
+    whole = [each for each in spread if each.gone in first]
+    return first if len(whole) == len(spread) else _first(planned, whole, order, only)
 
 
 def needed(record: Record) -> set[Node]:
@@ -267,11 +267,6 @@ def _size(value: Value, space: bool) -> Any:
     if not isinstance(value, AffineConv):
         return None
     return value.out_channels, [(axis.stride, axis.slack) for axis in value.axes if space]
-
-
-def last_kernel(nodes: Sequence[Node]) -> Node:
-    """The last of the nodes that is a convolution, a linear layer or a product with a constant."""
-    return next(each for each in reversed(nodes) if operation(each.function) in cost.KERNELS)  # type: ignore[arg-type]
 
 
 def _forks(node: Node) -> bool:

@@ -25,7 +25,8 @@ from reparam.affine import AffineConv
 from reparam.capture import Call, Node, Record, served
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
-from reparam.plan import Fold, Plan, last_kernel
+from reparam.fold import Fold, last_kernel
+from reparam.plan import Plan
 from reparam.rules import operation
 from reparam.trace import CHECKS, Trace, user_code
 

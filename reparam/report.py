@@ -13,7 +13,8 @@ from torch import nn
 from reparam import cost
 from reparam.affine import AffineConv
 from reparam.capture import Node, Record
-from reparam.plan import Fold, Plan, last_kernel
+from reparam.fold import Fold, last_kernel
+from reparam.plan import Plan
 from reparam.rules import operation
 from reparam.verify import Verification
 

@@ -1,0 +1,38 @@
+"""A fold: one convolution, and the operations that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reparam import cost
+from reparam.affine import AffineConv
+from reparam.capture import Node
+from reparam.rules import operation
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """`value` computes `sink` from `base`; `nodes` are what it stands for, in order, `sink` last.
+
+    steps: those of the nodes that go on being computed, on another tensor: they rearrange or average pixels, and the
+    folded map of channels stands behind them, at the last node that has a kernel.
+    sizes: what says how large base and nodes are, whatever the size of the base (see `_size`).
+    advance: a scale and shift that the value includes besides: it follows a sum or concatenation of the sink.
+    given: what was put into these tensors in advance, so that the operations of this fold have become nothing.
+    """
+
+    base: Node
+    sink: Node
+    value: AffineConv
+    nodes: tuple[Node, ...]
+    steps: tuple[Node, ...] = ()
+    sizes: Mapping[Node, Any] = field(default_factory=dict)
+    advance: AffineConv | None = None
+    given: Mapping[Node, AffineConv] = field(default_factory=dict)
+
+
+def last_kernel(nodes: Sequence[Node]) -> Node:
+    """The last of the nodes that is a convolution, a linear layer or a product with a constant."""
+    return next(each for each in reversed(nodes) if operation(each.function) in cost.KERNELS)  # type: ignore[arg-type]

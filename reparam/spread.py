@@ -1,0 +1,158 @@
+"""A scale and shift behind a sum or a concatenation of several tensors, taken in advance by each of them.
+
+    scale * (a + b) + shift = (scale * a + shift) + scale * b
+
+and of a concatenation each part takes its own channels. No convolution reaches across such a join, as its sides start
+from different tensors; but where every side comes out of a kernel that nobody else reads, these kernels take the scale
+and the shift, and the batch norm behind the join is nothing any more. A side that cannot take its part keeps the whole
+as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from reparam.affine import AffineConv, Anchor, Deferred, Number
+from reparam.capture import Node, Record, leaves_of, served
+from reparam.cost import KERNELS
+from reparam.fold import Fold
+from reparam.interpret import Interpretation
+from reparam.rules import operation
+
+_SUMS = ("add", "sub")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """`gone` computes nothing any more, as the folds `ahead` have taken their parts."""
+
+    gone: Fold
+    ahead: tuple[Fold, ...]
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        return (*self.ahead, self.gone)
+
+
+def spreads(record: Record, found: Interpretation, folds: Mapping[Node, Fold], live: set[Node]) -> Iterator[Spread]:
+    """Every scale and shift behind a join whose sides can all take their part; `folds` are those planned, by sink."""
+    spreader = _Spreader(record, found, folds)
+    for node in record.nodes:
+        if node in live and node not in spreader.inside and not node.constant:
+            spread = spreader.over(node)
+            if spread is not None:
+                yield spread
+
+
+class _Taken(Exception):
+    """A side that cannot take its part."""
+
+
+class _Spreader:
+    def __init__(self, record: Record, found: Interpretation, folds: Mapping[Node, Fold]) -> None:
+        self.found = found
+        self.folds = folds
+        self.inside = {node for fold in folds.values() for node in fold.nodes}
+        self.fixed = {*record.outputs, *record.walls}
+        self.readers = record.readers()
+        self.based = {fold.base: fold for fold in folds.values()}
+
+    def over(self, join: Node) -> Spread | None:
+        """What is behind `join`, spread over its sides; None where there is nothing, or a side cannot take it."""
+        behind = self._behind(join)
+        if behind is None:
+            return None
+        nodes, map_ = behind
+        try:
+            ahead = tuple(self._sides(join, map_))
+        except _Taken:
+            return None
+        given = {fold.sink: fold.advance for fold in ahead if fold.advance is not None}
+        nothing = AffineConv.of(Anchor(join, join.shape), len(map_.axes))
+        size = (map_.in_channels, [(1, -1) for _ in map_.axes])
+        sizes = dict.fromkeys((join, *nodes), size)
+        return Spread(Fold(join, nodes[-1], nothing, nodes, (), sizes, given=given), ahead)
+
+    def _behind(self, join: Node) -> tuple[tuple[Node, ...], AffineConv] | None:
+        """The scale and shift that alone reads `join`, and the operations that it is made of."""
+        if operation(join.function or "") not in (*_SUMS, "cat") or not self._alone(join):
+            return None
+        reader = join.readers[0]
+        fold = self.based.get(join)
+        nodes = fold.nodes if fold is not None else (reader,)
+        if fold is None and (reader in self.inside or reader not in self.found.above):
+            return None
+        value = self.found.value(join, nodes[-1])
+        scales = isinstance(value, AffineConv) and value.pointwise and not value.identity
+        return (nodes, value) if scales and not any(node.inplace for node in nodes) else None
+
+    def _alone(self, node: Node) -> bool:
+        """Whether one operation, once, is all that reads it."""
+        return len(node.readers) == 1 and node.readers[0].inputs.count(node) == 1 and node not in self.fixed
+
+    def _sides(self, join: Node, map_: AffineConv) -> Iterator[Fold]:
+        """The folds that compute the sides of a join, each with its part of a scale and shift."""
+        for side, part in self._parts(join, map_):
+            if not self._alone(side) or side.dtype != join.dtype:
+                raise _Taken
+            fold = self.folds.get(side) or self._kernel(side)
+            if fold is not None and fold.value.identity and self._alone(fold.base):  # a dropout, a check
+                fold = self.folds.get(fold.base) or self._kernel(fold.base)
+            if fold is not None:
+                yield self._advanced(fold, part)
+            elif operation(side.function or "") in (*_SUMS, "cat") and side not in self.inside:
+                yield from self._sides(side, part)
+            else:
+                raise _Taken
+
+    def _parts(self, join: Node, map_: AffineConv) -> Iterator[tuple[Node, AffineConv]]:
+        """Each side of a join with its part of the map."""
+        if operation(join.function or "") == "cat":
+            sides, axis = join.args[0], join.args[1] if len(join.args) > 1 else join.kwargs.get("dim", 0)
+            channel = 1 if map_.axes else len(join.shape) - 1
+            if not all(isinstance(side, Node) and not side.constant for side in sides):
+                raise _Taken
+            if axis % len(join.shape) != channel:
+                raise _Taken
+            start = 0
+            for side in sides:
+                stop = start + side.shape[channel]
+                yield side, _part(map_, side, start, stop)
+                start = stop
+        else:
+            sides = join.args[:2]
+            if not all(isinstance(side, Node) and not side.constant and side.shape == join.shape for side in sides):
+                raise _Taken
+            for i, side in enumerate(sides):
+                yield side, _part(map_, side, 0, map_.out_channels, shifted=i == 0)
+
+    def _kernel(self, side: Node) -> Fold | None:
+        """A convolution that stays as it is in the plan, as a fold of itself."""
+        if operation(side.function or "") not in KERNELS or side not in self.found.above or side in self.inside:
+            return None
+        base = side.operands[0]
+        value = self.found.value(base, side)
+        return Fold(base, side, value, (side,), (), {}) if isinstance(value, AffineConv) else None
+
+    def _advanced(self, fold: Fold, part: AffineConv) -> Fold:
+        """The fold with its part; its kernels must be read by nobody else, not even by another call of them."""
+        kernels = any(operation(node.function or "") in KERNELS for node in fold.nodes)
+        shared = any(
+            not served(reader, fold.nodes) for leaf in leaves_of(fold.nodes) for reader in self.readers[id(leaf)]
+        )
+        if not kernels or shared or fold.steps or len(fold.value.axes) != len(part.axes):
+            raise _Taken
+        return replace(fold, value=fold.value.scale_shift(_flat(part.kernel), part.bias), advance=part)
+
+
+def _part(map_: AffineConv, side: Node, start: int, stop: int, shifted: bool = True) -> AffineConv:
+    """The channels from `start` to `stop` of a scale and shift, as one of `side`."""
+    scale = _flat(map_.kernel, slice(start, stop))
+    bias = map_.bias
+    shift = _flat(bias, slice(start, stop)) if bias is not None and shifted else None
+    return AffineConv.of(Anchor(side, side.shape), len(map_.axes)).scale_shift(scale, shift)
+
+
+def _flat(number: Number, part: slice = slice(None)) -> Number:
+    return Deferred(lambda: number().flatten()[part])

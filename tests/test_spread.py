@@ -1,0 +1,138 @@
+"""A batch norm behind a sum or a concatenation of different tensors, taken in advance by what goes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from helpers import EXACT, Block, distance, image, norms_ran, ran, trained
+from reparam.capture import record
+from reparam.inputs import Inputs
+from reparam.plan import plan
+
+
+def _cat(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(torch.cat([m.a(x.relu()), m.b(x.sigmoid())], 1)).relu_()
+
+
+def _sum(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(torch.add(m.a(x.relu()), m.b(x.sigmoid()), alpha=-0.5))
+
+
+def _nested(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x.relu())
+    y -= m.drop(m.b(x.sigmoid()))
+    return m.norm(y + m.c(x.tanh())) * 0.25
+
+
+def _folded_side(m: nn.Module, x: Tensor) -> Tensor:
+    y = x.relu()
+    return m.norm(m.norm_a(m.a(y)) + m.b(y) + m.c(x.tanh()))
+
+
+def _two_heads(m: nn.Module, x: Tensor) -> Tensor:
+    return (m.head(x[:, :, 0].relu()) + m.other(x[:, :, 1].tanh())) / 2
+
+
+def _conv(out: int = 4, kernel: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(4, out, kernel, padding=kernel // 2)
+
+
+TAKEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "cat": (lambda: Block(_cat, a=_conv(4, 3), b=_conv(6), norm=nn.BatchNorm2d(10)), 2),
+    "sum": (lambda: Block(_sum, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4)), 2),
+    "nested": (
+        lambda: Block(_nested, a=_conv(4, 3), b=_conv(), c=_conv(4, 3), drop=nn.Dropout(0.5), norm=nn.BatchNorm2d(4)),
+        3,
+    ),
+    "folded side": (
+        lambda: Block(
+            _folded_side, a=_conv(4, 3), norm_a=nn.BatchNorm2d(4), b=_conv(), c=_conv(), norm=nn.BatchNorm2d(4)
+        ),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_every_side_takes_its_part(name: str) -> None:
+    make, convs = TAKEN[name]
+    model, x = trained(make()), image(2, 4, 7, 9)
+    folded = reparam.reparameterize(model, x)
+    counted = ran(folded, x)
+    assert norms_ran(folded, x) == 0
+    assert counted["convolution"] == convs
+    assert counted["mul"] == 0
+    for size in [(1, 1), (2, 3), (8, 5)]:
+        assert distance(model, folded, image(3, 4, *size)) < EXACT
+    assert not reparam.reparameterize(folded, x).reparam_report.folds
+
+
+def test_the_average_of_two_heads_on_different_tokens() -> None:
+    model, x = trained(Block(_two_heads, head=nn.Linear(5, 3), other=nn.Linear(5, 3))), image(4, 5, 2)
+    folded = reparam.reparameterize(model, x)
+    assert ran(folded, x)["div"] == 0
+    assert distance(model, folded, image(3, 5, 2)) < EXACT
+
+
+def _also_read(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.b(x.sigmoid())
+    return m.norm(m.a(x.relu()) + y), y
+
+
+def _join_read(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x.relu()) + m.b(x.sigmoid())
+    return y + m.norm(y).relu()
+
+
+def _called_twice(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    return m.norm(m.a(x.relu()) + m.b(x.sigmoid())), m.a(x.tanh())
+
+
+def _same_twice(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x.relu())
+    return m.norm(torch.cat([y, y.abs(), y], 1))
+
+
+def _not_a_kernel(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(m.a(x.relu()) + m.b(x).sigmoid())
+
+
+def _along_rows(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(torch.cat([m.a(x.relu()), m.b(x.sigmoid())], 2))
+
+
+KEPT = {
+    "a side is an output": lambda: Block(_also_read, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
+    "the sum is read elsewhere": lambda: Block(_join_read, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
+    "a kernel is used elsewhere": lambda: Block(_called_twice, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
+    "a side comes twice": lambda: Block(_same_twice, a=_conv(), norm=nn.BatchNorm2d(12)),
+    "a side is an activation": lambda: Block(_not_a_kernel, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
+    "pixels are joined": lambda: Block(_along_rows, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_whole_stays_where_one_side_cannot_take_its_part(name: str) -> None:
+    model, x = trained(KEPT[name]()), image(2, 4, 7, 9)
+    folded = reparam.reparameterize(model, x)
+    assert norms_ran(folded, x) == 1
+    assert distance(model, folded, x) < EXACT
+
+
+def test_what_must_stay_available_keeps_its_values() -> None:
+    model, x = trained(TAKEN["sum"][0]()), image(2, 4, 7, 9)
+    assert norms_ran(reparam.reparameterize(model, x, keep=["b"]), x) == 1
+    assert norms_ran(reparam.reparameterize(model, x), x) == 0
+
+
+def test_part_of_a_plan_spreads_a_norm_as_a_whole_or_not_at_all() -> None:
+    recorded = record(trained(TAKEN["nested"][0]()), Inputs.of(image(2, 4, 7, 9)))
+    whole = plan(recorded, set()).folds
+    for only in range(len(whole) + 1):
+        part = plan(recorded, set(), only=only).folds
+        assert any(fold.given for fold in part) == any(fold.advance for fold in part) == (only == len(whole))
