@@ -102,6 +102,11 @@ def _not_a_kernel(m: nn.Module, x: Tensor) -> Tensor:
     return m.norm(m.a(x.relu()) + m.b(x).sigmoid())
 
 
+def _beside_its_own_source(m: nn.Module, x: Tensor) -> Tensor:
+    first, second = x.split([1, 3], 1)
+    return m.norm(torch.stack([torch.cat([second, first], 1), x]).mean(0)).relu()
+
+
 def _along_rows(m: nn.Module, x: Tensor) -> Tensor:
     return m.norm(torch.cat([m.a(x.relu()), m.b(x.sigmoid())], 2))
 
@@ -112,6 +117,7 @@ KEPT = {
     "a kernel is used elsewhere": lambda: Block(_called_twice, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
     "a side comes twice": lambda: Block(_same_twice, a=_conv(), norm=nn.BatchNorm2d(12)),
     "a side is an activation": lambda: Block(_not_a_kernel, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
+    "the sum goes on beside its source": lambda: Block(_beside_its_own_source, norm=nn.BatchNorm2d(4)),
     "pixels are joined": lambda: Block(_along_rows, a=_conv(), b=_conv(), norm=nn.BatchNorm2d(4)),
 }
 
