@@ -30,10 +30,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+import fuzz_layers  # noqa: F401 - fills the table
+import fuzz_structure  # noqa: F401
 import reparam
 from common import write_json
+from fuzz_drawing import OPERATIONS, WEIGHTS
 from fuzz_networks import Program, network, smaller
-from fuzz_operations import OPERATIONS, WEIGHTS
 from reparam import cost, rewrite
 from reparam.affine import AffineConv, Number
 from reparam.capture import Node, record
