@@ -249,6 +249,21 @@ class AffineConv:
         number = None if self.bias is None else Deferred(lambda: self.bias_value()[index])
         return AffineConv(self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number)
 
+    def extended(self, front: int, end: int, value: Number | None = None) -> AffineConv:
+        """So many more output channels before and behind its own, which hold one value (None: zero) everywhere."""
+        if front == end == 0:
+            return self
+
+        def kernel() -> Tensor:
+            return F.pad(regroup(self.kernel(), self.groups, 1).movedim(0, -1), (front, end)).movedim(-1, 0)
+
+        def bias() -> Tensor:
+            return F.pad(self.bias_value(), (front, end), value=0.0 if value is None else value().item())
+
+        number = None if self.bias is None and value is None else Deferred(bias)
+        out_channels = self.out_channels + front + end
+        return AffineConv(self.anchor, self.in_channels, out_channels, 1, self.axes, Deferred(kernel), number)
+
     def pad(self, pads: Sequence[tuple[int, int]], value: Number | None = None) -> AffineConv | Bordered:
         """(lo, hi) more outputs per axis, reading `value` per channel (None: zero); negative amounts crop.
 

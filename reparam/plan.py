@@ -182,10 +182,15 @@ class _Region:
         return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
-        """A scale and shift alone is no layer; several may be a depthwise convolution, and whatever has a kernel is."""
-        if not value.pointwise or any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
+        """Whatever has a kernel pays; of operations without one, only what a depthwise convolution can do.
+
+        A scale and shift alone is none; several may be. Channels in another order would be a dense kernel of zeros.
+        """
+        if any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
             return True
-        return bool(value.axes) and sum(self.prices[each] > self.device.view for each in nodes) > 1
+        if not value.axes or value.groups < value.in_channels:
+            return False
+        return not value.pointwise or sum(self.prices[each] > self.device.view for each in nodes) > 1
 
     def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
         """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it.

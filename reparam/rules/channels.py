@@ -7,9 +7,9 @@ from functools import reduce
 import torch
 from torch import nn
 
-from reparam.affine import AffineConv
+from reparam.affine import AffineConv, Constant
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, channel_dimension, dimension, rule
+from reparam.rules.table import Case, Op, Value, affine, channel_dimension, constant, dimension, each, rule
 
 
 def _along_channels(x: AffineConv, dim: int, what: str) -> AffineConv:
@@ -100,13 +100,23 @@ def chunk(input: Value, chunks: int, dim: int = 0) -> tuple[AffineConv, ...]:
         Case(Op(lambda m, x: x[:, 1:3])),
         Case(Op(lambda m, x: m.inner[0](x)[:, ::2, 1:-1, 1:-1], nn.Conv2d(4, 4, 3, padding=2))),
         Case(Op(lambda m, x: m.inner[0](x[..., ::2, 1::2]), nn.Conv2d(4, 3, 3, padding=1)), smallest=2),
+        Case(Op(lambda m, x: m.inner[0](x)[:, [2, 0, -1]], nn.Conv2d(4, 6, 3, groups=2)), smallest=3),
+        Case(Op(lambda m, x: x[:, m.index, 1:], index=torch.tensor([3, 1, 1])), smallest=2),
+        Case(
+            Op(lambda m, x: m.inner[0](x)[..., m.mask], nn.Linear(4, 3), mask=torch.tensor([True, False, True])),
+            spatial=1,
+            channels_last=True,
+        ),
     ],
     keeps=lambda: [
-        (Case(Op(lambda m, x: x[0])), "index"),
+        (Case(Op(lambda m, x: x[0])), "picks pixels"),
         (Case(Op(lambda m, x: x[:, :, :2]), smallest=3), "fixed pixel"),
         (Case(Op(lambda m, x: x[:, :, :0])), "fixed pixel"),
         (Case(Op(lambda m, x: x[..., -2:]), smallest=2), "far end"),
         (Case(Op(lambda m, x: x[:1])), "neither"),
+        (Case(Op(lambda m, x: x[:, :, [2, 0]]), smallest=3), "picks pixels"),
+        (Case(Op(lambda m, x: x[:, [0, 1], [0, 1]]), smallest=3), "picks pixels"),
+        (Case(Op(lambda m, x: x[:, m.index], index=torch.tensor(2))), "plain list"),
         (Case(Op(lambda m, x: x[:, :, : torch.tensor(3)])), "computed"),
     ],
 )
@@ -120,13 +130,28 @@ def getitem(x: Value, index: Value) -> AffineConv:
     if any(entry is Ellipsis for entry in entries):
         at = next(i for i, entry in enumerate(entries) if entry is Ellipsis)
         entries[at : at + 1] = [slice(None)] * (rank + 1 - len(entries))
-    if not all(isinstance(entry, slice) for entry in entries):
-        raise Refusal(
-            "its index is more than slices, which drops a dimension or picks pixels", "a slice of length 1 would fold"
-        )
     for dim, part in enumerate(entries):
-        value = _sliced(value, dim, part)
+        if dim == channel_dimension(value) and isinstance(part, (list, Constant)):
+            value = value.take(_listed(part, value.out_channels))
+        elif not isinstance(part, slice):
+            raise Refusal(
+                "its index is computed, drops a dimension or picks pixels",
+                "slices, and a list or constant tensor of channels, would fold",
+            )
+        else:
+            value = _sliced(value, dim, part)
     return value
+
+
+def _listed(index: Value, count: int) -> list[int]:
+    """The channels that a list or a constant tensor (of places, or a mask) names."""
+    if isinstance(index, list) and not all(isinstance(place, int) for place in index):
+        raise Refusal("its index is computed", "an index that is written out or stored would fold")
+    found = index.value() if isinstance(index, Constant) else torch.tensor(index)
+    if found.dim() != 1:
+        raise Refusal("its index is no plain list of channels", "one dimension of places, or a mask, would fold")
+    places = found.nonzero().flatten() if found.dtype == torch.bool else found
+    return [int(place) % count for place in places.tolist()]
 
 
 def _sliced(x: AffineConv, dim: int, part: slice) -> AffineConv:
@@ -145,3 +170,205 @@ def _sliced(x: AffineConv, dim: int, part: slice) -> AffineConv:
             "a start counted from the front and a stop counted from the end would fold",
         )
     return x.slice(dim - 2, start, -(part.stop or 0), step)
+
+
+# --- channels in another order, or several times
+
+
+@rule(
+    "narrow",
+    folds=lambda: [Case(Op(lambda m, x: m.inner[0](x).narrow(1, 2, 3), nn.Conv2d(4, 6, 3, padding=1)))],
+    keeps=lambda: [(Case(Op(lambda m, x: x.narrow(2, 0, 1))), "not the channels")],
+)
+def narrow(input: Value, dim: int, start: int, length: int) -> AffineConv:
+    """A range of channels."""
+    x = _along_channels(affine(input), dim, "takes a part")
+    if not isinstance(start, int):
+        raise Refusal("it starts at a position that is computed from a tensor", "a fixed position would fold")
+    return x.take(range(x.out_channels)[start % x.out_channels :][:length])
+
+
+@rule(
+    "index_select",
+    folds=lambda: [
+        Case(Op(lambda m, x: torch.index_select(x, 1, m.index), index=torch.tensor([3, 0, 2, 0]))),
+        Case(Op(lambda m, x: m.inner[0](x).index_select(-1, m.index), nn.Linear(4, 3), index=torch.tensor([2, 1])),
+             spatial=2, channels_last=True),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x.index_select(2, m.index), index=torch.tensor([0]))), "not the channels"),
+        (Case(Op(lambda m, x: x.index_select(1, x[0, :2, 0, 0].long() % 2))), "index"),
+    ],
+)  # fmt: skip
+def index_select(input: Value, dim: int, index: Value) -> AffineConv:
+    """Channels in the order of a constant index."""
+    x = _along_channels(affine(input), dim, "picks entries")
+    return x.take(_listed(constant(index, "index"), x.out_channels))
+
+
+@rule(
+    "flip",
+    folds=lambda: [
+        Case(Op(lambda m, x: m.inner[0](x).flip(1), nn.Conv2d(4, 6, 3, padding=1, groups=2))),
+        Case(Op(lambda m, x: torch.flip(m.inner[0](x), [-1]), nn.Linear(4, 3)), spatial=1, channels_last=True),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x.flip(3))), "not the channels"),
+        (Case(Op(lambda m, x: x.flip([1, 2]))), "not the channels"),
+        (Case(Op(lambda m, x: x.flip((0,)))), "not the channels"),
+    ],
+)
+def flip(input: Value, *dims: Value) -> AffineConv:
+    """Channels in reverse order."""
+    x = affine(input)
+    for dim in dims if isinstance(dims[0], int) else dims[0]:
+        x = _along_channels(x, dim, "reverses pixels")
+    return x.take(range(x.out_channels)[::-1])
+
+
+@rule(
+    "fliplr",
+    folds=lambda: [Case(Op(lambda m, x: torch.fliplr(m.inner[0](x)), nn.Linear(4, 3)), spatial=0)],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: torch.fliplr(m.inner[0](x)), nn.Linear(4, 3)), spatial=1, channels_last=True), "not the")
+    ],
+)
+def fliplr(input: Value) -> AffineConv:
+    """Dimension 1 in reverse order."""
+    return flip(input, 1)
+
+
+@rule(
+    "roll",
+    folds=lambda: [
+        Case(Op(lambda m, x: m.inner[0](x).roll(1, 1), nn.Conv2d(4, 6, 3, padding=1))),
+        Case(Op(lambda m, x: torch.roll(x, shifts=(-2,), dims=(1,)))),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x.roll(1, 2))), "not the channels"),
+        (Case(Op(lambda m, x: x.roll((1, 1), (1, 3)))), "not the channels"),
+        (Case(Op(lambda m, x: x.roll(1))), "whole tensor"),
+    ],
+)
+def roll(input: Value, shifts: Value, dims: Value = ()) -> AffineConv:
+    """Channels moved on, the last ones to the front."""
+    x = affine(input)
+    places = each(dims, 1)
+    if not places:
+        raise Refusal("it moves the entries of the whole tensor on", "moving channels on (dims=1) would fold")
+    for dim, shift in zip(places, each(shifts, len(places)), strict=True):
+        x = _along_channels(x, dim, "moves pixels on")
+        x = x.take([(row - shift) % x.out_channels for row in range(x.out_channels)])
+    return x
+
+
+@rule(
+    "tensor_split",
+    folds=lambda: [
+        Case(Op(lambda m, x: torch.cat(m.inner[0](x).tensor_split(4, 1)[::-1], 1), nn.Conv2d(4, 6, 1))),
+        Case(Op(lambda m, x: torch.cat(torch.tensor_split(x, (1, 3), dim=1)[1:], 1))),
+    ],
+    keeps=lambda: [(Case(Op(lambda m, x: x.tensor_split(2, 2)[0]), smallest=4), "not the channels")],
+)
+def tensor_split(
+    input: Value, indices_or_sections: Value = None, dim: int = 0, *, indices: Value = None, sections: Value = None
+) -> tuple[AffineConv, ...]:
+    """Parts of almost equal length, or cut at the given places."""
+    x = _along_channels(affine(input), dim, "splits")
+    given = next((g for g in (indices_or_sections, indices, sections) if g is not None), None)
+    if isinstance(given, int):
+        longer, short = x.out_channels % given, x.out_channels // given
+        given = [i * short + min(i, longer) for i in range(1, given)]
+    if not isinstance(given, (tuple, list)):
+        raise Refusal("where it splits is computed from a tensor", "fixed places would fold")
+    return tuple(x.take(range(x.out_channels)[a:b]) for a, b in zip([0, *given], [*given, None], strict=True))
+
+
+def _several(x: AffineConv, times: Value) -> AffineConv:
+    """The channels so many times one after another; `times` is spelled for every dimension."""
+    counts = list(times[0] if isinstance(times[0], (tuple, list)) else times)
+    counts = [1] * (len(x.anchor.shape) - len(counts)) + counts
+    channel = channel_dimension(x)
+    if len(counts) > len(x.anchor.shape) or any(n != 1 for i, n in enumerate(counts) if i != channel):
+        raise Refusal("it repeats along a dimension that is not the channels")
+    return x.take([*range(x.out_channels)] * counts[channel])
+
+
+@rule(
+    "repeat",
+    "tile",
+    folds=lambda: [
+        Case(Op(lambda m, x: m.inner[0](x).repeat(1, 3, 1, 1), nn.Conv2d(4, 2, 3, padding=1))),
+        Case(Op(lambda m, x: m.inner[0](x.tile((2, 1, 1))), nn.Conv2d(8, 3, 1))),
+        Case(Op(lambda m, x: m.inner[0](x).tile(2), nn.Linear(4, 3)), spatial=1, channels_last=True),
+    ],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x.repeat(1, 1, 2, 1))), "not the channels"),
+        (Case(Op(lambda m, x: x.repeat(2, 1, 1, 1, 1))), "not the channels"),
+    ],
+)
+def repeat(input: Value, *repeats: Value) -> AffineConv:
+    """All channels several times, one copy after another."""
+    return _several(affine(input), repeats)
+
+
+@rule(
+    "repeat_interleave",
+    folds=lambda: [Case(Op(lambda m, x: m.inner[0](x).repeat_interleave(3, 1), nn.Conv2d(4, 2, 3, padding=1)))],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x.repeat_interleave(2, dim=3))), "not the channels"),
+        (Case(Op(lambda m, x: x.repeat_interleave(2))), "whole tensor"),
+        (Case(Op(lambda m, x: x.repeat_interleave(m.n, dim=1), n=torch.tensor([1, 2, 0, 1]))), "equally often"),
+    ],
+)
+def repeat_interleave(
+    input: Value, repeats: Value, dim: int | None = None, *, output_size: int | None = None
+) -> AffineConv:
+    """Each channel several times, one after another."""
+    if dim is None:
+        raise Refusal("it repeats the entries of the whole tensor", "repeating channels (dim=1) would fold")
+    x = _along_channels(affine(input), dim, "repeats")
+    if not isinstance(repeats, int):
+        raise Refusal("it does not repeat all channels equally often")
+    return x.take([row for row in range(x.out_channels) for _ in range(repeats)])
+
+
+@rule(
+    "expand",
+    folds=lambda: [Case(Op(lambda m, x: m.inner[0](x).expand(-1, 3, -1, -1), nn.Conv2d(4, 1, 3, padding=1)))],
+    keeps=lambda: [
+        (Case(Op(lambda m, x: x.expand(len(x), 4, x.shape[2], x.shape[3])), channels=1), "written out"),
+        (Case(Op(lambda m, x: x.expand(2, -1, -1, -1, -1))), "dimension"),
+    ],
+)
+def expand(input: Value, *sizes: Value) -> AffineConv:
+    """A single channel many times."""
+    x = affine(input)
+    wanted = list(sizes[0] if isinstance(sizes[0], (tuple, list)) else sizes)
+    channel = channel_dimension(x)
+    if len(wanted) > len(x.anchor.shape):
+        raise Refusal("it adds a dimension")
+    if any(size != -1 for i, size in enumerate(wanted) if i != channel):
+        raise Refusal("its sizes are written out, which at other sizes is another function", "-1 would fold")
+    count = wanted[channel]
+    return x if count in (-1, x.out_channels) else x.take([0] * count)
+
+
+@rule(
+    "channel_shuffle",
+    "native_channel_shuffle",
+    folds=lambda: [
+        Case(nn.Sequential(nn.Conv2d(4, 6, 1, groups=2), nn.ChannelShuffle(2), nn.Conv2d(6, 4, 1, groups=2))),
+        Case(Op(lambda m, x: torch.native_channel_shuffle(x, 2))),
+    ],
+    keeps=lambda: [
+        (Case(nn.Sequential(nn.Linear(4, 4), nn.ChannelShuffle(2)), smallest=4, fixed=True), "on the last"),
+    ],
+)  # fmt: skip
+def channel_shuffle(input: Value, groups: int) -> AffineConv:
+    """Channels as a table of `groups` rows, read column by column."""
+    x = affine(input)
+    if not x.axes:
+        raise Refusal("it shuffles dimension 1, and the channels are on the last")
+    width = x.out_channels // groups
+    return x.take([row for first in range(width) for row in range(first, x.out_channels, width)])

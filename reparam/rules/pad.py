@@ -60,11 +60,17 @@ def _one_pixel(m: Any, x: Tensor) -> Tensor:
         Case(nn.Sequential(nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(4, 4, 4, stride=2, bias=False))),
         Case(nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ZeroPad2d(2), nn.Conv2d(4, 4, 5))),
         Case(nn.Sequential(nn.Conv2d(4, 4, 3, padding=2, bias=False), nn.ZeroPad2d(1))),
+        Case(Op(lambda m, x: m.inner[0](x) + F.pad(x[:, :, ::2, ::2], [0, 0, 0, 0, 1, 2]), nn.Conv2d(4, 7, 3, 2, 1))),
+        Case(
+            Op(lambda m, x: m.inner[0](F.pad(x, [1, 1, 0, 0, 2, 1], value=0.0)), nn.Conv2d(7, 4, 3, bias=False)),
+            smallest=3,
+        ),
+        Case(Op(lambda m, x: F.pad(m.inner[0](x), [-1, 3], value=1.5), nn.Linear(4, 6)), spatial=1, channels_last=True),
         Case(nn.Sequential(Op(lambda m, x: x - 2.5), nn.ConstantPad2d(1, -2.5), nn.Conv2d(4, 4, 3))),
     ],
     keeps=lambda: [
         (Case(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(4, 4, 3))), "value"),
-        (Case(Op(lambda m, x: F.pad(x, [0, 0, 0, 0, 1, 1]))), "channels"),
+        (Case(Op(lambda m, x: F.pad(x, [0, 0, 0, 0, 0, 0, 1, 1]))), "batch"),
         (Case(nn.ReflectionPad2d(1), smallest=2), "reflect"),
         (Case(nn.ReplicationPad2d(1)), "replicate"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.ZeroPad2d(1)), smallest=3), "border"),
@@ -77,13 +83,19 @@ def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -
     inside = affine(input)
     amounts = each(pad, 2)
     pads = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
-    if len(pads) > len(inside.axes) and not inside.axes:
+    if not inside.axes and len(pads) > 1:
         inside = inside.channels_first()
-    if any(map(any, pads[len(inside.axes) :])):
-        raise Refusal("it pads channels or the batch")
+    batch = pads[len(inside.axes) + 1 :]
+    if any(map(any, batch)):
+        raise Refusal("it pads the batch, or a dimension that is neither channels nor space")
     missing = len(inside.axes) - len(pads)
     spatial = [(0, 0)] * missing + pads[: len(inside.axes)][::-1]
-    return inside.pad(spatial, None if not value else per_channel(value, inside))
+    number = None if not value else per_channel(value, inside)
+    front, end = (*pads, *[(0, 0)] * missing, (0, 0))[len(inside.axes)]
+    if not front and not end:
+        return inside.pad(spatial, number)
+    kept = range(inside.out_channels)[max(-front, 0) : inside.out_channels - max(-end, 0)]
+    return affine(inside.take(kept).pad(spatial, number)).extended(max(front, 0), max(end, 0), number)
 
 
 def _face(index: Value, axes: int) -> tuple[int, int, int]:

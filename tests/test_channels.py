@@ -1,0 +1,80 @@
+"""Channels and pixels moved about between convolutions: one convolution of the model, where that is cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+
+SIZES = [(2, 4, 9, 7), (1, 4, 1, 1), (3, 4, 6, 11), (1, 4, 2, 13)]
+
+
+def conv(inner: int, outer: int, taps: int = 1, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, taps, stride, taps // 2, groups=groups, bias=bias)
+
+
+def between(function: Callable[[Tensor], Tensor], first: nn.Module, second: nn.Module) -> nn.Module:
+    """A function in a forward of user code, between two layers."""
+    return Block(lambda m, x: m.second(function(m.first(x))), first=first, second=second)
+
+
+def option_a(m: nn.Module, x: Tensor) -> Tensor:
+    """A shortcut without parameters (He et al. 2015): every other pixel, and channels of zeros."""
+    return m.bn(m.conv(x)) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0)
+
+
+def _parts(y: Tensor) -> Tensor:
+    a, b, c = y.tensor_split(3, 1)
+    return a + b - c
+
+
+ONE: dict[str, Callable[[], nn.Module]] = {
+    "shuffle": lambda: nn.Sequential(conv(4, 6, 3, groups=2), nn.ChannelShuffle(3), nn.BatchNorm2d(6), conv(6, 4)),
+    "index": lambda: between(lambda y: y[:, [3, 1, 1, 5, 0]], conv(4, 6, 3), conv(5, 4)),
+    "index tensor": lambda: Block(
+        lambda m, x: m.b(m.a(x).index_select(1, m.index)), a=conv(4, 6), b=nn.BatchNorm2d(3),
+        index=torch.tensor([4, 0, 2]),
+    ),
+    "flip": lambda: between(lambda y: y.flip(1), conv(4, 6, 3), nn.BatchNorm2d(6)),
+    "roll": lambda: between(lambda y: y.roll(2, 1), conv(4, 6, 3), nn.BatchNorm2d(6)),
+    "narrow": lambda: between(lambda y: y.narrow(1, 1, 3), conv(4, 6, 3), nn.BatchNorm2d(3)),
+    "parts": lambda: between(_parts, conv(4, 6, 3), nn.BatchNorm2d(2)),
+    "repeated": lambda: between(lambda y: y.repeat_interleave(2, 1) + y.repeat(1, 2, 1, 1), conv(4, 3, 3), conv(6, 4)),
+    "expanded": lambda: between(lambda y: y.expand(-1, 3, -1, -1), conv(4, 1, 3), nn.BatchNorm2d(3)),
+    "option A": lambda: Block(option_a, conv=conv(4, 8, 3, 2, bias=False), bn=nn.BatchNorm2d(8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_becomes_one_convolution(name: str) -> None:
+    model = trained(ONE[name]())
+    result = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+    assert len(plain_convs(result)) == convs_ran(result, image(*SIZES[0])) == 1, result.reparam_report
+    assert norms_ran(result, image(*SIZES[0])) == 0
+    moved = {"index_select", "index", "flip", "roll", "clone", "repeat", "cat", "add", "native_channel_shuffle"}
+    assert not moved & {name for name, count in ran(result, image(*SIZES[0])).items() if count}
+    for size in SIZES:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+ALONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "shuffle": lambda x: F.channel_shuffle(x, 2),
+    "index": lambda x: x[:, [3, 1, 1, 0]],
+    "zeros": lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)),
+    "slices": lambda x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_moving_channels_alone_is_no_convolution(name: str) -> None:
+    """It would be one whose kernel is all zeros but a few."""
+    model = Block(lambda m, x: ALONE[name](x).relu()).eval()
+    result = reparam.reparameterize(model, image(2, 4, 8, 6), verify=False)
+    assert not plain_convs(result)
+    assert distance(model, result, image(2, 4, 8, 6)) < EXACT
