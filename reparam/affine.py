@@ -5,7 +5,8 @@ paddings, average pools, scalings. Whatever such a stretch computes from one ten
 
     y[o, n] = bias[o] + sum over i, t of kernel[o, i, t] * x0[i, stride * n + dilation * t - lo]
 
-where x0 is x with zeros all around it, and n runs over `floor((L + lo + hi - span) / stride) + 1` positions, with
+where x0 is x with zeros all around it (or continued by reflection, replication or wrapping round, along an axis whose
+`mode` says so), and n runs over `floor((L + lo + hi - span) / stride) + 1` positions, with
 `span = dilation * (taps - 1) + 1`. That is an `AffineConv`. It never needs to know the input size L: every law below
 is exact for all sizes, and a combination that would not be is refused.
 
@@ -17,7 +18,7 @@ asks for it. (A bias is asked for by the padding law.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reparam.axis import Axis
+from reparam.axis import ZEROS, Axis
 from reparam.errors import Refusal
 from reparam.kernels import CONV, convolved, densified, laid, regroup, rows
 
@@ -123,19 +124,22 @@ class AffineConv:
     @property
     def pointwise(self) -> bool:
         """Every output channel reads the same channel of the same pixel: a per-channel scale and shift."""
-        return self.groups == self.in_channels == self.out_channels and all(
-            axis.taps == axis.stride == 1 and axis.lo == axis.hi == 0 for axis in self.axes
-        )
+        return self.groups == self.in_channels == self.out_channels and self.pixelwise
 
     @property
     def pixelwise(self) -> bool:
         """A map of the channels of each pixel on its own (a 1x1 convolution)."""
-        return all(axis == Axis(dilation=axis.dilation) for axis in self.axes)
+        return all(axis.single for axis in self.axes)
 
     @property
     def diagonal(self) -> bool:
         """Each channel on its own and one tap: its kernel is one number per channel."""
         return self.groups == self.in_channels == self.out_channels and all(axis.taps == 1 for axis in self.axes)
+
+    @property
+    def modes(self) -> frozenset[str]:
+        """The modes in which it pads."""
+        return frozenset(axis.mode for axis in self.axes if axis.framed)
 
     @property
     def taps(self) -> int:
@@ -156,11 +160,17 @@ class AffineConv:
         kernel, bias = self.kernel().to(x), self.bias_value().to(x)
         if not self.axes:
             return F.linear(x, regroup(kernel, self.groups, 1), bias)
-        sides = [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)]
-        # Zeros first, crops second: at small sizes a crop at one end may reach into the zeros of the other.
-        x0 = F.pad(F.pad(x, [max(side, 0) for side in sides]), [min(side, 0) for side in sides])
+        # Padding first, crops second: at small sizes a crop at one end may reach into the padding of the other.
+        for mode in self.modes:
+            x = padded(x, self.sides(mode), mode)
+        x0 = F.pad(x, _flat((min(axis.lo, 0), min(axis.hi, 0)) for axis in self.axes))
         stride, dilation = [axis.stride for axis in self.axes], [axis.dilation for axis in self.axes]
         return CONV[len(self.axes)](x0, kernel, bias, stride, 0, dilation, self.groups)
+
+    def sides(self, mode: str) -> list[int]:
+        """How much it pads in a mode, as F.pad spells it."""
+        here = [axis.framed and axis.mode == mode for axis in self.axes]
+        return _flat((max(a.lo, 0), max(a.hi, 0)) if pads else (0, 0) for a, pads in zip(self.axes, here, strict=True))
 
     # --- laws
 
@@ -274,6 +284,11 @@ class AffineConv:
         if not any(map(any, pads)):
             return self
         for axis, (lo, hi) in zip(self.axes, pads, strict=True):
+            if axis.copies and (lo > 0 or hi > 0):
+                raise Refusal(
+                    f"padding with a value around a border that {axis.mode} padding has made",
+                    "one kind of padding for each axis would fold",
+                )
             if (lo > 0 and axis.lo < axis.span - axis.stride) or (hi > 0 and axis.hi < axis.span - 1):
                 raise Refusal(
                     f"padding after a {axis.span}-wide window that was padded by {axis.lo} and {axis.hi}: "
@@ -286,6 +301,27 @@ class AffineConv:
             return extended
         faces = frozenset((i, side) for i, p in enumerate(pads) for side in (0, 1) if p[side] > 0)
         return Bordered(extended, tuple(pads), faces)
+
+    def continued(self, pads: Sequence[tuple[int, int]], mode: str) -> AffineConv:
+        """(lo, hi) more outputs per axis, none of them negative, copied from the others by `mode` (not "zeros").
+
+        Exact along an axis on which every output reads its own pixel alone: copying pixels, of the input or of the
+        output, is then the same.
+        """
+        if not any(map(any, pads)):
+            return self
+        for axis, pad in zip(self.axes, pads, strict=True):
+            if any(pad) and not axis.single:
+                raise Refusal(
+                    f"{mode} padding of a map that reads neighbouring pixels, is padded or strided: copies of what "
+                    "comes out are not what comes out of copies",
+                    f"{mode} padding of the input, before all of it, would fold",
+                )
+        axes = tuple(
+            replace(axis, lo=pad[0], hi=pad[1], mode=mode) if any(pad) else axis
+            for axis, pad in zip(self.axes, pads, strict=True)
+        )
+        return replace(self, axes=axes, identity=False, mean=False)
 
     def slice(self, axis: int, start: int = 0, stop: int = 0, step: int = 1) -> AffineConv:
         """Drop `start` outputs in front and `stop` at the end of a spatial axis, then take every `step`-th."""
@@ -304,7 +340,7 @@ class AffineConv:
         return replace(self, axes=(Axis(),) * spatial, kernel=kernel, mean=False)
 
     def widened(self) -> AffineConv:
-        """The same map with equal, non-negative padding at both ends of every axis: what nn.Conv can hold."""
+        """The same map with equal, non-negative padding at both ends of every axis that copies no pixels."""
         axes = tuple(map(Axis.widened, self.axes))
         if axes == self.axes:
             return self
@@ -312,18 +348,32 @@ class AffineConv:
             self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False, mean=False
         )
 
-    def deployable(self) -> tuple[list[int], AffineConv]:
-        """What nn.Conv can hold, and what to pad or crop in front of it, as F.pad spells it (empty: nothing).
+    def deployable(self) -> tuple[list[tuple[str, list[int]]], AffineConv]:
+        """What nn.Conv can hold, and what to pad or crop in front of it: (mode, sides as F.pad spells them), in turn.
 
-        Padding that differs between the two ends widens the kernel with zeros, unless that would more than double it.
+        nn.Conv pads in one mode and equally at both ends. Zeros that differ between the two ends widen the kernel by
+        zeros, unless that would more than double it. The fold takes every size that this value takes.
         """
-        wide = self.widened()
+        frames: list[tuple[str, list[int]]] = []
+        value = self
+        if len(self.modes) > 1 or any(axis.copies and axis.lo != axis.hi for axis in self.axes):
+            frames = [(mode, self.sides(mode)) for mode in sorted(self.modes - {ZEROS})]
+            value = value._bared([axis.copies for axis in self.axes])
+        wide = value.widened()
         if wide.taps <= 2 * self.taps:
-            return [], wide
-        pads = [side for axis in reversed(self.axes) for side in (axis.lo, axis.hi)]
-        return pads, replace(
-            self, axes=tuple(replace(axis, lo=0, hi=0) for axis in self.axes), identity=False, mean=False
-        )
+            return frames, wide
+        sides = _flat((0, 0) if axis.copies else (axis.lo, axis.hi) for axis in value.axes)
+        parts = [[max(side, 0) for side in sides], [min(side, 0) for side in sides]]
+        # F.pad crops first, which takes other sizes where one end of an axis is cropped and the other padded.
+        mixed = any(axis.lo * axis.hi < 0 for axis in value.axes)
+        frames += [(ZEROS, part) for part in (parts if mixed else [sides])]
+        axes = tuple(axis if axis.copies else replace(axis, lo=0, hi=0) for axis in value.axes)
+        return frames, replace(value, axes=axes, identity=False, mean=False)
+
+    def _bared(self, which: Sequence[bool]) -> AffineConv:
+        """This behind a padding of its own along some axes."""
+        axes = tuple(axis.bared() if bare else axis for axis, bare in zip(self.axes, which, strict=True))
+        return replace(self, axes=axes, identity=False, mean=False)
 
     def _matches(self, other: AffineConv) -> None:
         if self.anchor != other.anchor:
@@ -333,6 +383,10 @@ class AffineConv:
         for a, b in zip(self.axes, other.axes, strict=True):
             if a.stride != b.stride or a.slack != b.slack:
                 raise Refusal("the two sides differ in stride or in the size of their output")
+            if a.framed and b.framed and a.mode != b.mode:
+                raise Refusal(
+                    f"one side pads with {a.mode}, the other with {b.mode}", "padding alike on all branches would fold"
+                )
 
     def _holds(self, value: Number | None) -> bool:
         if value is None and self.bias is None:
@@ -399,6 +453,16 @@ def _groups_of(rows: Sequence[int], out_channels: int, groups: int) -> int:
             if all(row // block == i // part for i, row in enumerate(rows)):
                 return candidate
     return 1
+
+
+def padded(x: Tensor, sides: Sequence[int], mode: str) -> Tensor:
+    """F.pad in one of the modes of nn.Conv."""
+    return F.pad(x, list(sides), "constant" if mode == ZEROS else mode)
+
+
+def _flat(pads: Iterable[tuple[int, int]]) -> list[int]:
+    """Sides per axis as F.pad spells them: the last axis first."""
+    return [side for pad in reversed(list(pads)) for side in pad]
 
 
 def _layout(spatial: int) -> str:

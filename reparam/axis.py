@@ -6,16 +6,25 @@ import math
 from dataclasses import dataclass, replace
 from functools import reduce
 
+ZEROS = "zeros"
+# How far a padding may reach in terms of the length that it continues: reflection leaves the end itself out, and
+# neither copies a pixel twice. (Zeros and replication continue any length.)
+_BEYOND = {"reflect": 1, "circular": 0}
+
 
 @dataclass(frozen=True)
 class Axis:
-    """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the anchor."""
+    """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the anchor.
+
+    mode: what the pixels at `lo` and `hi` hold, as torch names it: "zeros", "reflect", "replicate", "circular".
+    """
 
     taps: int = 1
     dilation: int = 1
     stride: int = 1
     lo: int = 0
     hi: int = 0
+    mode: str = ZEROS
 
     @property
     def span(self) -> int:
@@ -30,29 +39,59 @@ class Axis:
         return (length + self.slack) // self.stride + 1
 
     @property
+    def single(self) -> bool:
+        """Every output reads the pixel at its own place and no other."""
+        return self.taps == self.stride == 1 and self.lo == self.hi == 0
+
+    @property
+    def framed(self) -> bool:
+        """Whether there is padding at an end of it."""
+        return self.lo > 0 or self.hi > 0
+
+    @property
+    def copies(self) -> bool:
+        """Whether that padding copies pixels."""
+        return self.framed and self.mode != ZEROS
+
+    @property
     def smallest(self) -> int:
-        """The smallest input length that gives an output."""
-        return max(1, -self.slack)
+        """The smallest input length that may be padded like this and gives an output."""
+        reach = max(self.lo, self.hi) + _BEYOND[self.mode] if self.mode in _BEYOND and self.framed else 1
+        return max(1, reach, -self.slack)
 
     def padded(self, lo: int, hi: int) -> Axis:
         """`lo` and `hi` more outputs at the two ends (fewer where negative)."""
-        return replace(self, lo=self.lo + lo * self.stride, hi=self.hi + hi * self.stride)
+        mode = self.mode if self.copies else ZEROS
+        return replace(self, lo=self.lo + lo * self.stride, hi=self.hi + hi * self.stride, mode=mode)
+
+    def bared(self) -> Axis:
+        """What is left of it when all padding has been done before."""
+        return replace(self, lo=min(self.lo, 0), hi=min(self.hi, 0), mode=ZEROS)
 
     def then(self, outer: Axis) -> Axis:
         """`outer`, unpadded, applied to the outputs of this."""
         dilation = _lattice(self, Axis(outer.taps, outer.dilation * self.stride)) or 1
         span = self.span + self.stride * (outer.span - 1)
-        return Axis((span - 1) // dilation + 1, dilation, self.stride * outer.stride, self.lo, self.hi)
+        return replace(self, taps=(span - 1) // dilation + 1, dilation=dilation, stride=self.stride * outer.stride)
 
     def joined(self, other: Axis) -> Axis:
-        """The smallest window that holds the taps of both; strides and slacks are equal."""
+        """The smallest window that holds the taps of both; strides and slacks are equal, and modes of padding.
+
+        Less padding is more of it, cropped: so a narrower window reads no other pixels in the wider frame.
+        """
         lo = max(self.lo, other.lo)
         span = lo + max(self.span - self.lo, other.span - other.lo)
         dilation = _lattice(self, other, abs(self.lo - other.lo)) or 1
-        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, self.slack + span - lo)
+        mode = self.mode if self.framed else other.mode
+        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, self.slack + span - lo, mode)
 
     def widened(self) -> Axis:
-        """Padded equally at both ends, as nn.Conv wants it: the window grows by taps that will be zero."""
+        """Padded equally at both ends, as nn.Conv wants it: the window grows by taps that will be zero.
+
+        More padding that copies pixels would need a longer input, so such an axis stays as it is.
+        """
+        if self.copies:
+            return self
         padding = max(self.lo, self.hi, 0)
         span = 2 * padding - self.slack
         dilation = math.gcd(_lattice(self, self, padding - self.lo), span - 1) or 1

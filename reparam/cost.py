@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reparam.affine import AffineConv
+from reparam.axis import ZEROS
 from reparam.capture import Node
 from reparam.rules import operation
 
@@ -51,15 +52,17 @@ def of_fold(device: Device, value: AffineConv) -> float:
     """The plain convolution that a value would be emitted as; nothing for the anchor itself."""
     if value.identity:
         return 0.0
-    written, read = math.prod(value.shape()), math.prod(value.anchor.shape)
-    pads, value = value.deployable()
+    written, read, shape = math.prod(value.shape()), math.prod(value.anchor.shape), value.anchor.shape
+    frames, value = value.deployable()
     groups = value.groups if value.axes else 1  # a linear layer has none
     weights = value.out_channels * (value.in_channels // groups) * value.taps
+    frames += [(mode, value.sides(mode)) for mode in value.modes if mode != ZEROS]
     padding = 0.0
-    if pads:  # an operation of its own, as it is where the user's code pads
-        sides = zip(value.anchor.shape[2:], pads[-2::-2], pads[::-2], strict=True)
-        padded = math.prod(value.anchor.shape[:2]) * math.prod(size + lo + hi for size, lo, hi in sides)
-        padding, read = (read + padded) * _BYTES / device.bandwidth + device.launch, padded
+    for _, pads in frames:  # an operation of its own, as it is where the user's code pads
+        sides = zip(shape[2:], pads[-2::-2], pads[::-2], strict=True)
+        shape = (*shape[:2], *(size + lo + hi for size, lo, hi in sides))
+        padding += (read + math.prod(shape)) * _BYTES / device.bandwidth + device.launch
+        read = math.prod(shape)
     return padding + convolution(device, read, written, weights, groups, value.out_channels)
 
 

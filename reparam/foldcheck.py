@@ -10,10 +10,9 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from reparam.affine import AffineConv
+from reparam.affine import AffineConv, padded
 from reparam.capture import evaluate
 from reparam.fold import Fold, last_kernel
 from reparam.verify import relative_error
@@ -41,8 +40,10 @@ def _folded(fold: Fold, x: Tensor) -> Tensor:
 
 
 def _plain(value: AffineConv, x: Tensor) -> Tensor:
-    pads, value = value.deployable()
-    return value(F.pad(x, pads) if pads else x)
+    frames, value = value.deployable()
+    for mode, sides in frames:
+        x = padded(x, sides, mode)
+    return value(x)
 
 
 def _behind_steps(fold: Fold, x: Tensor) -> Tensor:

@@ -311,17 +311,18 @@ class _Search:
         return self.memo[base, node]
 
     def _choices(self, base: Node, node: Node) -> list[tuple[float, Node, bool]]:
-        # The user's own operation comes first: on equal cost nothing is changed.
-        choices: list[tuple[float, Node, bool]] = []
+        # On equal cost the first is taken: the user's own operation, then a fold that stands for as much as it can.
+        kept: list[tuple[float, Node, bool]] = []
+        folded: list[tuple[float, Node, bool]] = []
         for start in self._starts(base, node):
             reached = self.cost(base, start)
-            kept = self.region.prices[node] + sum(self.cost(start, operand) for operand in set(node.operands))
-            choices.append((reached + kept, start, False))
+            own = self.region.prices[node] + sum(self.cost(start, operand) for operand in set(node.operands))
+            kept.append((reached + own, start, False))
             value = self.region.value(start, node)
             if value is not None:
                 paid = [step for origin, step in self.paid if origin is start]
-                choices.append((reached + self.region.price(start, node, value, paid), start, True))
-        return choices
+                folded.append((reached + self.region.price(start, node, value, paid), start, True))
+        return kept + folded[::-1]
 
     def _starts(self, base: Node, node: Node) -> list[Node]:
         """The dominators of `node` from the nearest to `base` at which a convolution may start."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from reparam import cost
 from reparam.affine import AffineConv
+from reparam.axis import ZEROS
 from reparam.capture import Node, Record
 from reparam.fold import Fold, last_kernel
 from reparam.plan import Plan
@@ -117,7 +118,7 @@ def describe(value: AffineConv) -> str:
     """A convolution in the field's shorthand, such as `Conv2d 64->64 3x3 s1 p1`."""
     if value.identity:
         return "nothing"
-    pads, value = value.deployable()
+    frames, value = value.deployable()
     text = f"{_CLASS[len(value.axes)]} {value.in_channels}->{value.out_channels}"
     if value.axes:
         fields = [("", "x".join(str(axis.taps) for axis in value.axes))]
@@ -125,7 +126,8 @@ def describe(value: AffineConv) -> str:
         if any(axis.dilation > 1 for axis in value.axes):
             fields.append(("d", _joined(axis.dilation for axis in value.axes)))
         text += "".join(f" {key}{number}" for key, number in fields) + (f" g{value.groups}" if value.groups > 1 else "")
-    return f"pad {pads} + {text}" if pads else text
+        text += "".join(f" {mode}" for mode in value.modes if mode != ZEROS)
+    return " + ".join([*(f"pad {sides}" + (f" {mode}" if mode != ZEROS else "") for mode, sides in frames), text])
 
 
 def summed(nodes: Iterable[Node]) -> str:

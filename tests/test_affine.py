@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reparam.affine import AffineConv, Anchor, Bordered, Constant, Deferred, known
-from reparam.axis import Axis
+from reparam.axis import ZEROS, Axis
 from reparam.errors import Refusal
+from reparam.plain import plain
 
 Function = Callable[[Tensor], Tensor]
 
@@ -47,6 +48,7 @@ spatials = st.integers(0, 3)
 seeds = st.integers(0, 2**16).map(torch.manual_seed)
 taps = st.sampled_from([1, 1, 2, 3, 4])
 steps = st.sampled_from([1, 1, 2, 3])
+modes = st.sampled_from([ZEROS, ZEROS, "reflect", "replicate", "circular"])
 group_counts = st.sampled_from([1, 2, 3, 6])
 
 
@@ -55,7 +57,7 @@ def axes_of(draw: st.DrawFn) -> Axis:
     """Any geometry: even windows, uneven paddings, crops; and often that of the anchor itself."""
     if draw(st.integers(0, 3)) == 0:
         return Axis()
-    return Axis(draw(taps), draw(steps), draw(steps), draw(st.integers(-2, 4)), draw(st.integers(-2, 4)))
+    return Axis(draw(taps), draw(steps), draw(steps), draw(st.integers(-2, 4)), draw(st.integers(-2, 4)), draw(modes))
 
 
 @st.composite
@@ -98,8 +100,8 @@ def siblings(draw: st.DrawFn, outputs: int | None = None) -> tuple[AffineConv, A
 
 @st.composite
 def same_size(draw: st.DrawFn, axis: Axis) -> Axis:
-    """Another window, dilation and padding of the stride and the slack of `axis`."""
-    other = Axis(draw(taps), draw(steps), axis.stride, draw(st.integers(-2, 4)))
+    """Another window, dilation and padding of the stride and the slack of `axis`, and of its mode."""
+    other = Axis(draw(taps), draw(steps), axis.stride, draw(st.integers(-2, 4)), mode=axis.mode)
     return replace(other, hi=axis.slack + other.span - other.lo)
 
 
@@ -162,11 +164,25 @@ def by_definition(v: AffineConv, x: Tensor) -> Tensor:
     channels = x.view(len(x), v.groups, -1, *x.shape[2:])
     for n in itertools.product(*map(range, sizes)):
         for t in itertools.product(*[range(axis.taps) for axis in v.axes]):
-            at = [axis.stride * i + axis.dilation * j - axis.lo for axis, i, j in zip(v.axes, n, t, strict=True)]
-            if all(0 <= pixel < length for pixel, length in zip(at, x.shape[2:], strict=True)):
+            ats = [axis.stride * i + axis.dilation * j - axis.lo for axis, i, j in zip(v.axes, n, t, strict=True)]
+            at = list(map(pixel_at, ats, x.shape[2:], [axis.mode for axis in v.axes]))
+            if None not in at:
                 pixels = channels[(..., *at)]
                 y[(..., *n)] += torch.einsum("goi,bgi->bgo", blocks[(..., *t)], pixels).flatten(1)
     return y
+
+
+def pixel_at(position: int, length: int, mode: str) -> int | None:
+    """Which of `length` pixels stands at a position that may be outside of them; None where there is a zero."""
+    if 0 <= position < length:
+        return position
+    last = length - 1
+    return {
+        ZEROS: None,
+        "reflect": -position if position < 0 else 2 * last - position,
+        "replicate": min(max(position, 0), last),
+        "circular": position % length,
+    }[mode]
 
 
 # --- the meaning
@@ -191,7 +207,18 @@ def test_the_anchor_is_itself(data: st.DataObject, spatial: int) -> None:
 @given(axes_of())
 def test_the_smallest_size_gives_an_output_and_none_below_does(axis: Axis) -> None:
     assert axis.outputs(axis.smallest) >= 1
-    assert axis.smallest == 1 or axis.outputs(axis.smallest - 1) < 1
+    if axis.smallest > 1 and not axis.copies:
+        assert axis.outputs(axis.smallest - 1) < 1
+
+
+@given(axes_of())
+def test_the_smallest_size_may_be_padded_and_none_below_may(axis: Axis) -> None:
+    v = AffineConv.of(anchor(1), 1)
+    v = replace(v, axes=(axis,), kernel=known(integers(CHANNELS, 1, axis.taps)), identity=False)
+    v(integers(1, CHANNELS, axis.smallest))
+    if axis.smallest > 1:
+        with pytest.raises((RuntimeError, AssertionError)):
+            v(integers(1, CHANNELS, axis.smallest - 1))
 
 
 def test_channels_last_is_a_map_of_the_last_dimension() -> None:
@@ -282,16 +309,16 @@ def test_cat(pair: tuple[AffineConv, AffineConv]) -> None:
 def test_sums_are_refused_where_sizes_differ(data: st.DataObject, spatial: int) -> None:
     """Every refusal is necessary: at some size the two sides have different numbers of outputs."""
     u, v = data.draw(values(spatial, outputs=6)), data.draw(values(spatial, outputs=6))
+    pairs = list(zip(u.axes, v.axes, strict=True))
     alike = all(
-        a.outputs(length) == b.outputs(length)
-        for a, b in zip(u.axes, v.axes, strict=True)
-        for length in range(max(a.smallest, b.smallest), 60)
+        a.outputs(length) == b.outputs(length) for a, b in pairs for length in range(max(a.smallest, b.smallest), 60)
     )
+    padded_alike = all(a.mode == b.mode for a, b in pairs if a.framed and b.framed)
     for law in (AffineConv.__add__, AffineConv.cat):
-        if alike:
+        if alike and padded_alike:
             law(u, v)
         else:
-            with pytest.raises(Refusal, match="size of their output"):
+            with pytest.raises(Refusal, match="pads with" if alike else "size of their output|pads with"):
                 law(u, v)
 
 
@@ -319,7 +346,7 @@ def test_take_keeps_groups_that_keep_their_own(data: st.DataObject, spatial: int
     block = v.out_channels // groups
     rows = [g * block + data.draw(st.integers(0, block - 1)) for g in range(groups) for _ in range(each)]
     law = v.take(rows)
-    assert law.groups % groups == 0
+    assert law.groups >= groups  # other groups may fit these rows as well, and more of them
     check(law, lambda x: v(x)[:, rows])
 
 
@@ -342,8 +369,9 @@ def extended(v: AffineConv, pads: Sequence[tuple[int, int]]) -> AffineConv:
 
 def images_after_crop(v: AffineConv, pads: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
     """Images of every remainder of every stride for which v is not empty, nor what is left of it after the crops."""
+    naive = extended(v, pads)
     cropped = extended(v, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
-    smallest = [max(a.smallest, b.smallest) for a, b in zip(v.axes, cropped.axes, strict=True)]
+    smallest = [max(each.smallest for each in axes) for axes in zip(v.axes, cropped.axes, naive.axes, strict=True)]
     for more in range(4 * max(axis.stride for axis in v.axes)):
         yield integers(1, v.in_channels, *[size + more for size in smallest])
 
@@ -365,6 +393,40 @@ def test_pad_is_exact_or_refused_of_necessity(data: st.DataObject, spatial: int,
     assert not isinstance(why, Refusal) or "border" in why.reason
 
 
+@given(st.data(), st.integers(1, 3), modes)
+def test_copied_borders_are_exact_or_refused(data: st.DataObject, spatial: int, mode: str) -> None:
+    """Along any axis on which every output reads its own pixel, whatever the others read."""
+    assume(mode != ZEROS)
+    v = data.draw(values(spatial))
+    pads = [(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(spatial)]
+    if any(any(pad) and not axis.single for axis, pad in zip(v.axes, pads, strict=True)):
+        with pytest.raises(Refusal, match=mode):
+            v.continued(pads, mode)
+        pads = [pad if axis.single else (0, 0) for axis, pad in zip(v.axes, pads, strict=True)]
+    flat = [side for pad in reversed(pads) for side in pad]
+    check(v.continued(pads, mode), lambda x: F.pad(v(x), flat, mode), v)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("before", [Axis(2), Axis(stride=2), Axis(lo=1, hi=0), Axis(lo=-1), Axis(3, lo=2, hi=2)])
+def test_copied_borders_are_refused_of_necessity(before: Axis, mode: str) -> None:
+    v = replace(AffineConv.of(anchor(1), 1), axes=(before,), kernel=known(integers(6, 1, before.taps)), identity=False)
+    naive = replace(v, axes=(replace(before.padded(1, 1), mode=mode),))
+    tries = [integers(2, CHANNELS, length) for length in (9, 10)]
+    assert not all(torch.equal(naive(x), F.pad(v(x), [1, 1], mode)) for x in tries)
+    with pytest.raises(Refusal, match="copies"):
+        v.continued([(1, 1)], mode)
+
+
+@given(siblings(6), st.booleans())
+def test_a_layer_takes_every_size_and_gives_the_same(pair: tuple[AffineConv, AffineConv], summed: bool) -> None:
+    """What torch runs in the end, at the smallest size first: a value, and the sum of two."""
+    v = pair[0] + pair[1] if summed else pair[0]
+    module, _ = plain(v, torch.empty(0, dtype=torch.float64))
+    for x in images(v):
+        assert torch.equal(module(x), v(x))
+
+
 @given(st.data(), st.integers(1, 3))
 def test_slice(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
@@ -383,7 +445,8 @@ def test_slice(data: st.DataObject, spatial: int) -> None:
 def test_widened_pads_both_ends_equally(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
     law = v.widened()
-    assert all(axis.lo == axis.hi >= 0 for axis in law.axes)
+    assert all(axis.lo == axis.hi >= 0 or axis.copies for axis in law.axes)
+    assert [axis.smallest for axis in law.axes] == [axis.smallest for axis in v.axes]
     check(law, v, v)
 
 

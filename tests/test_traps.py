@@ -297,17 +297,16 @@ TRAPS = {
     "padded 3x3 before a padded 3x3": Trap(
         lambda: seq(conv(4, 1, 3, padding=1), conv(1, 4, 3, padding=1)), convs=2, norms=0, word="border"
     ),
-    "reflect": Trap(
-        lambda: seq(conv(4, 4, 3, padding=1, padding_mode="reflect"), bn()), convs=1, norms=0, word="reflect"
-    ),
-    "circular": Trap(
-        lambda: seq(conv(4, 4, 3, padding=1, padding_mode="circular"), bn()), convs=1, norms=0, word="circular"
-    ),
-    "replicate": Trap(
-        lambda: seq(conv(4, 4, 3, padding=1, padding_mode="replicate"), bn()), convs=1, norms=0, word="replicate"
+    "reflect": Trap(lambda: seq(conv(4, 4, 3, padding=1, padding_mode="reflect"), bn()), convs=1, norms=0),
+    "circular": Trap(lambda: seq(conv(4, 4, 3, padding=1, padding_mode="circular"), bn()), convs=1, norms=0),
+    "replicate": Trap(lambda: seq(conv(4, 4, 3, padding=1, padding_mode="replicate"), bn()), convs=1, norms=0),
+    "reflect beside no padding": Trap(
+        lambda: added(seq(conv(4, 4, 3, padding=1, padding_mode="reflect"), bn()), seq(conv(4, 4, 1), bn())),
+        convs=1,
+        norms=0,
     ),
     "reflect beside zeros": Trap(
-        lambda: added(seq(conv(4, 4, 3, padding=1, padding_mode="reflect"), bn()), seq(conv(4, 4, 1), bn())),
+        lambda: added(seq(conv(4, 4, 3, padding=1, padding_mode="reflect"), bn()), seq(conv(4, 4, 3, padding=1), bn())),
         convs=2,
         norms=0,
         word="reflect",

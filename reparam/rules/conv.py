@@ -31,6 +31,9 @@ def _pads(padding: Value, spans: list[int]) -> list[tuple[int, int]]:
         Case(nn.Conv2d(4, 4, (2, 4), padding="same")),
         Case(nn.Conv2d(4, 6, 2, padding="valid", groups=2), smallest=2),
         Case(nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), groups=2), spatial=3),
+        Case(nn.Conv2d(4, 6, 3, padding=1, stride=2, padding_mode="reflect"), smallest=2),
+        Case(nn.Conv1d(4, 4, 4, padding="same", padding_mode="circular"), spatial=1, smallest=2),
+        Case(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, (3, 5), padding=(1, 2), padding_mode="replicate"))),
         Case(
             Op(
                 lambda m, x: F.conv2d(x, m.k + m.i, m.b, padding=1),
@@ -42,8 +45,6 @@ def _pads(padding: Value, spans: list[int]) -> list[tuple[int, int]]:
         Case(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 2, 1))),
     ],
     keeps=lambda: [
-        (Case(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), smallest=2), "reflect"),
-        (Case(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), "circular"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1))), "bias"),
         (Case(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))), "bias"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False))), "border"),

@@ -1,4 +1,4 @@
-"""Paddings with a constant, and borders filled by assignment."""
+"""Paddings with a constant or with copies of pixels, and borders filled by assignment."""
 
 from __future__ import annotations
 
@@ -67,19 +67,26 @@ def _one_pixel(m: Any, x: Tensor) -> Tensor:
         ),
         Case(Op(lambda m, x: F.pad(m.inner[0](x), [-1, 3], value=1.5), nn.Linear(4, 6)), spatial=1, channels_last=True),
         Case(nn.Sequential(Op(lambda m, x: x - 2.5), nn.ConstantPad2d(1, -2.5), nn.Conv2d(4, 4, 3))),
+        Case(nn.ReflectionPad2d((1, 2, 0, 3)), smallest=4),
+        Case(nn.Sequential(nn.BatchNorm1d(4), nn.ReplicationPad1d((3, 1)), nn.Conv1d(4, 3, 4)), spatial=1),
+        Case(nn.Sequential(nn.Conv3d(4, 4, 1), nn.CircularPad3d(2), nn.Conv3d(4, 4, 3)), spatial=3, smallest=2),
+        Case(nn.Sequential(nn.BatchNorm2d(4), nn.ReflectionPad2d(2), Op(lambda m, x: x[:, :, 2:-3])), smallest=4),
+        Case(nn.Sequential(nn.CircularPad2d((2, 2, 0, 0)), nn.Conv2d(4, 4, (3, 5), padding=(1, 0))), smallest=2),
+        Case(nn.Sequential(nn.Conv2d(4, 4, (3, 1), stride=(2, 1)), nn.ReflectionPad2d((1, 1, 0, 0))), smallest=3),
     ],
     keeps=lambda: [
         (Case(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(4, 4, 3))), "value"),
         (Case(Op(lambda m, x: F.pad(x, [0, 0, 0, 0, 0, 0, 1, 1]))), "batch"),
-        (Case(nn.ReflectionPad2d(1), smallest=2), "reflect"),
-        (Case(nn.ReplicationPad2d(1)), "replicate"),
+        (Case(nn.Sequential(nn.Conv2d(4, 4, 2), nn.ReflectionPad2d(1)), smallest=3), "neighbouring"),
+        (Case(nn.Sequential(nn.ReplicationPad2d(1), nn.ReflectionPad2d(1))), "padded"),
+        (Case(nn.Sequential(nn.ReflectionPad2d(2), nn.ZeroPad2d(1)), smallest=3), "reflect padding has made"),
+        (Case(nn.ReplicationPad2d((1, -1, 0, 0)), smallest=2), "crops"),
+        (Case(Op(lambda m, x: F.pad(x, [0, 0, 1, 1], "circular")), spatial=1, smallest=3), "copies channels"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.ZeroPad2d(1)), smallest=3), "border"),
     ],
 )
 def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | Bordered:
-    """Constant padding; negative amounts crop."""
-    if mode != "constant":
-        raise Refusal(f"{mode} padding copies pixels, which no convolution does", "zero padding would fold")
+    """Padding with a constant, where negative amounts crop, or by reflection, replication or wrapping round."""
     inside = affine(input)
     amounts = each(pad, 2)
     pads = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
@@ -90,8 +97,14 @@ def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -
         raise Refusal("it pads the batch, or a dimension that is neither channels nor space")
     missing = len(inside.axes) - len(pads)
     spatial = [(0, 0)] * missing + pads[: len(inside.axes)][::-1]
-    number = None if not value else per_channel(value, inside)
     front, end = (*pads, *[(0, 0)] * missing, (0, 0))[len(inside.axes)]
+    if mode != "constant":
+        if front or end:
+            raise Refusal(f"its {mode} padding copies channels")
+        if any(side < 0 for sides in spatial for side in sides):
+            raise Refusal(f"its {mode} padding crops as well", "padding and cropping one after the other would fold")
+        return inside.continued(spatial, mode)
+    number = None if not value else per_channel(value, inside)
     if not front and not end:
         return inside.pad(spatial, number)
     kept = range(inside.out_channels)[max(-front, 0) : inside.out_channels - max(-end, 0)]
