@@ -52,6 +52,13 @@ _RANDOM = frozenset(
 )
 
 
+# How the code of a module comes by a number that the input may decide on.
+SIZE = "looked at the size of a tensor"
+READ = "read a number out of a tensor"
+GIVEN = "was called with a number"
+RETURNED = "was handed a number by a module that it called"
+
+
 @dataclass(eq=False, slots=True)
 class Node:
     """One tensor computed (or given) during the run; compared by identity.
@@ -103,8 +110,8 @@ class Call:
     """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order.
 
     args, kwargs and result are what went in and came out, with nodes where tensors were.
-    looked: its own code has asked for a size, was handed a number, or has read one out of a tensor, so that what it
-    does may depend on the input in more ways than the nodes tell.
+    looked: the ways (SIZE, READ, ...) in which its own code has come by a number, so that what it does may depend on
+    the input in more ways than the nodes tell.
     """
 
     module: nn.Module
@@ -114,7 +121,7 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     result: Any = None
-    looked: bool = False
+    looked: set[str] = field(default_factory=set)
 
     def nodes(self) -> Iterator[Node]:
         """Every node computed inside, in order."""
@@ -229,7 +236,7 @@ class _Recorder(TorchFunctionMode):
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             call = Call(module, path, self.stack[-1] if self.stack else None)
             call.args, call.kwargs = self.described(args), self.described(kwargs)
-            call.looked = _numbers(call.args) or _numbers(call.kwargs)
+            call.looked.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
             if self.stack:
                 self.stack[-1].events.append(call)
             self.calls.append(call)
@@ -244,7 +251,7 @@ class _Recorder(TorchFunctionMode):
             call = self.stack.pop()
             call.result = self.described(result)
             if _numbers(call.result):
-                self._looks()
+                self._looks(RETURNED)
             if hooked:
                 self.walls.update(nodes_in(call.result))
 
@@ -288,9 +295,9 @@ class _Recorder(TorchFunctionMode):
     def _here(self) -> Call | None:
         return self.stack[-1] if self.stack else None
 
-    def _looks(self) -> None:
+    def _looks(self, how: str) -> None:
         if self.stack:
-            self.stack[-1].looked = True
+            self.stack[-1].looked.add(how)
 
     def _measured(self, asked: tuple[Any, ...]) -> None:
         for tensor in asked:
@@ -325,7 +332,7 @@ class _Recorder(TorchFunctionMode):
         name = operation(func)
         if name in _QUERIES:
             if name in _SIZES:
-                self._looks()
+                self._looks(SIZE)
                 self._measured(args[:1])
             return func(*args, **kwargs)
         if name in SHAPED_AS:
@@ -361,7 +368,7 @@ class _Recorder(TorchFunctionMode):
         found = [result] if isinstance(result, Tensor) else [tensor for _, tensor in tensors(result)]
         if not found and not written:
             if node.inputs and result is not None:  # a number read out of a tensor: the tensor is needed
-                self._looks()
+                self._looks(READ)
                 self._add(node)
             return
         if isinstance(result, Tensor) and not written and any(tensor is result for tensor, _ in seen):

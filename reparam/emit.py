@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
-from reparam.capture import WEIGHT_HOOKS, Node, Record, leaves_of, served
+from reparam.capture import WEIGHT_HOOKS, Node, Record, entry, leaves_of, served
 from reparam.fold import Fold
 from reparam.plain import plain
 from reparam.plan import needed
@@ -95,7 +95,7 @@ class _Emitter:
             if piece.value is not None:
                 new = self._plain(piece.fold, piece.value)
                 name = _free_name(module, "linear" if isinstance(new, nn.Linear) else "conv")
-                module.add_module(name, new)
+                module._modules[name] = new  # not by add_module: it asks modules that have every attribute
                 self.parents[new].append((module, name))
                 first = next(n for n in graph.nodes if _stands_for(trace, n, piece.nodes))
                 with graph.inserting_before(first):
@@ -105,7 +105,8 @@ class _Emitter:
             trace.at.update({node: replacement for node, place in trace.at.items() if place is before})
         _swept(trace, gone, self.idle)
         steps = _steps(trace)
-        if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model:
+        alone = only_read_by(removed, module, self.readers)  # else somebody asks it for its weight
+        if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model and alone:
             self._exchange(module, _sequence(module, steps))  # it is no longer what its class says
             return
         set_forward(module, Code.of(graph))
@@ -118,12 +119,25 @@ class _Emitter:
             self._drop_unread(each, module, removed, used)
 
     def _spent(self, removed: Collection[Node]) -> set[nn.Module]:
-        """The modules all of whose operations, in every call, are removed, and whose tensors no other code reads."""
+        """The modules all of whose operations, in every call, are removed, and whose tensors no other code reads.
+
+        Also those that are never called, and hold nothing but what removed operations read.
+        """
         left: dict[nn.Module, bool] = defaultdict(lambda: True)
         for call in self.record.calls:
             nodes = [node for node in call.nodes() if not node.constant]
             left[call.module] &= bool(nodes) and all(node in removed for node in nodes)
-        return {module for module, gone in left.items() if gone and only_read_by(removed, module, self.readers)}
+        spent = {module for module, gone in left.items() if gone and only_read_by(removed, module, self.readers)}
+        for module in self.model.modules():
+            called = any(each in left and each not in spent for each in module.modules())
+            if module not in left and not called and self._all_read(module):
+                spent |= {module} if only_read_by(removed, module, self.readers) else set()
+        return spent
+
+    def _all_read(self, module: nn.Module) -> bool:
+        """Whether code reads all tensors of a module that are not counters."""
+        held = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+        return bool(held) and all(self.readers.get(id(tensor)) for tensor in held)
 
     def _drop_unread(
         self, each: nn.Module, module: nn.Module, removed: Collection[Node], used: Collection[str]
@@ -179,7 +193,7 @@ def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
         )
     seen = trace.tree.get(node)
     if isinstance(seen, list):  # the parts of a tuple
-        seen = next((part.inputs[0] for part in seen if part is not None), None)
+        seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is entry), None)
     return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +59,18 @@ def reparameterize(
     _require_usable(model)
     if cost not in _COSTS:
         raise InputError(f"cost={cost!r} is not known; choose one of {', '.join(map(repr, _COSTS))}")
+    if isinstance(model, nn.DataParallel):
+        patterns = [pattern.removeprefix("module.") for pattern in _patterns(keep)]
+        inner = reparameterize(
+            model.module,
+            example_inputs,
+            inplace=inplace,
+            verify=verify,
+            keep=patterns,
+            cost=cost,
+            progress=progress,
+        )
+        return _wrapped(model, inner, inplace)
     inputs = guessed_inputs(_copied(model, False)) if example_inputs is None else Inputs.of(example_inputs)
     conversion = _convert(_copied(model, inplace), inputs, keep, say)
     errors: dict[Fold, float] = {}
@@ -108,6 +121,8 @@ def _require_usable(model: object) -> None:
         kind = type(model).__name__
         raise InputError(f"model: a {kind} is no torch.nn.Module; give the model itself, not its weights")
     require_eval(model, "the model")
+    for path, module in model.named_modules():
+        _require_bare(path, module)
     held = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in held:
         if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
@@ -120,6 +135,18 @@ def _require_usable(model: object) -> None:
     sums = [tensor.detach().sum(dtype=torch.float32) for _, tensor in held if tensor.is_floating_point()]
     if sums and not bool(torch.stack([each.cpu() for each in sums]).isfinite().all()):
         _require_finite(held)  # also where a sum has overflowed
+
+
+def _require_bare(path: str, module: nn.Module) -> None:
+    """No wrapper that runs another model than the one that is seen."""
+    where = path or "the model"
+    own = f"model.{path}." if path else "model."
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        raise ModelError(f"{where} is wrapped in DistributedDataParallel; give {own}module, and wrap what comes out")
+    if "_orig_mod" in module._modules:
+        raise ModelError(f"{where} is compiled by torch.compile; give {own}_orig_mod, and compile what comes out")
+    if vars(module).get("_compiled_call_impl") is not None:
+        raise ModelError(f"{where} is compiled in place; convert it before its .compile() is called")
 
 
 def _require_finite(held: Sequence[tuple[str, torch.Tensor]]) -> None:
@@ -141,10 +168,21 @@ def _copied(model: nn.Module, sharing: bool) -> nn.Module:
         ) from error
 
 
+def _wrapped(model: nn.Module, inner: nn.Module, inplace: bool) -> nn.Module:
+    """The wrapper `model`, or a copy of it, around the converted model."""
+    wrapper = model if inplace else copy.deepcopy(model, {id(model.module): inner})
+    wrapper.reparam_report = inner.reparam_report
+    return wrapper
+
+
+def _patterns(keep: Sequence[str]) -> Sequence[str]:
+    return [keep] if isinstance(keep, str) else keep
+
+
 def _kept(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     names = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     kept = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in _patterns(patterns):
         found = [module for name, module in names.items() if fnmatchcase(name, pattern)]
         if not found:
             raise InputError(f"keep={pattern!r} matches no module; the names are those of model.named_modules()")

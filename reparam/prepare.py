@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from reparam.affine import AffineConv
-from reparam.capture import Call, Node, Record, served
+from reparam.capture import GIVEN, Call, Node, Record, served
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel
 from reparam.plan import Plan
 from reparam.rules import operation
-from reparam.trace import CHECKS, Trace, user_code
+from reparam.trace import CHECKS, Trace, bare, form, user_code
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,7 @@ class _Editor:
             self.calls[call.module].append(call)
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
         self.traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
+        self.settled: dict[nn.Module, bool] = {}
         self.readers = record.readers()
         self.removed: Collection[Node] = ()
         self.fates: dict[Call, object] = {}
@@ -179,11 +180,39 @@ class _Editor:
         if common is None:
             raise Refusal("it runs outside the model's forward")
         way = {call for node in fold.nodes for call in _within(node, common) if user_code(call.module)}
-        looking = {outer for call in way if call.looked for outer in call.above() if outer in way}
+        looking = {outer for call in way if self._looks(call) for outer in call.above() if outer in way}
         opened = frozenset(call.module for call in looking)
         proofs = (more for (call, more), found in self.traces.items() if call is common and isinstance(found, Trace))
         if opened and not any(opened <= more for more in proofs):
             self._traced(common, opened)
+
+    def _looks(self, call: Call) -> bool:
+        """Whether its code knows a number that the input may decide on."""
+        return bool(call.looked - {GIVEN}) or (GIVEN in call.looked and not self._settled(call))
+
+    def _settled(self, call: Call) -> bool:
+        """Whether its arguments, tensors apart, are the same in every call of its module, whatever the input."""
+        module = call.module
+        if module not in self.settled:
+            self.settled[module] = False  # until it is known, should calls go in circles
+            forms = [form(each) for each in self.calls[module]]
+            same = all(each == forms[0] for each in forms[1:])
+            self.settled[module] = same and (bare(forms[0]) or all(map(self._written_out, self.calls[module])))
+        return self.settled[module]
+
+    def _written_out(self, call: Call) -> bool:
+        """Whether the code that makes the call does so, tensors apart, in the same way whatever its input."""
+        parent = call.parent
+        if parent is None:
+            return False  # whoever calls the model may do so otherwise
+        if not self._looks(parent) and self._settled(parent):
+            return True
+        try:
+            trace = self._traced(parent, frozenset({parent.module}))
+        except Refusal:
+            return False
+        step = next(step for step, seen in trace.inner.items() if seen is call)
+        return all(isinstance(trace.tree.get(argument), Node) for argument in step.all_input_nodes)
 
     def _require_one_fate(self, call: Call) -> None:
         """Every call of the module that is exchanged comes to the same."""
@@ -222,14 +251,23 @@ class _Editor:
     def _traced(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
         key = (call, opened)
         if key not in self.traces:
-            try:
-                self.traces[key] = Trace(call, opened)
-            except Refusal as refusal:
-                self.traces[key] = refusal
+            self.traces[key] = self._trace(call, opened)
         found = self.traces[key]
         if isinstance(found, Refusal):
             raise found
         return found
+
+    def _trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace | Refusal:
+        """The trace for every input; if there is none, that for every input with the same literals beside it."""
+        try:
+            return Trace(call, opened)
+        except Refusal as refusal:
+            if bare(form(call)) or not self._settled(call):
+                return refusal
+        try:
+            return Trace(call, opened, settled=True)
+        except Refusal as refusal:
+            return refusal
 
     def _refuse(self, result: Edits, group: Iterable[Fold], refusal: Refusal, call: Call | None = None) -> None:
         """Leave as they are the operations that the code around them holds fast: those of its own forward."""
@@ -285,12 +323,16 @@ class _Editor:
         held = [module for module in opened if module in self.pinned and module is not call.module]
         if held:
             raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
+        if not user_code(call.module) and not self._unread(call.module):
+            raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
         trace = self._traced(call, frozenset(opened))
         gone = {node for piece in pieces for node in piece.nodes}
         for piece in pieces:
             if piece.base not in trace.at:
                 raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
             for node in piece.nodes:
+                if node is not piece.sink and node in trace.at and _returned(trace, node):
+                    raise _At(node, "its code also returns it, although nobody reads it")
                 if node in trace.at and trace.sized(node):
                     raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
                 if (
@@ -381,6 +423,10 @@ def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
         if step not in trace.tree and operation(step.target) not in CHECKS:
             waiting += step.users
     return False
+
+
+def _returned(trace: Trace, node: Node) -> bool:
+    return any(step.op == "output" for step in trace.at[node].users)
 
 
 def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:

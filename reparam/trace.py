@@ -12,12 +12,14 @@ for. It tells its rank, and a parameter its value, as neither depends on the inp
 from __future__ import annotations
 
 import builtins
+import copy
 import dis
 import inspect
 import math
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from types import FrameType
@@ -33,6 +35,8 @@ from reparam.rules import operation
 from reparam.state import Attributes
 
 CHECKS = ("_assert", "assert")
+_WRITES = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")  # Python's own
+_NOTHING = object()
 _GROUPED = ("conv1d", "conv2d", "conv3d")
 _LOOKS = frozenset("size dim ndimension numel nelement is_floating_point stride get_device element_size type".split())
 
@@ -42,10 +46,13 @@ class Trace:
 
     literals: tensors written out in the code, under the names of attributes that the graph reads them from.
 
+    settled: what the forward is handed besides tensors is always the same; it is traced with that, and checks it.
+
     Raises Refusal where the forward cannot be traced or is not what ran.
     """
 
-    def __init__(self, call: Call, opened: Collection[nn.Module]) -> None:
+    def __init__(self, call: Call, opened: Collection[nn.Module], *, settled: bool = False) -> None:
+        self.settled = settled
         self.call = call
         self.module = call.module
         self.opened = opened
@@ -54,7 +61,7 @@ class Trace:
         self.inner: dict[fx.Node, Call] = {}
         self.lengths: dict[fx.Node, int] = {}
         self.literals: dict[str, torch.Tensor] = {}
-        self._given = self._arguments()
+        self.given = arguments(call)
         self._left = _entries(call, opened)
         self.graph = _traced(self)
 
@@ -67,6 +74,22 @@ class Trace:
         groups = _groups(step) if operation(node.function) in _GROUPED else None  # type: ignore[arg-type]
         return any(argument not in self.tree for argument in step.all_input_nodes if argument is not groups)
 
+    def overwrites(self, node: fx.Node) -> bool:
+        """Whether a step gives its first argument a new value, and returns it (or nothing)."""
+        called = getattr(node.target, "__name__", str(node.target))
+        by_name = (called.endswith("_") and not called.endswith("__")) or called in _WRITES
+        if node.op == "call_module" or not (by_name or node.kwargs.get("inplace") is True):
+            return False
+        before, after = self.tree.get(node.all_input_nodes[0], _NOTHING), self.tree.get(node)
+        if isinstance(before, Node) and isinstance(after, Node):
+            return (
+                after.inplace
+                and after.args[0] is before
+                and "out" not in after.kwargs
+                and after.memory == before.memory
+            )
+        return before is None  # computed from constants
+
     def rank(self, node: fx.Node) -> int | None:
         """The number of dimensions of the tensor that a step computes, where it is one that was recorded."""
         seen = self.tree.get(node)
@@ -75,7 +98,7 @@ class Trace:
     def match(self, node: fx.Node) -> None:
         """The next step of the trace, which has to be the next one of the record."""
         if node.op == "placeholder":
-            self._is(node, self._given.get(str(node.target).lstrip("*")))
+            self._is(node, self.given.get(str(node.target).lstrip("*")))
         elif node.op == "get_attr":
             self.tree[node] = None
         elif node.op == "output":
@@ -97,8 +120,12 @@ class Trace:
                 self.tree[node] = None  # computed from constants alone
             return
         source = self.tree.get(inputs[0])
-        if node.target is operator.getitem and not isinstance(source, Node):
+        if isinstance(node.target, type):  # a dataclass or named tuple of tensors
+            self.tree[node] = list(map(self.tree.get, inputs))
+        elif node.target is operator.getitem and not isinstance(source, Node):
             self._is(node, source[node.args[1]])  # type: ignore[index]
+        elif node.target is getattr and not isinstance(source, Node):
+            self._is(node, getattr(source, str(node.args[1]), None))
         elif not self._looks(node):
             self._consume(node, operands, next(self._left, None))
 
@@ -118,7 +145,7 @@ class Trace:
         name = operation(node.target)
         if node.op == "call_function" and node.target is getattr:
             return node.args[1] not in ("T", "mT", "H", "mH", "data", "real", "imag")
-        return name in CHECKS or (node.op == "call_method" and name in _LOOKS)
+        return name in CHECKS or node.target is len or (node.op == "call_method" and name in _LOOKS)
 
     def _consume(self, node: fx.Node, operands: list[Node], seen: Node | Call | None) -> None:
         if isinstance(seen, Call):
@@ -146,20 +173,51 @@ class Trace:
         if isinstance(tree, Node):
             self.at.setdefault(tree, node)
 
-    def _arguments(self) -> dict[str, Any]:
-        try:
-            bound = inspect.signature(self.module.forward).bind(*self.call.args, **self.call.kwargs)
-        except TypeError as error:
-            raise self._other(f"is called in another way ({error})") from None
-        return bound.arguments
-
     def _other(self, what: str) -> Refusal:
-        path = self.call.path or "the model itself"
-        kind = type(self.module).__name__
-        return Refusal(
-            f"the forward of {path} ({kind}) cannot be rewritten: traced for every input it {what}",
-            "a forward without branches on sizes or values would fold",
-        )
+        return _unproven(self.call, f"traced for every input it {what}")
+
+
+def _unproven(call: Call, what: str) -> Refusal:
+    return Refusal(
+        f"the forward of {call.path or 'the model itself'} ({type(call.module).__name__}) cannot be rewritten: {what}",
+        "a forward without branches on sizes or values would fold",
+    )
+
+
+def arguments(call: Call) -> dict[str, Any]:
+    """What its module's forward was handed, by name, with the defaults for what was not."""
+    try:
+        bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs)
+    except TypeError as error:
+        raise _unproven(call, f"it is called in another way ({error})") from None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def form(call: Call) -> Any:
+    """What is equal for two calls that differ in tensors alone."""
+    try:
+        return {name: _form(value) for name, value in arguments(call).items()}
+    except Refusal:
+        return None
+
+
+def _form(tree: Any) -> Any:
+    if isinstance(tree, Node):
+        return Node
+    if isinstance(tree, Mapping):
+        return type(tree), *((key, _form(value)) for key, value in tree.items())
+    if isinstance(tree, (tuple, list)):
+        return type(tree), *map(_form, tree)
+    return type(tree), tree if isinstance(tree, _LITERALS) else id(tree)
+
+
+def bare(form: Any) -> bool:
+    """Whether a call is handed tensors alone, each of them by a name of its own."""
+    return isinstance(form, dict) and all(value in (Node, (tuple,), (dict,)) for value in form.values())
+
+
+_LITERALS = (type(None), bool, int, float, str)
 
 
 def _groups(step: fx.Node) -> Any:
@@ -207,16 +265,15 @@ class _Proxy(fx.Proxy):
     tracer: _Tracer
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        # Later uses read the assigned tensor.
-        self.node = self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {}).node
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __getattr__(self, name: str) -> Any:
         if name == "ndim" and (rank := self._rank()) is not None:
             return rank
         if name == "shape":
-            own = self._own()
-            if own is not None:
-                return own.shape
+            known = self.tracer.value(self.node)
+            if known is not None:
+                return known.shape
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
 
@@ -225,17 +282,17 @@ class _Proxy(fx.Proxy):
         return self.tracer.held(self.node) if self.node.op == "get_attr" else None
 
     def _rank(self) -> int | None:
-        own = self._own()
-        return own.dim() if own is not None else self.tracer.steps.rank(self.node)
+        known = self.tracer.value(self.node)
+        return known.dim() if known is not None else self.tracer.steps.rank(self.node)
 
     def dim(self) -> Any:
         rank = self._rank()
         return rank if rank is not None else self.tracer.create_proxy("call_method", "dim", (self,), {})
 
     def size(self, *args: Any, **kwargs: Any) -> Any:
-        own = self._own()
-        if own is not None:
-            return own.size(*args, **kwargs)
+        known = self.tracer.value(self.node)
+        if known is not None:
+            return known.size(*args, **kwargs)
         return self.tracer.create_proxy("call_method", "size", (self, *args), kwargs)
 
     def __getitem__(self, index: Any) -> Any:
@@ -306,17 +363,96 @@ class _Tracer(fx.Tracer):
     def __init__(self, steps: Trace) -> None:
         super().__init__(autowrap_modules=(), autowrap_functions=_IMPORTED)  # type: ignore[arg-type]
         self.steps = steps
+        self.holders: dict[fx.Node, list[fx.Proxy]] = defaultdict(list)
+        self.values: dict[fx.Node, torch.Tensor | None] = {}
+        self.containers: list[tuple[Any, Any]] = []  # made of arguments, and as they were then
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.steps.opened
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        proxy = _Proxy(node, self)
+        self.holders[node].append(proxy)
+        return proxy
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         self.steps.match(node)
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Mapping) and type(a) is not dict:  # fx would make a plain dict of it
+            made = type(a)(**a)
+            if list(made.items()) != list(a.items()):
+                raise TypeError(f"a {type(a).__name__} cannot be made of its items")
+            return self.create_node("call_function", type(a), (), {key: self.create_arg(a[key]) for key in a})
+        return super().create_arg(a)
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        function, arguments = super().create_args_for_root(*args, **kwargs)
+        if self.steps.settled:
+            arguments = [self._spelled(each) if isinstance(each, _Proxy) else each for each in arguments]
+        return function, arguments
+
+    def _spelled(self, argument: _Proxy) -> Any:
+        target = str(argument.node.target)
+        return self._written(argument, self.steps.given[target.lstrip("*")], own=target.startswith("*"))
+
+    def _written(self, argument: _Proxy, value: Any, own: bool = False) -> Any:
+        """An argument as what it always is: a literal, or a container; the code checks that it is.
+
+        A container is `own` where every call makes a new one; nobody sees it if the forward changes that.
+        """
+        if isinstance(value, Node):
+            return argument
+        if type(value) in _LITERALS:
+            same = operator.is_ if value is None else operator.eq
+            self._check(self.create_proxy("call_function", same, (argument, value), {}))
+            return value
+        if type(value) not in (tuple, list, dict):
+            return argument
+        length = self.create_proxy("call_function", len, (argument,), {})
+        self._check(self.create_proxy("call_function", operator.eq, (length, len(value)), {}))
+        keys = value if isinstance(value, dict) else range(len(value))
+        items = [self._written(argument[key], value[key]) for key in keys]
+        written = dict(zip(value, items, strict=True)) if isinstance(value, dict) else type(value)(items)
+        if not own:
+            self.containers.append((written, copy.copy(written)))
+        return written
+
+    def _check(self, condition: fx.Proxy) -> None:
+        path = self.steps.call.path or "the model"
+        message = f"{path} was converted for calls with other arguments than these"
+        self.create_proxy("call_function", torch._assert, (condition, message), {})
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        if args and isinstance(args[0], _Proxy) and self.steps.overwrites(proxy.node):
+            holders = self.holders.pop(args[0].node)
+            for holder in holders:
+                holder.node = proxy.node  # whoever holds the tensor reads from now on what was written
+            self.holders[proxy.node] += holders
+        return proxy
+
+    def value(self, node: fx.Node) -> torch.Tensor | None:
+        """What a step computes from parameters, buffers and literals alone; None for any other step."""
+        if node not in self.values:
+            self.values[node] = self._evaluated(node)
+        return self.values[node]
+
+    def _evaluated(self, node: fx.Node) -> torch.Tensor | None:
+        if node.op == "get_attr":
+            return self.held(node)
+        if self.steps.tree.get(node, _NOTHING) is not None or node.op not in ("call_function", "call_method"):
+            return None
+        args: Any = fx.node.map_arg(node.args, self.value)
+        kwargs: Any = fx.node.map_arg(node.kwargs, self.value)
+        if self.steps.overwrites(node):
+            args = (args[0].clone(), *args[1:])
+        function: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+        result = function(*args, **kwargs)
+        result = args[0] if result is None else result  # an assignment
+        return result if isinstance(result, torch.Tensor) else None
 
     def held(self, node: fx.Node) -> torch.Tensor:
         """The parameter or buffer that a step reads."""
@@ -364,8 +500,12 @@ def _traced(steps: Trace) -> fx.Graph:
     module, opened = steps.module, steps.opened
     before = [Attributes(each) for each in {module: None, **dict.fromkeys(opened)}]
     try:
+        tracer = _Tracer(steps)
         with torch.no_grad(), _symbolic_sizes():
-            graph = _Tracer(steps).trace(module)
+            graph = tracer.trace(module)
+        _in_order(module, graph)
+        if any(not _same_items(now, then) for now, then in tracer.containers):
+            raise steps._other("changes a list or dict that it was handed")
         for held in before:
             _require_nothing_kept(steps, held)
         return graph
@@ -381,6 +521,22 @@ def _traced(steps: Trace) -> fx.Graph:
     finally:
         for held in before:
             held.restore()
+
+
+def _in_order(module: nn.Module, graph: fx.Graph) -> None:
+    """Put `*args` where it stands: fx prints it behind the arguments that go by keyword alone."""
+    kinds = {name: each.kind for name, each in inspect.signature(module.forward).parameters.items()}
+    given = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    by_keyword = next((node for name, node in given.items() if kinds.get(name) is inspect.Parameter.KEYWORD_ONLY), None)
+    rest = next((node for name, node in given.items() if name.startswith("*") and name[1] != "*"), None)
+    if by_keyword is not None and rest is not None:
+        by_keyword.prepend(rest)
+
+
+def _same_items(now: Any, then: Any) -> bool:
+    if isinstance(now, dict):
+        now, then = ([*each, *each.values()] for each in (now, then))
+    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
 
 def _require_nothing_kept(steps: Trace, before: Attributes) -> None:

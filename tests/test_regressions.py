@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import reparam
-from helpers import norms_ran
+from helpers import convs_ran, norms_ran
 from reparam.nn import draw_constants, draw_statistics
 
 
@@ -250,3 +252,156 @@ def test_a_size_is_no_number_of_channels() -> None:
     folded = reparam.reparameterize(model, torch.randn(1, 3, 3, 3, 1, dtype=torch.float64))
     x = torch.randn(2, 3, 3, 3, 4, dtype=torch.float64)
     assert torch.allclose(folded(x), model(x), rtol=0, atol=1e-12)
+
+
+class _ReadFromOutside(nn.Module):
+    """A convolution whose weight, which is computed anew at every look, the code around it uses a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = weight_norm(nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(self.conv(x), self.conv.weight, self.conv.bias)
+        return y.relu() if y.shape[2] > 2 else y
+
+
+def test_a_weight_that_others_ask_for_stays() -> None:
+    # A random network: what came in the place of the convolution had no weight.
+    x = torch.randn(2, 4, 8, 8)
+    folded = converted(_ReadFromOutside(), x)
+    assert folded(x[..., :2, :]).shape == (2, 4, 2, 8)
+    assert any("reads the parameters" in line.reason for line in folded.reparam_report.refusals)
+
+
+class _ReturnsMore(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x)
+        z = F.conv2d(y, self.second.weight - 0.5)
+        return 2 * z, z
+
+
+class _TakesOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = _ReturnsMore()
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled, _ = self.block(x)
+        return doubled.relu()
+
+
+def test_what_a_block_returns_besides_is_not_computed_twice() -> None:
+    # A random network: the convolution was folded with what follows it, and ran a second time for the other result.
+    x = torch.randn(2, 4, 8, 8)
+    model = _TakesOne()
+    folded = converted(model, x)
+    assert convs_ran(folded, x) <= convs_ran(model, x)
+    assert any("also returns it" in line.reason for line in folded.reparam_report.refusals)
+
+
+def _multiplied(x: Tensor) -> Tensor:
+    x.mul_(2)
+    return x
+
+
+def _clamped(x: Tensor) -> Tensor:
+    F.relu(x, inplace=True)
+    return x
+
+
+def _added(x: Tensor) -> Tensor:
+    x.add_(x)
+    torch.sigmoid_(x)
+    return x
+
+
+def _known_twice(x: Tensor) -> Tensor:
+    other = x
+    x += 1
+    return other
+
+
+def _assigned(x: Tensor) -> Tensor:
+    x[:, :1] = 1.0
+    x.mul_(2).sub_(1)
+    return x
+
+
+class _Writes(nn.Module):
+    """In-place operations as statements."""
+
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.write = write
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.first(x) + self.second(x))
+        return self.write(y).sin()
+
+
+@pytest.mark.parametrize("write", [_multiplied, _clamped, _added, _known_twice, _assigned])
+def test_a_write_whose_result_is_dropped(write: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 4, 8, 8)
+    model = _Writes(write)
+    folded = converted(model, x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+    other = torch.randn(1, 4, 5, 7)
+    torch.testing.assert_close(folded(other), model(other))
+
+
+def _through_a_view(x: Tensor) -> Tensor:
+    view = x.flatten(2)
+    x.mul_(2)
+    return x + view.mean(2)[..., None, None]
+
+
+def _through_itself(x: Tensor) -> Tensor:
+    same = x.contiguous()
+    same.mul_(2)
+    return x + same
+
+
+def _into_another(x: Tensor) -> Tensor:
+    whole = torch.zeros_like(x)
+    torch.add(x, 1, out=whole)
+    return x + whole
+
+
+@pytest.mark.parametrize("write", [_through_a_view, _through_itself, _into_another])
+def test_a_write_that_is_seen_elsewhere(write: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 4, 8, 8)
+    model = _Writes(write)
+    folded = converted(model, x)
+    other = torch.randn(1, 4, 5, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(other), model(other))
+
+
+class _WrittenConstant(nn.Module):
+    """A kernel that is made by writing into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.scale = nn.Parameter(torch.randn(4, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.conv.weight * 1
+        kernel.mul_(self.scale)
+        for i in range(kernel.shape[0]):
+            kernel[i, i, 1, 1].add_(1)
+        return F.conv2d(x, kernel, self.conv.bias, padding=1).relu() + x.mean((2, 3), True) * kernel.sum()
+
+
+def test_a_constant_that_is_written_to() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    model = _WrittenConstant()
+    folded = converted(model, x)
+    torch.testing.assert_close(folded(x), model(x))
