@@ -14,7 +14,7 @@ from reparam.affine import AffineConv
 from reparam.capture import WEIGHT_HOOKS, Node, Record, entry, leaves_of, served
 from reparam.fold import Fold
 from reparam.plain import plain
-from reparam.plan import needed
+from reparam.plan import alive
 from reparam.prepare import Edits, Rewrite, only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
@@ -57,7 +57,7 @@ class _Emitter:
         self.weights: dict[Tensor, Tensor] = {}
         self.made: dict[nn.Module, Fold] = {}
         self.readers = record.readers()
-        self.idle = set(record.nodes) - needed(record) - record.walls
+        self.idle = set(record.nodes) - alive(record)
 
     def emit(self, edits: Edits) -> Emitted:
         removed = edits.removed
@@ -103,15 +103,13 @@ class _Emitter:
             before = trace.at[piece.sink]
             before.replace_all_uses_with(replacement)
             trace.at.update({node: replacement for node, place in trace.at.items() if place is before})
-        _swept(trace, gone, self.idle)
+        swept(trace, gone, self.idle)
         steps = _steps(trace)
         alone = only_read_by(removed, module, self.readers)  # else somebody asks it for its weight
         if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model and alone:
             self._exchange(module, _sequence(module, steps))  # it is no longer what its class says
             return
-        set_forward(module, Code.of(graph))
-        used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-        vars(module).update({name: tensor for name, tensor in trace.literals.items() if name in used})
+        used = written(trace)
         for path, inner in list(module.named_modules()):
             if path and (inner in spent or path in idle) and not _named(path, used):
                 self._dropped(module, path)
@@ -197,7 +195,7 @@ def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
     return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
 
 
-def _swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:
+def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:
     """Erase what nobody reads any more: the removed operations, constants and sizes made for them, their checks.
 
     Idle operations, on which no output depends, go as well: they would need what is removed.
@@ -231,6 +229,14 @@ def _without_idle_calls(trace: Trace) -> set[str]:
             trace.at.update({seen: before for seen, place in trace.at.items() if place is node})
             trace.graph.erase_node(node)
     return idle
+
+
+def written(trace: Trace) -> set[str]:
+    """Make the traced code, as it has been edited, the forward of its module; the paths of what it names there."""
+    set_forward(trace.module, Code.of(trace.graph))
+    used = {str(node.target) for node in trace.graph.nodes if node.op in ("call_module", "get_attr")}
+    vars(trace.module).update({name: tensor for name, tensor in trace.literals.items() if name in used})
+    return used
 
 
 _SETITEM = operator.setitem

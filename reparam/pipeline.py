@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.capture import Node, Record, nodes_in, record
+from reparam.capture import Node, Record, record
+from reparam.dead import Dead, around, dead_weight
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
 from reparam.fold import Fold
@@ -22,6 +23,7 @@ from reparam.inputs import Inputs
 from reparam.plan import Plan, plan
 from reparam.precision import copied
 from reparam.prepare import prepare
+from reparam.prune import REMOVED, Pruner
 from reparam.report import report
 from reparam.verify import EXACT, Verification, bisect, require_eval
 from reparam.verify import verify as verify_models
@@ -38,6 +40,7 @@ def reparameterize(
     verify: bool = True,
     keep: Sequence[str] = (),
     cost: str = "static",
+    prune: bool = False,
     progress: bool = False,
 ) -> nn.Module:
     """The same model with every linear region folded into plain convolutions and linear layers, where that pays.
@@ -49,6 +52,8 @@ def reparameterize(
     verify: compare every fold and the whole model with the original in float64, and in its own dtype.
     keep: names of modules, or patterns such as "backbone.stage*.out", whose outputs must stay available.
     cost: what a plan is judged by; "static" is a roofline model of a CPU.
+    prune: remove the dead weight that the report names (auxiliary heads, results that are dropped), where the model is
+        proven to do the same without it. What only training calls is gone then: the result cannot be trained on.
     progress: say on stderr what is being done.
 
     Returns a model of the same class, dtype, device and memory format, in eval mode, whose new weights do not require
@@ -72,18 +77,20 @@ def reparameterize(
         )
         return _wrapped(model, inner, inplace)
     inputs = guessed_inputs(_copied(model, False)) if example_inputs is None else Inputs.of(example_inputs)
-    conversion = _convert(_copied(model, inplace), inputs, keep, say)
+    conversion = _convert(_copied(model, inplace), inputs, keep, say, prune=prune)
     errors: dict[Fold, float] = {}
     verification = None
-    if verify and conversion.plan.folds:
+    if verify and conversion.changed:
         say("checking each fold")
         errors = _checked_folds(conversion)
         say("comparing the models")
         verification = verify_models(model, conversion.emitted.model, inputs, exact=conversion.emitted.exact)
         if not verification.ok:
-            raise _guilty(model, inputs, keep, conversion.plan, verification)
+            raise _guilty(model, inputs, keep, conversion, verification)
     folded = conversion.emitted.model
-    outcome = report(conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors)
+    outcome = report(
+        conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors, conversion.dead
+    )
     folded.reparam_report = replace(outcome, verification=verification)  # type: ignore[assignment]
     return _moved_into(model, folded) if inplace else folded
 
@@ -93,16 +100,26 @@ class _Conversion:
     record: Record
     plan: Plan
     emitted: Emitted
+    dead: dict[Dead, str]
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.plan.folds) or any(fate == REMOVED for fate in self.dead.values())
 
 
 def _convert(
-    target: nn.Module, inputs: Inputs, keep: Sequence[str], say: Callable[[str], object], only: int | None = None
+    target: nn.Module,
+    inputs: Inputs,
+    keep: Sequence[str],
+    say: Callable[[str], object],
+    only: int | None = None,
+    prune: bool = False,
 ) -> _Conversion:
     """Convert `target` itself; `only` so many of the folds, in order, where it is given."""
     kept = _kept(target, keep)
     say("recording a run")
     recorded = record(target, inputs)
-    recorded.walls.update(_around(recorded, kept))
+    recorded.walls.update(around(recorded, kept))
     say("planning")
     refused: dict[Node, Refusal] = {}
     while True:
@@ -113,7 +130,14 @@ def _convert(
         refused.update(edits.refused)
     say(f"folding {len(planned.folds)} regions")
     planned = replace(planned, refusals={**planned.refusals, **refused})
-    return _Conversion(recorded, planned, emit(target, recorded, edits))
+    dead = dead_weight(target, recorded)
+    pruner = Pruner(target, dead)
+    emitted = emit(target, recorded, edits)
+    fates = dict.fromkeys(dead, "left")
+    if prune and dead:
+        say(f"pruning {len(dead)} pieces of dead weight")
+        fates = pruner.prune(emitted.model, inputs, kept)
+    return _Conversion(recorded, planned, emitted, fates)
 
 
 def _require_usable(model: object) -> None:
@@ -190,12 +214,6 @@ def _kept(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     return kept
 
 
-def _around(recorded: Record, kept: Collection[nn.Module]) -> set[Node]:
-    """What goes into kept modules and comes out of them."""
-    calls = [call for call in recorded.calls if call.module in set(kept)]
-    return {node for call in calls for node in nodes_in((call.args, call.kwargs, call.result)) if not node.constant}
-
-
 def _checked_folds(conversion: _Conversion) -> dict[Fold, float]:
     generator = torch.Generator().manual_seed(0)
     errors = {fold: fold_error(fold, generator) for fold in conversion.plan.folds}
@@ -210,7 +228,7 @@ def _checked_folds(conversion: _Conversion) -> dict[Fold, float]:
 
 
 def _guilty(
-    model: nn.Module, inputs: Inputs, keep: Sequence[str], planned: Plan, verification: Verification
+    model: nn.Module, inputs: Inputs, keep: Sequence[str], conversion: _Conversion, verification: Verification
 ) -> VerificationError:
     """The error for a whole that is wrong although each fold is right, with the fold that makes the difference."""
 
@@ -218,8 +236,10 @@ def _guilty(
         tried = _convert(_copied(model, False), inputs, keep, lambda _: None, only=len(folds))
         return not verify_models(model, tried.emitted.model, inputs, exact=tried.emitted.exact).ok
 
-    guilty = bisect(planned.folds, fails)
-    name = "no single fold" if guilty is None else guilty.sink.where
+    guilty = bisect(conversion.plan.folds, fails)
+    pruned = any(fate == REMOVED for fate in conversion.dead.values())
+    other = "what prune=True has removed" if pruned else "no single fold"
+    name = other if guilty is None else guilty.sink.where
     return VerificationError(
         f"the folded model is not equal to the original: {verification.worst}. Guilty: {name}. Nothing has been "
         "changed. Leave it out with keep=, and please report it"

@@ -47,7 +47,7 @@ class Plan:
 def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CPU, only: int | None = None) -> Plan:
     """Choose the folds of a record; `opaque` nodes are left as they are. `only` the first so many folds, if given."""
     found = Interpretation(record.nodes, opaque)
-    live = needed(record)
+    live = alive(record)
     demanded = _demanded(record, found, live)
     regions: dict[Node, list[Node]] = {}
     for node in record.nodes:
@@ -68,7 +68,7 @@ def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CP
         after -= cost.of_node(device, each.gone.sink) if was is None else cost.of_fold(device, was.value)
     folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
-    removed = live - _computed(record, folds)
+    removed = live - _computed(record, folds, live)
     return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after)
 
 
@@ -82,18 +82,37 @@ def _first(
     return first if len(whole) == len(spread) else _first(planned, whole, order, only)
 
 
-def needed(record: Record) -> set[Node]:
-    """Every node that an output, a write or a number read from a tensor depends on."""
-    return _reached(
-        [*record.outputs, *(n for n in record.nodes if n.inplace or (n.dtype is None and not n.readers))], {}
-    )
+def alive(record: Record) -> set[Node]:
+    """Every node that an output depends on, or what hooks look at, or a number that is read from a tensor.
+
+    A write counts where its memory is that of something alive, of an input or of the model, for others see it; and
+    where the same code, in another call of its module, makes a write that counts.
+    """
+    live = _reached([*record.outputs, *record.walls, *filter(_number, record.nodes)], {})
+    given = [node for node in record.nodes if node.function is None]
+    given += [operand for node in record.nodes for operand in node.inputs if operand.tensor is not None]
+    writes = {
+        node: (node.call.module, node.call.events.index(node)) for node in record.nodes if node.inplace and node.call
+    }
+    while True:
+        lasting = {0, *(node.memory for node in (*given, *live))}  # 0: nobody knows which memory it has
+        code = {place for write, place in writes.items() if write in live or write.memory in lasting}
+        seen = [write for write, place in writes.items() if place in code and write not in live]
+        if not seen:
+            return live
+        live |= _reached(seen, {})
 
 
-def _computed(record: Record, folds: Iterable[Fold]) -> set[Node]:
+def _number(node: Node) -> bool:
+    """Whether it reads a number out of a tensor."""
+    return node.dtype is None and not node.readers
+
+
+def _computed(record: Record, folds: Iterable[Fold], live: Iterable[Node]) -> set[Node]:
     """Every node that is still computed when folds stand for the operations before their sinks."""
     bases = {fold.sink: (fold.base,) for fold in folds}
     inside = {node for fold in folds for node in fold.nodes}
-    roots = [n for n in record.nodes if n not in inside and (n.inplace or (n.dtype is None and not n.readers))]
+    roots = [n for n in live if n not in inside and (n.inplace or _number(n) or n in record.walls)]
     return _reached([*record.outputs, *roots], bases)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -14,6 +14,7 @@ from reparam import cost
 from reparam.affine import AffineConv
 from reparam.axis import ZEROS
 from reparam.capture import Node, Record
+from reparam.dead import Dead
 from reparam.fold import Fold, last_kernel
 from reparam.plan import Plan
 from reparam.rules import operation
@@ -54,6 +55,21 @@ class RefusalLine:
 
 
 @dataclass(frozen=True)
+class DeadWeight:
+    """What no output of the recorded run depends on: a module that is dead as a whole, or a single tensor.
+
+    why: "never called", "never read" or "its result is dropped"; fate: "left", "removed", or why it was kept.
+    """
+
+    name: str
+    kind: str
+    why: str
+    elements: int
+    bytes: int
+    fate: str = "left"
+
+
+@dataclass(frozen=True)
 class Counts:
     """What one forward pass runs: calls of convolutions and linear layers, batch norms, sums and products.
 
@@ -76,9 +92,10 @@ class Report:
     before: Counts
     after: Counts
     verification: Verification | None = None
+    dead: tuple[DeadWeight, ...] = ()
 
     def __str__(self) -> str:
-        parts = [self._folds(), self._counts(), self._refusals(), self._verdict()]
+        parts = [self._folds(), self._counts(), self._refusals(), self._dead(), self._verdict()]
         return "\n\n".join(part for part in parts if part)
 
     def _folds(self) -> str:
@@ -107,6 +124,14 @@ class Report:
             f"{first[key]}" + (f" (and {count - 1} more)" if count > 1 else "") for key, count in met.most_common()
         ]
         return "Kept as they are:\n" + "\n".join(f"  {line}" for line in lines)
+
+    def _dead(self) -> str:
+        if not self.dead:
+            return ""
+        rows = [(d.name, d.kind, d.why, f"{d.elements:,}", f"{d.bytes:,}", d.fate) for d in self.dead]
+        headers = ("dead weight", "which is", "in eval", "elements", "bytes", "here")
+        align = ("left", "left", "left", "right", "right", "left")
+        return tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
 
     def _verdict(self) -> str:
         if self.verification is None:
@@ -154,8 +179,12 @@ def report(
     folded: nn.Module,
     names: dict[Fold, str],
     errors: dict[Fold, float],
+    dead: Mapping[Dead, str],
 ) -> Report:
-    """The report of a plan that has been carried out; `names` are the modules that hold the folds now."""
+    """The report of a plan that has been carried out.
+
+    names: the modules that hold the folds now; dead: the dead weight of the original, and what became of it.
+    """
     computed = [node for node in record.nodes if node in plan.live]
     left = counts((node for node in computed if node not in plan.removed), folded)
     made = [fold for fold in plan.folds if not fold.value.identity]
@@ -178,7 +207,8 @@ def report(
     )
     norms = (node for node in computed if node.name == "batch_norm" and node not in plan.removed)
     lonely = tuple(_lonely(node) for node in norms if node not in plan.refusals)
-    return Report(lines, refusals + lonely, counts(computed, original), after)
+    weights = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
+    return Report(lines, refusals + lonely, counts(computed, original), after, dead=weights)
 
 
 def _lonely(norm: Node) -> RefusalLine:

@@ -33,11 +33,13 @@ FLOORS = {
     "fold": 4,
     "spread": 4,
     "plan": 4,
+    "dead": 4,
     "prepare": 4,
     "emit": 4,
     "guess": 4,
     "verify": 4,
     "foldcheck": 4,
+    "prune": 5,
     "report": 5,
     "pipeline": 5,
     "bench": 6,
@@ -73,7 +75,9 @@ SAME_FLOOR = {
     ("emit", "rewrite"),
     ("emit", "trace"),
     ("foldcheck", "fold"),
+    ("dead", "plan"),
     ("foldcheck", "verify"),
+    ("pipeline", "prune"),
     ("pipeline", "report"),
 }
 

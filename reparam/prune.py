@@ -1,0 +1,158 @@
+"""Dead weight removed, as far as that is proven: the attribute stays and is None, as torch spells an absent bias.
+
+Calls whose result nobody needs are taken out of code that can be traced for every input. Then the model runs without
+the weight, and has to do what it did before, step by step. What it would miss stays, and so does what code could need
+for another input: every forward around it has to be traced, unless it never looks at sizes or numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+from reparam.capture import Call, Node, Record, nodes_in, record
+from reparam.dead import Dead, around, idle
+from reparam.emit import swept, written
+from reparam.errors import ModelError, Refusal
+from reparam.inputs import Inputs
+from reparam.plan import alive
+from reparam.trace import Trace, user_code
+
+REMOVED = "removed"
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+class Pruner:
+    """Where a model holds its dead weight; `prune` removes it later, when the model has been edited."""
+
+    def __init__(self, model: nn.Module, dead: Sequence[Dead]) -> None:
+        self.dead = dead
+        self.places: dict[int, list[tuple[nn.Module, str, str]]] = defaultdict(list)
+        for module in model.modules():
+            for registry in _REGISTRIES:
+                for name, held in vars(module).get(registry, {}).items():
+                    self.places[id(held)].append((module, registry, name))
+
+    def prune(self, model: nn.Module, inputs: Inputs, pinned: Collection[nn.Module]) -> dict[Dead, str]:
+        """Remove what can be removed; what became of each: `REMOVED`, or why it stays."""
+        now = record(model, inputs)
+        now.walls.update(around(now, pinned))
+        watched = {*pinned, *now.watched}
+        fates = {each: "kept: a hook or `keep` watches it" for each in self.dead if each.modules() & watched}
+        live = alive(now)
+        for call, computed in _computing(now, [each for each in self.dead if each not in fates], live).items():
+            try:
+                _without(call, now, live)
+            except Refusal as refusal:
+                fates.update(dict.fromkeys(computed, f"kept: {refusal.reason}"))
+        now = record(model, inputs)
+        proofs = _Proofs(now)
+        for each in self.dead:
+            if reason := self._needed(each, now, proofs):
+                fates.setdefault(each, f"kept: {reason}")
+        free = [each for each in self.dead if each not in fates]
+        removed = self._removed(free, model, inputs, _told(now))
+        return {each: fates.get(each, REMOVED if each in removed else "kept: code asks for it") for each in self.dead}
+
+    def _needed(self, each: Dead, now: Record, proofs: _Proofs) -> str:
+        """Why code may need it, for this input or another; empty if it is proven that none does."""
+        readers, modules = now.readers(), each.modules()
+        if any(id(tensor) in readers for tensor in each.tensors) or any(call.module in modules for call in now.calls):
+            return "the code that computes it could not be taken apart"
+        around, waiting = set[nn.Module](), [module for module, _, _ in self.places[id(each.held)]]
+        while waiting:
+            module = waiting.pop()
+            if module not in around:
+                around.add(module)
+                waiting += [parent for parent, _, _ in self.places[id(module)]]
+        return next((proofs.doubt(call) for call in now.calls if call.module in around and proofs.doubt(call)), "")
+
+    def _removed(self, dead: Sequence[Dead], model: nn.Module, inputs: Inputs, before: list[Any]) -> set[Dead]:
+        """All of it, if the model does the same without; else what can be removed of either half."""
+        if not dead:
+            return set()
+        self._put(dead, absent=True)
+        with suppress(ModelError):
+            if _told(record(model, inputs)) == before:
+                return set(dead)
+        self._put(dead, absent=False)
+        if len(dead) == 1:
+            return set()
+        half = len(dead) // 2
+        first = self._removed(dead[:half], model, inputs, before)
+        return first | self._removed(dead[half:], model, inputs, before)
+
+    def _put(self, dead: Iterable[Dead], absent: bool) -> None:
+        for each in dead:
+            for module, registry, name in self.places[id(each.held)]:
+                vars(module)[registry][name] = None if absent else each.held
+
+
+class _Proofs:
+    """Which calls take the same way for every input: they look at none, or can be traced."""
+
+    def __init__(self, now: Record) -> None:
+        self.doubts: dict[Call, str] = {call: "" for call in now.calls if not call.looked}
+
+    def doubt(self, call: Call) -> str:
+        """Why it may not; empty if it does."""
+        if call not in self.doubts:
+            try:
+                Trace(call, {call.module})
+                self.doubts[call] = ""
+            except Refusal as refusal:
+                self.doubts[call] = f"another input may need it: {refusal.reason}"
+        return self.doubts[call]
+
+
+def _computing(now: Record, dead: Iterable[Dead], live: Collection[Node]) -> dict[Call, list[Dead]]:
+    """The calls whose own code computes something dead, with what that is."""
+    found: dict[Call, list[Dead]] = defaultdict(list)
+    readers = now.readers()
+    for each in dead:
+        modules = each.modules()
+        calls = [call for call in now.calls if call.module in modules]
+        calls += [node.call for tensor in each.tensors for node in readers.get(id(tensor), ()) if node.call]
+        outer = [next((around for around in call.above() if not idle(around, live)), None) for call in calls]
+        for call in dict.fromkeys(outer):
+            if call is not None:
+                found[call].append(each)
+    return found
+
+
+def _without(call: Call, now: Record, live: Collection[Node]) -> None:
+    """Take what is dead out of the code of one call."""
+    path = call.path or "the model itself"
+    calls = sum(other.module is call.module for other in now.calls)
+    if calls > 1:
+        raise Refusal(f"{path}, which computes it, is called {calls} times")
+    if not user_code(call.module):
+        raise Refusal(f"{path}, which computes it, is a layer of torch")
+    trace = Trace(call, {call.module})
+    swept(trace, set(), set(now.nodes) - set(live))
+    written(trace)
+
+
+def _told(now: Record) -> list[Any]:
+    """What a run did, in a form that is equal for runs that did the same."""
+    order = {node: i for i, node in enumerate(now.nodes)}
+
+    def told(tree: Any) -> Any:
+        if isinstance(tree, Node):
+            return order.get(tree, tree.name)
+        if isinstance(tree, tuple | list):
+            return [told(item) for item in tree]
+        if isinstance(tree, Mapping):
+            return {key: told(item) for key, item in tree.items()}
+        if isinstance(tree, slice):
+            return [told(tree.start), told(tree.stop), told(tree.step)]
+        known = isinstance(tree, bool | int | float | str | None)
+        return tree if known else [type(tree).__name__, *map(order.get, nodes_in(tree))]
+
+    steps = [(node.name, node.call and node.call.path, told(node.args), told(node.kwargs)) for node in now.nodes]
+    calls = [(call.path, told(call.args), told(call.kwargs), told(call.result)) for call in now.calls]
+    return [steps, calls, told(now.outputs)]
