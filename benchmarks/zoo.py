@@ -1,6 +1,6 @@
 """Converts public networks by the hundred and says what became of each: folds, refusals, errors, what is left.
 
-    python benchmarks/zoo.py --set timm --out zoo.jsonl
+    python benchmarks/zoo.py --set timm torchvision --out zoo.jsonl --minutes 60
     python benchmarks/zoo.py --out zoo.jsonl --table
 
 Each network is converted in a process of its own, with a time limit, so that none can spoil another. One line of JSON
@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,6 @@ from reparam.plan import plan
 from reparam.report import Report, counts
 from reparam.rules import operation
 
-SETS = ("timm", "torchvision", "quick")
 CONVERTED, REFUSED, WRONG, CRASHED, LATE, BROKEN = (
     "converted",
     "refused as a whole",
@@ -65,6 +68,7 @@ def converted(of: str, name: str) -> Row:
         start = time.perf_counter()
         folded = reparam.reparameterize(model, x)
         row["verified_conversion"] = time.perf_counter() - start
+        row["dtype"] = str(x.dtype).removeprefix("torch.")
         return {**row, "outcome": CONVERTED, **_described(folded, x, _report(folded)), **_theirs(model, x)}
     except VerificationError as error:
         return {**row, "outcome": WRONG, "error": _line(error)}
@@ -169,8 +173,9 @@ def _line(error: BaseException) -> str:
 def converted_apart(of: str, name: str, limit: float) -> Row:
     """`converted`, in a fresh process that is ended after `limit` seconds."""
     command = [sys.executable, __file__, "--set", of, "--one", name]
+    passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, env=passive)
     except subprocess.TimeoutExpired:
         return {"outcome": LATE, "error": f"took more than {limit:g} s"}
     try:
@@ -179,6 +184,26 @@ def converted_apart(of: str, name: str, limit: float) -> Row:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"outcome": CRASHED, "error": f"the process ended with {done.returncode}: {last}"}
     return row
+
+
+def converted_all(wanted: Sequence[tuple[str, str]], options: argparse.Namespace) -> Iterator[Row]:
+    """The rows of the wanted networks as they are known, until the time is up; what is under way is waited for."""
+    end = time.monotonic() + 60 * options.minutes
+
+    def one(of: str, name: str) -> Row | None:
+        left = end - time.monotonic()
+        limit = min(options.limit_seconds, left)
+        if left <= 0:
+            return None
+        row = {"set": of, "model": name, **converted_apart(of, name, limit)}
+        cut = row["outcome"] == LATE and limit < options.limit_seconds  # the time of all was up, not its own
+        return None if cut else row
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in as_completed([pool.submit(one, *each) for each in wanted]):
+            row = done.result()
+            if row is not None:
+                yield row
 
 
 def read(file: Path) -> list[Row]:
@@ -210,24 +235,37 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _versions() -> str:
+    """The packages that the networks come from, as far as they are installed here."""
+    found = []
+    for package in ("torch", "timm", "torchvision", "transformers", "ultralytics"):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found)
+
+
 _INTRODUCTION = f"""# The zoo
 
 Public networks with random weights and drawn statistics, converted by `reparam.reparameterize` with all its checks.
 Made by
 
-    python benchmarks/zoo.py --set timm --out zoo.jsonl
-    python benchmarks/zoo.py --set torchvision --out zoo.jsonl
+    python benchmarks/zoo.py --set transformers ultralytics detection timm torchvision --out zoo.jsonl
     python benchmarks/zoo.py --out zoo.jsonl --table
 
-with torch {torch.__version__} on a CPU, one thread, batches of {zoo_sets.BATCH}.
-Rows stay in the file until it is deleted, so they may stem from
-several versions of the code.
+with {_versions()} on a CPU, one thread, batches of {zoo_sets.BATCH}.
 
-timm: of every model file the smallest model, and of a
-file that ships a conversion of its own one of every family (`benchmarks/zoo_timm.txt`). torchvision: one or two of
-every file, of detectors the backbone. The images are the smallest of 128, 160, 224 and the model's own size that it
-accepts. What runs after the conversion is counted in a new recording of the converted model, not taken from the report;
-so is what their own conversion leaves. "BN" counts calls of batch norms, "elementwise" sums and products.
+- timm: of every model file the smallest model, and of a file that ships a conversion of its own one of every family
+  (`benchmarks/zoo_timm.txt`).
+- torchvision: one or two of every file.
+- detection: the detectors of torchvision as a whole, their boxes included.
+- transformers: vision models from small configurations (`benchmarks/zoo_transformers.py`).
+- ultralytics: the smallest scale of its yaml files (`benchmarks/zoo_ultralytics.py`). Its own conversion is `fuse()`,
+  without the heads that it drops.
+
+The images are the smallest of a few sizes (64 to 224 pixels) and the model's own that it accepts. Networks that sort
+what they return (all of detection, a few others) are converted in float64: in float32 rounding decides near ties. What
+runs after the conversion is counted in a new recording of the converted model, not taken from the report; so is what
+their own conversion leaves. "BN" counts calls of batch norms, "elementwise" sums and products.
 
 - *fp64 error*: largest difference of the outputs in float64, relative to the largest output.
 - *error / original's own*: error in the model's own dtype over that of the original, both against float64.
@@ -250,7 +288,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row["model"],
         row["file"],
-        row["size"],
+        row["size"] + (" float64" if row.get("dtype") == "float64" else ""),
         str(row["folds"]),
         *changes,
         own or ("fails" if row.get("theirs_error") else ""),
@@ -317,9 +355,13 @@ def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--set", choices=SETS, default="timm", help="which networks (default: %(default)s)")
+    options.add_argument("--set", choices=zoo_sets.SETS, nargs="+", default=["timm"], help="which networks")
     options.add_argument("--models", metavar="PATTERN", default="*", help='only those, such as "repvgg*"')
     options.add_argument("--limit-seconds", type=float, default=600.0, help="for one network (default: %(default)s)")
+    options.add_argument(
+        "--minutes", type=float, default=float("inf"), help="for all of them; no new one is begun then"
+    )
+    options.add_argument("--jobs", type=int, default=1, help="so many at a time (default: %(default)s)")
     options.add_argument("--quick", action="store_true", help="four small networks, within a minute")
     options.add_argument("--out", type=Path, metavar="FILE", help="one line of JSON per network is added there")
     options.add_argument("--table", action="store_true", help="print what is in the file as markdown, convert nothing")
@@ -333,20 +375,19 @@ def main() -> int:
     if options.choose:
         print(zoo_sets.choose(), end="")
         return 0
-    of = "quick" if options.quick else options.set
+    sets = ["quick"] if options.quick else options.set
     if options.one:
-        print(json.dumps(converted(of, options.one)))
+        print(json.dumps(converted(sets[0], options.one)))
         return 0
     rows = read(options.out) if options.out else []
     if not options.table:
         seen = {(row["set"], row["model"]) for row in rows}
-        for name in zoo_sets.names(of):
-            if fnmatchcase(name, options.models) and (of, name) not in seen:
-                row = {"set": of, "model": name, **converted_apart(of, name, options.limit_seconds)}
-                rows.append(row)
-                print(f"{name}: {row['outcome']} {row.get('error', '')}", file=sys.stderr, flush=True)
-                if options.out:
-                    _append(options.out, row)
+        named = [(of, name) for of in sets for name in zoo_sets.names(of) if fnmatchcase(name, options.models)]
+        for row in converted_all([each for each in named if each not in seen], options):
+            rows.append(row)
+            print(f"{row['model']}: {row['outcome']} {row.get('error', '')}", file=sys.stderr, flush=True)
+            if options.out:
+                _append(options.out, row)
     print(table(rows))
     return int(any(row["outcome"] in (WRONG, CRASHED) for row in rows))
 

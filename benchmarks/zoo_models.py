@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ZOO = (
     "repvgg_a0",
@@ -35,15 +35,29 @@ _libraries: list[torch.library.Library] = []  # a declaration lives as long as i
 def declare_torchvision_operators() -> None:
     """Let torchvision (and so timm) be imported where its compiled library and this torch do not fit together.
 
-    That is so for a torchvision built for CUDA beside a torch built for the CPU. No network here calls the operators:
-    they are declared, not implemented. Where the compiled library loads, nothing is done.
+    That is so for a torchvision built for CUDA beside a torch built for the CPU. The operators are declared, and the
+    one that detectors call is implemented. Where the compiled library loads, nothing is done.
     """
     if _libraries or _compiled_library_loads():
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in _OPERATORS_ASKED_FOR_ON_IMPORT:
         library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", _suppressed, "CPU")
     _libraries.append(library)
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Non-maximum suppression: the boxes that overlap none of a higher score by more than the threshold, best first."""
+    lower, upper = boxes[:, None, :2].maximum(boxes[:, :2]), boxes[:, None, 2:].minimum(boxes[:, 2:])
+    common = (upper - lower).clamp(min=0).prod(2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    overlaps = common / (areas[:, None] + areas - common) > threshold
+    kept: list[int] = []
+    for i in scores.argsort(descending=True).tolist():
+        if not overlaps[i, kept].any():
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64)
 
 
 def _compiled_library_loads() -> bool:

@@ -4,59 +4,66 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import zoo_transformers
+import zoo_ultralytics
 from zoo_models import QUICK, declare_torchvision_operators
 
 BATCH = 2
-SIZES = (128, 160, 224)  # tried in this order, the model's own size last
 CHOSEN = Path(__file__).with_name("zoo_timm.txt")
 
 # One or two of every file of torchvision.models: the smallest, and another where batch norms are an option of the file.
+# The slow ones last.
 TORCHVISION = (
-    *"alexnet vgg11 vgg11_bn resnet18 resnext50_32x4d wide_resnet50_2 densenet121 googlenet inception_v3".split(),
-    *"mnasnet0_5 mobilenet_v2 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_0 squeezenet1_1".split(),
-    *"regnet_y_400mf regnet_x_400mf efficientnet_b0 efficientnet_v2_s convnext_tiny vit_b_32 swin_t swin_v2_t".split(),
-    "maxvit_t",
-    *"fcn_resnet50 deeplabv3_mobilenet_v3_large deeplabv3_resnet50 lraspp_mobilenet_v3_large".split(),
-    *"r3d_18 mc3_18 r2plus1d_18 s3d mvit_v1_b swin3d_t".split(),
-    *"fasterrcnn_resnet50_fpn_v2 fasterrcnn_mobilenet_v3_large_fpn retinanet_resnet50_fpn_v2".split(),
-    *"fcos_resnet50_fpn ssd300_vgg16 ssdlite320_mobilenet_v3_large".split(),
+    *"squeezenet1_0 squeezenet1_1 shufflenet_v2_x0_5 mobilenet_v3_small mnasnet0_5 mobilenet_v2 resnet18".split(),
+    *"regnet_y_400mf regnet_x_400mf efficientnet_b0 densenet121 googlenet inception_v3 resnext50_32x4d".split(),
+    *"lraspp_mobilenet_v3_large deeplabv3_mobilenet_v3_large alexnet vgg11_bn efficientnet_v2_s".split(),
+    *"convnext_tiny swin_t swin_v2_t maxvit_t fcn_resnet50 deeplabv3_resnet50 wide_resnet50_2 vit_b_32 vgg11".split(),
+    *"mc3_18 r3d_18 r2plus1d_18 swin3d_t mvit_v1_b s3d".split(),
+)
+# Whole detectors: what follows the heads depends on the data, and sorts.
+DETECTION = (
+    *"ssdlite320_mobilenet_v3_large fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_mobilenet_v3_large_fpn".split(),
+    *"fcos_resnet50_fpn retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fasterrcnn_resnet50_fpn_v2".split(),
+    *"maskrcnn_resnet50_fpn keypointrcnn_resnet50_fpn ssd300_vgg16".split(),
 )
 
 
 def names(of: str) -> list[str]:
-    """The names of a set."""
-    match of:
-        case "quick":
-            return [*QUICK, "ghostnetv3_100"]
-        case "timm":
-            return CHOSEN.read_text(encoding="utf-8").split()
-        case "torchvision":
-            return list(TORCHVISION)
-    raise ValueError(f"there is no set {of!r}")
+    """The names of a set, those that take long last."""
+    return list(_set(of).names())
 
 
 def made(of: str, name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
-    """The network `name` of a set in eval mode, nothing left at its defaults, with the smallest images it takes."""
+    """The network `name` of a set in eval mode, nothing left at its defaults, with the smallest images it takes.
+
+    Both are float64 where the network sorts what it returns: in a lower dtype rounding decides near ties.
+    """
     from reparam.nn import draw_constants, draw_statistics
 
     declare_torchvision_operators()
     torch.manual_seed(seed)
-    model = (_torchvision if of == "torchvision" else _timm)(name)
+    chosen = _set(of)
+    model = chosen.build(name)
     draw_constants(model).eval()
-    x = _accepted(model, list(_images(model, name)))
+    x = _accepted(model, list(_images(model, chosen.sizes)))
     # The variance of two numbers is often tiny, and what is divided by it nothing but noise.
     many = torch.randn(8 * BATCH, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
-    return draw_statistics(model, inputs=(many,)).eval(), x
+    draw_statistics(model, inputs=(many,)).eval()
+    return (model.double(), x.double()) if any(fnmatchcase(name, each) for each in chosen.sorted) else (model, x)
 
 
 def own_conversion(model: nn.Module) -> Callable[[], nn.Module] | None:
     """The conversion that the authors of a network ship with it, if they do; it works on a copy."""
+    if type(model).__module__.startswith("ultralytics."):
+        return lambda: zoo_ultralytics.fused(model)
     if not any(callable(getattr(m, way, None)) for m in model.modules() for way in _OWN_WAYS):
         return None
     from timm.utils.model import reparameterize_model
@@ -74,30 +81,84 @@ def _timm(name: str) -> nn.Module:
     return model
 
 
-def _torchvision(name: str) -> nn.Module:
-    """A model; of a detector the backbone, as what follows it is sorted and needs torchvision's compiled operations."""
+def _torchvision(name: str, **options: Any) -> nn.Module:
     from torchvision import models
 
     builder = models.get_model_builder(name)
-    untrained = {"weights_backbone": None} if ".detection." in builder.__module__ + "." or _segments(builder) else {}
-    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = builder(weights=None, **untrained, **options)
-    backbone = getattr(model, "backbone", None)
-    return backbone if ".detection." in builder.__module__ and isinstance(backbone, nn.Module) else model
+    if ".segmentation." in builder.__module__:
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    model: nn.Module = builder(weights=None, **options)
+    return model
 
 
-def _segments(builder: Callable[..., nn.Module]) -> bool:
-    return ".segmentation." in builder.__module__
+def _detector(name: str) -> nn.Module:
+    """A detector that finds a few boxes in small images, whatever their scores."""
+    from torchvision.ops import boxes
+
+    boxes._assert_has_ops = lambda: None  # that its operation is no compiled one is no reason to stop
+    regions = "rcnn" in name
+    options: dict[str, Any] = {"weights_backbone": None, "num_classes": 2 if "keypoint" in name else 5}
+    options["box_detections_per_img" if regions else "detections_per_img"] = 5
+    options["box_score_thresh" if regions else "score_thresh"] = 0.0
+    if regions:
+        options["rpn_post_nms_top_n_test"] = 20
+    else:
+        options["topk_candidates"] = 20
+    if not name.startswith("ssd"):
+        options |= {"min_size": 128, "max_size": 192}
+    return _torchvision(name, **options)
 
 
-def _images(model: nn.Module, name: str) -> Iterator[torch.Tensor]:
+@dataclass(frozen=True)
+class _Set:
+    """names: in the order in which they are converted; sizes: of images, to be tried before a model's own.
+
+    sorted: patterns of names whose outputs are sorted.
+    """
+
+    names: Callable[[], list[str]]
+    build: Callable[[str], nn.Module]
+    sizes: tuple[int, ...] = (128, 160, 224)
+    sorted: tuple[str, ...] = ()
+
+
+_SETS = {
+    "quick": _Set(lambda: [*QUICK, "ghostnetv3_100"], _timm),
+    "timm": _Set(lambda: CHOSEN.read_text(encoding="utf-8").split(), _timm),
+    "torchvision": _Set(lambda: list(TORCHVISION), _torchvision),
+    "detection": _Set(lambda: list(DETECTION), _detector, sorted=("*",)),
+    "transformers": _Set(
+        lambda: list(zoo_transformers.NAMES),
+        zoo_transformers.build,
+        sizes=(64, 128, 160),
+        sorted=zoo_transformers.SORTED,
+    ),
+    "ultralytics": _Set(
+        lambda: list(zoo_ultralytics.NAMES),
+        zoo_ultralytics.build,
+        sizes=(64, 128, 160),
+        sorted=zoo_ultralytics.SORTED,
+    ),
+}
+SETS = tuple(_SETS)
+
+
+def _set(of: str) -> _Set:
+    if of not in _SETS:
+        raise ValueError(f"there is no set {of!r}")
+    return _SETS[of]
+
+
+def _images(model: nn.Module, sizes: tuple[int, ...]) -> Iterator[torch.Tensor]:
     """What to try, smallest first."""
     generator = torch.Generator().manual_seed(0)
     channels, *own = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
     if any(part in type(model).__name__ for part in ("VideoResNet", "S3D", "MViT", "SwinTransformer3d")):
-        shapes = [(8, 64, 64), (16, 112, 112), (16, 224, 224)]
+        shapes = [(4, 32, 32), (8, 64, 64), (16, 112, 112), (16, 224, 224)]
     else:
-        shapes = [(size, size) for size in SIZES if size < own[-1]] + [tuple(own)]
+        shapes = [(size, size) for size in sizes if size < own[-1]] + [tuple(own)]
     for shape in shapes:
         yield torch.randn(BATCH, channels, *shape, generator=generator)
 

@@ -1,0 +1,161 @@
+"""Vision models of transformers, each from a small configuration: random weights, no download."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+_VIT: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "image_size": 64,
+    "patch_size": 16,
+}
+_RESNET = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
+_ALL = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_LAST = {"backbone_config": {**_RESNET, "out_features": ["stage4"]}}
+_STAGES = {"backbone_config": {**_RESNET, "out_features": ["stage2", "stage3", "stage4"]}}
+_DETR = {
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "d_model": 64,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_queries": 10,
+}
+_HYBRID = {
+    **_DETR,
+    "decoder_layers": 2,
+    "encoder_hidden_dim": 64,
+    "encoder_in_channels": [32, 64, 128],
+    "decoder_in_channels": [64, 64, 64],
+    "backbone_config": {**_RESNET, "model_type": "rt_detr_resnet", "out_features": ["stage2", "stage3", "stage4"]},
+}
+_FOUR = {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}
+_WINDOWS = {"depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "window_size": 2, "image_size": 64}
+_REGNET = {**_FOUR, "hidden_sizes": [32, 64, 96, 128], "groups_width": 16, "embedding_size": 16}
+_MOBILEVIT = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 16, 16, 24, 32, 40, 80]}
+_DPT = {
+    **_VIT,
+    "num_hidden_layers": 4,
+    "backbone_out_indices": [0, 1, 2, 3],
+    "neck_hidden_sizes": [16, 32, 64, 64],
+    "fusion_hidden_size": 32,
+}
+_UPERNET = {"hidden_size": 64, "auxiliary_in_channels": 64, "auxiliary_channels": 32}
+_HEADS = {"num_attention_heads": [1, 2, 4, 8]}
+
+# The class and the configuration of each, those that take long last.
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet": ("ResNetForImageClassification", {**_RESNET}),
+    "resnet_basic": ("ResNetForImageClassification", {**_RESNET, "layer_type": "basic"}),
+    "regnet_y": ("RegNetForImageClassification", {**_REGNET}),
+    "regnet_x": ("RegNetForImageClassification", {**_REGNET, "layer_type": "x"}),
+    "convnext": ("ConvNextForImageClassification", {**_FOUR}),
+    "convnextv2": ("ConvNextV2ForImageClassification", {**_FOUR}),
+    "dinov3_convnext": ("DINOv3ConvNextModel", {**_FOUR}),
+    "efficientnet": (
+        "EfficientNetForImageClassification",
+        {"width_coefficient": 0.5, "depth_coefficient": 0.5, "image_size": 64, "hidden_dim": 640},
+    ),
+    "mobilenet_v1": ("MobileNetV1ForImageClassification", {"depth_multiplier": 0.5}),
+    "mobilenet_v1_plain_padding": ("MobileNetV1ForImageClassification", {"depth_multiplier": 0.5, "tf_padding": False}),
+    "mobilenet_v2": ("MobileNetV2ForImageClassification", {"depth_multiplier": 0.5}),
+    "mobilenet_v2_plain_padding": ("MobileNetV2ForImageClassification", {"depth_multiplier": 0.5, "tf_padding": False}),
+    "mobilenet_v2_segmentation": ("MobileNetV2ForSemanticSegmentation", {"depth_multiplier": 0.5}),
+    "mobilevit": ("MobileViTForImageClassification", {**_MOBILEVIT}),
+    "mobilevit_segmentation": ("MobileViTForSemanticSegmentation", {**_MOBILEVIT}),
+    "mobilevitv2": ("MobileViTV2ForImageClassification", {"width_multiplier": 0.5}),
+    "mobilevitv2_segmentation": ("MobileViTV2ForSemanticSegmentation", {"width_multiplier": 0.5}),
+    "bit": (
+        "BitForImageClassification",
+        {**_RESNET, "hidden_sizes": [32, 64, 96, 128], "num_groups": 8, "embedding_size": 32},
+    ),
+    "textnet": ("TextNetForImageClassification", {}),
+    "superpoint": ("SuperPointForKeypointDetection", {}),
+    "levit": ("LevitForImageClassificationWithTeacher", {}),
+    "levit_one_head": ("LevitForImageClassification", {}),
+    "poolformer": ("PoolFormerForImageClassification", {**_FOUR}),
+    "swiftformer": ("SwiftFormerForImageClassification", {"embed_dims": [16, 32, 64, 96], "depths": [1, 1, 2, 1]}),
+    "pp_lcnet": ("PPLCNetForImageClassification", {}),
+    "pp_lcnet_v3": ("PPLCNetV3Backbone", {}),
+    "pp_ocrv5_mobile_det": ("PPOCRV5MobileDetForObjectDetection", {}),
+    "pp_ocrv5_mobile_rec": ("PPOCRV5MobileRecForTextRecognition", {}),
+    "pvt": ("PvtForImageClassification", {**_FOUR, **_HEADS, "image_size": 64}),
+    "pvt_v2": ("PvtV2ForImageClassification", {**_HEADS, **_FOUR}),
+    "swin": ("SwinForImageClassification", {"embed_dim": 24, **_WINDOWS}),
+    "swinv2": ("Swinv2ForImageClassification", {"embed_dim": 24, **_WINDOWS}),
+    "swin2sr": ("Swin2SRForImageSuperResolution", {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 2]}),
+    "focalnet": ("FocalNetForImageClassification", {"embed_dim": 24, "depths": [1, 1, 2, 1]}),
+    "hiera": ("HieraForImageClassification", {"embed_dim": 24, "depths": [1, 1, 2, 1], "image_size": [64, 64]}),
+    "segformer": ("SegformerForSemanticSegmentation", {**_HEADS, **_FOUR, "decoder_hidden_size": 64}),
+    "glpn": ("GLPNForDepthEstimation", {**_HEADS, **_FOUR, "decoder_hidden_size": 64}),
+    "vit": ("ViTForImageClassification", _VIT),
+    "deit": ("DeiTForImageClassificationWithTeacher", _VIT),
+    "beit": ("BeitForImageClassification", _VIT),
+    "beit_segmentation": ("BeitForSemanticSegmentation", {**_VIT, "num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]}),
+    "data2vec": (
+        "Data2VecVisionForSemanticSegmentation",
+        {**_VIT, "num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
+    ),
+    "dinov2": ("Dinov2ForImageClassification", _VIT),
+    "dinov3_vit": ("DINOv3ViTModel", _VIT),
+    "yolos": ("YolosForObjectDetection", {**_VIT, "image_size": [64, 64], "num_detection_tokens": 10}),
+    "dpt": ("DPTForDepthEstimation", _DPT),
+    "dpt_segmentation": ("DPTForSemanticSegmentation", {**_DPT, "use_batch_norm_in_fusion_residual": True}),
+    "upernet": ("UperNetForSemanticSegmentation", {"backbone_config": {**_RESNET, **_ALL}, **_UPERNET}),
+    "upernet_convnext": (
+        "UperNetForSemanticSegmentation",
+        {
+            "backbone_config": {
+                "model_type": "convnext",
+                "hidden_sizes": [16, 32, 64, 128],
+                "depths": [1, 1, 1, 1],
+                **_ALL,
+            },
+            **_UPERNET,
+        },
+    ),
+    "detr": ("DetrForObjectDetection", {**_DETR, **_LAST}),
+    "conditional_detr": ("ConditionalDetrForObjectDetection", {**_DETR, **_LAST}),
+    "dab_detr": ("DabDetrForObjectDetection", {**_DETR, "hidden_size": 64, **_LAST}),
+    "table_transformer": ("TableTransformerForObjectDetection", {**_DETR, **_LAST}),
+    "deformable_detr": (
+        "DeformableDetrForObjectDetection",
+        {**_DETR, **_STAGES, "decoder_layers": 2, "num_feature_levels": 3},
+    ),
+    "rt_detr": ("RTDetrForObjectDetection", _HYBRID),
+    "rt_detr_v2": ("RTDetrV2ForObjectDetection", _HYBRID),
+    "d_fine": ("DFineForObjectDetection", _HYBRID),
+    "mask2former": (
+        "Mask2FormerForUniversalSegmentation",
+        {"backbone_config": {**_RESNET, **_ALL}, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 10},
+    ),
+    "timm_wrapper": ("TimmWrapperForImageClassification", {"architecture": "resnet18"}),
+    "hgnet_v2": ("HGNetV2ForImageClassification", {}),
+    "cvt": ("CvtForImageClassification", {"num_labels": 7}),
+    "deimv2": ("Deimv2ForObjectDetection", {}),
+    "depth_anything": ("DepthAnythingForDepthEstimation", {}),
+}
+
+NAMES = tuple(CONFIGURATIONS)
+# They choose by scores whose near ties another rounding decides otherwise.
+SORTED = ("rt_detr*", "d_fine", "deimv2", "superpoint")
+
+
+def build(name: str) -> nn.Module:
+    """The model `name` in train mode."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import transformers
+
+    kind, options = CONFIGURATIONS[name]
+    made = getattr(transformers, kind)
+    model: nn.Module = made(made.config_class(**options))
+    return model
