@@ -26,6 +26,7 @@ from reparam.errors import ModelError
 from reparam.inputs import Inputs
 from reparam.precision import Float64, as_float64, mapped, tensors
 from reparam.rules.table import operation
+from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
 from reparam.state import State
 
 # Attributes and methods that look at a tensor without computing one.
@@ -97,6 +98,11 @@ class Node:
     def operands(self) -> tuple[Node, ...]:
         """The inputs that depend on the model's input."""
         return tuple(node for node in self.inputs if not node.constant)
+
+    @property
+    def affine_part(self) -> Node | None:
+        """The other part of the step of code that this is, where it is a normalisation with a scale and shift."""
+        return next((reader for reader in self.readers if reader.function is affine_part), None)
 
     @property
     def where(self) -> str:
@@ -346,8 +352,28 @@ class _Recorder(TorchFunctionMode):
         written = [tensor for tensor, version in seen if tensor._version != version]
         node = Node(name, func, described, named, self._here(), inputs=inputs)
         node.constant = name not in _RANDOM and all(operand.constant for operand in inputs)
+        if isinstance(result, Tensor) and not written:
+            node = self._split(node, result)
         self._conclude(node, result, written, seen)
         return result
+
+    def _split(self, node: Node, result: Tensor) -> Node:
+        """The affine part of a normalisation, whose other part is noted here; any other node as it is."""
+        weight, bias = affine_arguments(node.function, node.args, node.kwargs)  # type: ignore[arg-type]
+        affine = [each for each in (weight, bias) if each is not None]
+        if not affine or node.constant or not 2 <= result.dim() <= 5:
+            return node
+        vectors = all(isinstance(each, Node) and each.constant and len(each.shape) == 1 for each in affine)
+        if not vectors or {each.dtype for each in node.inputs} != {result.dtype}:
+            return node  # weights of another dtype may decide on that of the result
+        rest = tuple(each for each in node.inputs if each not in affine)
+        args, kwargs = without_affine(node.function, node.args, node.kwargs)  # type: ignore[arg-type]
+        shape, dim = tuple(result.shape), affine_dimension(node.function)  # type: ignore[arg-type]
+        norm = Node(node.name, node.function, args, kwargs, node.call, shape, result.dtype, inputs=rest)
+        self._add(norm)
+        return Node(
+            f"{node.name}'s scale", affine_part, (norm, weight, bias, dim), call=node.call, inputs=(norm, *affine)
+        )
 
     def _noted(self, value: Any, seen: list[tuple[Tensor, int]]) -> Any:
         """An argument with nodes for tensors; `seen` gets the tensors with their versions, in order."""

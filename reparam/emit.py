@@ -18,6 +18,7 @@ from reparam.plan import alive
 from reparam.prepare import Edits, Rewrite, only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
+from reparam.split import SCALED, unscale, without_affine
 from reparam.trace import CHECKS, Trace
 
 _DO_NOTHING = (
@@ -64,6 +65,8 @@ class _Emitter:
         spent = self._spent(removed)
         for swap in {swap.module: swap for swap in edits.swaps}.values():  # folds may share what becomes nothing
             self._exchange(swap.module, self._plain(swap.fold, swap.value))
+        for module in edits.unscaled:
+            unscale(module)
         for rewrite in edits.rewrites:
             self._rewrite(rewrite, removed, spent)
         names = {module: path for path, module in self.model.named_modules()}
@@ -91,6 +94,9 @@ class _Emitter:
         gone = {node for piece in rewrite.pieces for node in piece.nodes}
         idle = _without_idle_calls(trace)
         for piece in {piece.nodes: piece for piece in rewrite.pieces}.values():
+            if piece.sink is piece.base.affine_part:
+                _normalises_only(trace, piece.base)
+                continue
             replacement = trace.at[piece.base]
             if piece.value is not None:
                 new = self._plain(piece.fold, piece.value)
@@ -144,11 +150,15 @@ class _Emitter:
         prefix = next((f"{path}." if path else "" for path, inner in module.named_modules() if inner is each), None)
         if prefix is None:
             return
+        names = list(each._parameters)
         for registry in (each._parameters, each._buffers):
             for name, tensor in list(registry.items()):
                 readers = self.readers[id(tensor)]
                 if prefix + name not in used and readers and all(served(reader, removed) for reader in readers):
                     del registry[name]
+        if isinstance(each, tuple(SCALED)) and names and not each._parameters:
+            each._parameters.update(dict.fromkeys(names))  # its repr asks for them
+            unscale(each)
         held = {name.rpartition("_")[0] for name in (*each._parameters, *each._buffers)}
         for key, hook in list(each._forward_pre_hooks.items()):
             if type(hook).__module__ in WEIGHT_HOOKS and vars(hook)["name"] not in held:
@@ -167,6 +177,13 @@ class _Emitter:
 
 
 _OPERATIONS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
+
+
+def _normalises_only(trace: Trace, norm: Node) -> None:
+    """Take weight and bias from the step of the code that normalises."""
+    step = trace.at[norm]
+    step.args, step.kwargs = without_affine(norm.function, step.args, step.kwargs)  # type: ignore[arg-type]
+    trace.tree[step] = norm
 
 
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:

@@ -1,10 +1,12 @@
 """Where each fold is written back, and how: the smallest edit that carries it.
 
-Two kinds of edit, in this order:
+Three kinds of edit, in this order:
 
 *swap*: the fold is a chain of operations, each result read once. The one that has a kernel becomes the folded
 convolution under its own name; every other one does nothing from now on. Where such an operation is all that its module
 does, the module is exchanged; no forward is rewritten.
+
+*unscaled*: the fold takes the scale and shift of a normalisation (see `split`), whose module loses its weight and bias.
 
 *rewrite*: the smallest module whose forward holds the operations gets a new forward, from a symbolic trace of that
 module alone (see `trace`), in which one convolution stands for them.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -28,6 +30,7 @@ from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel
 from reparam.plan import Plan
 from reparam.rules import operation
+from reparam.split import SCALED, affine_part
 from reparam.trace import CHECKS, Trace, bare, form, user_code
 
 
@@ -65,6 +68,7 @@ class Edits:
     """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why."""
 
     swaps: list[Swap] = field(default_factory=list)
+    unscaled: list[nn.Module] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     refused: dict[Node, Refusal] = field(default_factory=dict)
     removed: Collection[Node] = ()
@@ -84,13 +88,16 @@ class _Editor:
         self.removed: Collection[Node] = ()
         self.fates: dict[Call, object] = {}
         self.carriers: dict[Fold, Node | None] = {}
+        self.whole: dict[Fold, Fold] = {}
 
-    def edits(self, folds: Sequence[Fold], removed: Collection[Node]) -> Edits:
+    def edits(self, whole: Sequence[Fold], removed: Collection[Node]) -> Edits:
         """Every fold by its smallest edit; if any is refused, the others have to be planned anew."""
         self.removed = removed
+        self.whole = {_behind_norm(fold): fold for fold in whole}
+        folds = list(self.whole)
         alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
         for fold in folds:
-            alike[self._signature(fold.nodes)].append(fold)
+            alike[self._signature(self.whole[fold].nodes)].append(fold)
         inside: dict[Node, list[Fold]] = defaultdict(list)
         for fold in folds:
             for node in fold.nodes:
@@ -99,7 +106,7 @@ class _Editor:
         self.carriers = {fold: carrier for fold in chains for carrier in _carriers(fold)}
         self.fates = {call: fate for fold in folds for call, fate in self._fates(fold)}
         result = Edits(removed=removed)
-        pieces: list[Piece] = []
+        pieces = self._unscaled(result, whole)
         for group in alike.values():
             try:
                 swaps, parts = self._smallest(group)
@@ -112,14 +119,51 @@ class _Editor:
         self._rewrites(result, pieces)
         for group in alike.values():
             try:
-                self._require_proven(group[0])
+                self._require_proven(self.whole[group[0]])
             except Refusal as refusal:
-                self._refuse(result, group, refusal)
+                self._refuse(result, [self.whole[fold] for fold in group], refusal)
         return result
 
     def _signature(self, nodes: Iterable[Node]) -> tuple[tuple[str, int], ...]:
         """Which operations of which code these are: equal for the same code in another call of its module."""
         return tuple((node.call.path if node.call else "", self.ordinal.get(node, -1)) for node in nodes)
+
+    # --- normalisations whose scale and shift are taken
+
+    def _unscaled(self, result: Edits, folds: Iterable[Fold]) -> list[Piece]:
+        """Each of them once, whoever takes its scale: modules of torch to be unscaled, pieces of all other code."""
+        heads = {fold.nodes[0]: fold for fold in folds if fold.nodes[0].function is affine_part}
+        alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
+        for affine, fold in heads.items():
+            alike[self._signature([affine])].append(replace(fold, sink=affine, nodes=(affine,), steps=()))
+        pieces: list[Piece] = []
+        for group in alike.values():
+            try:
+                for head in group:
+                    self._require_taken(head.sink)
+                pieces += self._taken(result, group)
+            except Refusal as refusal:
+                result.refused.update((head.sink, refusal) for head in group)
+        return pieces
+
+    def _taken(self, result: Edits, group: list[Fold]) -> list[Piece]:
+        head, call = group[0], group[0].sink.call
+        if call is None:
+            raise Refusal("it runs outside the model's forward")
+        self._require_alike(call, group)
+        if not _is_own(call, head.sink):
+            return [Piece(call, head.nodes, head.base, head.sink, head, None)]
+        if call.parent is not None and _reads_within(call.parent.module):
+            raise Refusal(f"{_path(self.calls, call.parent.module)} may read its weight without calling it")
+        if not self._unread(call.module):
+            raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
+        result.unscaled.append(call.module)
+        return []
+
+    def _require_taken(self, affine: Node) -> None:
+        """Nobody reads what was scaled and shifted any more."""
+        if affine not in self.removed:
+            raise Refusal("not every operation that reads it can take its scale")
 
     # --- one group of folds: the same code, once for every call of the module around it
 
@@ -145,7 +189,7 @@ class _Editor:
                 self._require_one_fate(call)
                 if not self._unread(call.module):
                     raise _NoChain  # the module has to stay as well
-                swaps.append(Swap(call.module, fold, value))
+                swaps.append(Swap(call.module, self.whole[fold], value))
             else:
                 self._require_alike(call, group)
                 pieces.append(Piece(call, nodes, nodes[0].operands[0], nodes[-1], fold, value))
@@ -164,15 +208,16 @@ class _Editor:
         if self._whole(call, fold.nodes):
             if not self._unread(call.module):
                 raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
-            return [Swap(call.module, fold, value)], []
+            return [Swap(call.module, self.whole[fold], value)], []
         return [], [Piece(call, fold.nodes, fold.base, fold.sink, fold, value)]
 
     def _fates(self, fold: Fold) -> Iterator[tuple[Call, object]]:
         """What a chain makes of each call that it passes through: nothing (None), or its own convolution."""
         if fold in self.carriers:
             carrier = self.carriers[fold]
+            whole = self._signature(self.whole[fold].nodes)
             for call, nodes in _runs(fold):
-                yield call, (self._signature(fold.nodes) if carrier in nodes else None)
+                yield call, (whole if carrier in nodes else None)
 
     def _require_proven(self, fold: Fold) -> None:
         """Whatever code leads through the chain leads through it for every input: it looks at none, or is traced."""
@@ -342,7 +387,7 @@ class _Editor:
                     and _asked(trace, node, gone)
                 ):
                     raise _At(next(reader for reader in piece.nodes if node in reader.operands), _MEASURED)
-        return Rewrite(trace, pieces)
+        return Rewrite(trace, [replace(piece, fold=self.whole.get(piece.fold, piece.fold)) for piece in pieces])
 
 
 class _At(Refusal):
@@ -354,6 +399,25 @@ class _At(Refusal):
 
 
 _MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
+
+
+def _behind_norm(fold: Fold) -> Fold:
+    """The fold without the affine part of a normalisation, which is no step of its own: it starts from that step."""
+    half, *rest = fold.nodes
+    return replace(fold, base=half, nodes=tuple(rest)) if half.function is affine_part else fold
+
+
+def _is_own(call: Call, affine: Node) -> bool:
+    """Whether the call is one of a module of torch that does nothing but normalise, with the parameters it holds."""
+    own = [*call.module._parameters.values()]
+    held = all(any(operand.tensor is each for each in own) for operand in affine.inputs[1:])
+    return type(call.module) in SCALED and held
+
+
+def _reads_within(module: nn.Module) -> bool:
+    """Whether it may hand the weights of the modules inside it to one large kernel, as torch's own blocks do."""
+    mine = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return any(kind.__module__.startswith("torch.nn.") and kind not in mine for kind in type(module).__mro__)
 
 
 class _NoChain(Exception):

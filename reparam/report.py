@@ -18,6 +18,7 @@ from reparam.dead import Dead
 from reparam.fold import Fold, last_kernel
 from reparam.plan import Plan
 from reparam.rules import operation
+from reparam.split import affine_part
 from reparam.verify import Verification
 
 _KINDS = {
@@ -157,7 +158,7 @@ def describe(value: AffineConv) -> str:
 
 def summed(nodes: Iterable[Node]) -> str:
     """Operations counted, such as `3 conv + 3 bn + 2 add`."""
-    names = [operation(node.function) for node in nodes if node.function is not None]
+    names = [_called(node) for node in nodes if node.function is not None]
     counted = Counter(_SHORT.get(name, name) for name in names).items()
     return " + ".join(
         f"{count} {name}" for name, count in sorted(counted, key=lambda each: _ORDER.get(each[0], len(_ORDER)))
@@ -201,14 +202,15 @@ def report(
     )
     folded_nodes = {node for fold in plan.folds for node in fold.nodes}  # refused from afar, folded from nearer
     refusals = tuple(
-        RefusalLine(_place(node), operation(node.function), refusal.reason, refusal.remedy)
+        RefusalLine(_place(node), _called(node), refusal.reason, refusal.remedy)
         for node, refusal in plan.refusals.items()
         if node.function is not None and node not in folded_nodes
     )
-    norms = (node for node in computed if node.name == "batch_norm" and node not in plan.removed)
-    lonely = tuple(_lonely(node) for node in norms if node not in plan.refusals)
+    staying = [node for node in computed if node not in plan.removed and node not in plan.refusals]
+    lonely = tuple(_lonely(node) for node in staying if node.name == "batch_norm")
+    scales = tuple(_kept_scale(node, record) for node in staying if node.function is affine_part)
     weights = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
-    return Report(lines, refusals + lonely, counts(computed, original), after, dead=weights)
+    return Report(lines, refusals + lonely + scales, counts(computed, original), after, dead=weights)
 
 
 def _lonely(norm: Node) -> RefusalLine:
@@ -220,6 +222,20 @@ def _lonely(norm: Node) -> RefusalLine:
     return RefusalLine(
         _place(norm), "batch_norm", f"it stands between {_named(before)} and {_named(after)}, and {why}", ""
     )
+
+
+def _kept_scale(node: Node, record: Record) -> RefusalLine:
+    """Why a normalisation has kept its scale and shift."""
+    after = [operation(reader.function) for reader in node.readers if reader.function is not None] or ["the output"]
+    why = f"not everything that reads it can take it ({_named(after)})"
+    if node in record.walls:
+        why = "a hook or `keep` watches what comes out of it"
+    return RefusalLine(_place(node), _called(node), why, "")
+
+
+def _called(node: Node) -> str:
+    """What an operation is called in tables."""
+    return node.name if node.function is affine_part else operation(node.function)  # type: ignore[arg-type]
 
 
 def _named(names: Iterable[str]) -> str:

@@ -32,6 +32,7 @@ from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
 from reparam.precision import leaves
 from reparam.rules import operation
+from reparam.split import affine_part
 from reparam.state import Attributes
 
 CHECKS = ("_assert", "assert")
@@ -233,12 +234,17 @@ def _entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]
                 yield from _entries(event, opened)
             elif any(not node.constant for node in nodes_in((event.args, event.kwargs))):
                 yield event
-        elif not event.constant and event.function is not entry and event.function is not None:
+        elif not event.constant and event.function not in _PARTS:
             yield event
 
 
+_PARTS = (entry, affine_part, None)  # no step of their own: entries of a tuple, scales of a norm, unknown tensors
+
+
 def _parts(node: Node) -> Any:
-    """The result of an operation: the node, or the entries of the tuple that it returned."""
+    """The result of an operation: the node, its affine part, or the entries of the tuple that it returned."""
+    if node.affine_part is not None:
+        return node.affine_part
     if node.same:
         return node.operands[0]
     if node.dtype is not None:

@@ -23,6 +23,7 @@ FLOORS = {
     "precision": 1,
     "inputs": 1,
     "state": 1,
+    "split": 1,
     "rules": 2,
     "capture": 3,
     "interpret": 3,

@@ -1,4 +1,4 @@
-"""Normalisations whose scale and shift are known before the input is seen."""
+"""Normalisations, as far as their scale and shift are known before the input is seen."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reparam.affine import AffineConv, Deferred
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule
+from reparam.split import affine_part
 
 
 def _functional(m: Any, x: Tensor) -> Tensor:
@@ -71,3 +72,19 @@ def batch_norm(
         return moved if beta is None else moved + beta.value()
 
     return affine(input).channels_first().scale_shift(scale, Deferred(shift))
+
+
+@rule(
+    "affine_part",
+    folds=lambda: [
+        Case(Op(lambda m, x: affine_part(x, m.gamma, m.beta, 1), gamma=torch.randn(4), beta=torch.randn(4))),
+        Case(Op(lambda m, x: affine_part(x, m.gamma, None, 1), gamma=torch.randn(4)), spatial=0),
+        Case(Op(lambda m, x: affine_part(x, None, m.beta, -1), beta=torch.randn(4)), spatial=1, channels_last=True),
+    ],
+    keeps=lambda: [(Case(nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1))), "bias")],
+)
+def normalised(input: Value, weight: Value, bias: Value, dim: int) -> AffineConv:
+    """The scale and shift per channel of `layer_norm`, `rms_norm`, `group_norm` and `instance_norm`; the rest stays."""
+    gamma, beta = optional(weight, "weight"), optional(bias, "bias")
+    x = affine(input).seen_with(0) if dim == -1 else affine(input).channels_first()
+    return x.scale_shift(None if gamma is None else gamma.value, None if beta is None else beta.value)
