@@ -28,7 +28,7 @@ from torch import Tensor
 
 from reparam.axis import ZEROS, Axis
 from reparam.errors import Refusal
-from reparam.kernels import CONV, convolved, densified, laid, regroup, rows
+from reparam.kernels import CONV, convolved, densified, laid, reframed, regroup, rows, spread
 
 T = TypeVar("T")
 
@@ -70,10 +70,14 @@ class Constant:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A tensor that convolutions start from: who it is (compared by identity) and the shape it had when recorded."""
+    """A tensor that convolutions start from: who it is (compared by identity) and the shape it had when recorded.
+
+    fixed: it has as many pixels always. Then what zero padding makes of a bias is known: a map of biases.
+    """
 
     key: Hashable
     shape: tuple[int, ...]
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class AffineConv:
 
     kernel: float64, (out_channels, in_channels / groups, *taps), deferred.
     bias: float64, (out_channels,), deferred; None where it is zero by construction.
+    mapped: the bias is one number per channel and pixel, (out_channels, *sizes), of an anchor of fixed size.
     identity: the anchor itself, by construction: nothing has been done to it.
     mean: by construction an unpadded mean over pixels, the same for every channel: it commutes with maps of channels.
     """
@@ -95,6 +100,7 @@ class AffineConv:
     bias: Number | None = None
     identity: bool = False
     mean: bool = False
+    mapped: bool = False
 
     @staticmethod
     def of(anchor: Anchor, spatial: int) -> AffineConv:
@@ -128,8 +134,8 @@ class AffineConv:
 
     @property
     def pixelwise(self) -> bool:
-        """A map of the channels of each pixel on its own (a 1x1 convolution)."""
-        return all(axis.single for axis in self.axes)
+        """A map of the channels of each pixel on its own (a 1x1 convolution), the same for every pixel."""
+        return not self.mapped and all(axis.single for axis in self.axes)
 
     @property
     def diagonal(self) -> bool:
@@ -155,8 +161,17 @@ class AffineConv:
     def bias_value(self) -> Tensor:
         return torch.zeros(self.out_channels, dtype=torch.float64) if self.bias is None else self.bias()
 
+    def biases(self, mapped: bool) -> Tensor:
+        """The bias, for every pixel if `mapped`."""
+        value = self.bias_value()
+        if self.mapped or not mapped:
+            return value
+        return spread(value, value.new_empty(self.out_channels, *self.shape()[2:])).expand(-1, *self.shape()[2:])
+
     def __call__(self, x: Tensor) -> Tensor:
         """The meaning: the result for an anchor tensor x, computed in x's dtype. The laws are tested against this."""
+        if self.mapped:
+            return replace(self, bias=None, mapped=False)(x) + self.bias_value().to(x)
         kernel, bias = self.kernel().to(x), self.bias_value().to(x)
         if not self.axes:
             return F.linear(x, regroup(kernel, self.groups, 1), bias)
@@ -198,12 +213,21 @@ class AffineConv:
             return _compose(self, outer, groups, axes)
 
         def bias() -> Tensor:
+            if self.mapped:
+                strides, dilations = [axis.stride for axis in outer.axes], [axis.dilation for axis in outer.axes]
+                seen = CONV[len(axes)](
+                    self.bias_value()[None], outer.kernel(), None, strides, 0, dilations, outer.groups
+                )
+                return seen[0] + spread(outer.bias_value(), seen[0])
             blocks = self.bias_value().view(outer.groups, -1, 1)
             sums = outer.kernel().flatten(1).view(outer.groups, -1, blocks.shape[1], outer.taps).sum(3)
             return (sums @ blocks).flatten() + outer.bias_value()
 
         number = outer.bias if self.bias is None else Deferred(bias)
-        return AffineConv(self.anchor, self.in_channels, outer.out_channels, groups, axes, Deferred(kernel), number)
+        return replace(
+            self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Deferred(kernel), bias=number,
+            identity=False, mean=False,
+        )  # fmt: skip
 
     def scale_shift(self, scale: Number | None = None, shift: Number | None = None) -> AffineConv:
         """Per output channel: y * scale + shift, both (out_channels,) or (1,); None leaves it. Always exact."""
@@ -214,15 +238,15 @@ class AffineConv:
             return self.kernel() if scale is None else rows(scale(), self.kernel())
 
         def bias() -> Tensor:
-            scaled = self.bias_value() if scale is None else self.bias_value() * scale()
-            return scaled if shift is None else scaled + shift()
+            scaled = self.bias_value() if scale is None else rows(scale(), self.bias_value())
+            return scaled if shift is None else scaled + spread(shift(), scaled)
 
         number = None if self.bias is None and shift is None else Deferred(bias)
         return replace(self, kernel=Deferred(kernel), bias=number, identity=False, mean=False)
 
     def __add__(self, other: AffineConv) -> AffineConv:
         """The sum of two convolutions of one anchor: both kernels laid into one window, groups become the gcd."""
-        self._matches(other)
+        self, other = self._aligned(other)
         if self.out_channels != other.out_channels:
             raise Refusal(f"a sum of {self.out_channels} and {other.out_channels} channels broadcasts")
         groups = math.gcd(self.groups, other.groups)
@@ -233,21 +257,25 @@ class AffineConv:
             return a + b
 
         biased = self.bias is not None or other.bias is not None
-        number = Deferred(lambda: self.bias_value() + other.bias_value()) if biased else None
-        return AffineConv(self.anchor, self.in_channels, self.out_channels, groups, axes, Deferred(kernel), number)
+        mapped = self.mapped or other.mapped
+        number = Deferred(lambda: self.biases(mapped) + other.biases(mapped)) if biased else None
+        return AffineConv(
+            self.anchor, self.in_channels, self.out_channels, groups, axes, Deferred(kernel), number, mapped=mapped
+        )
 
     def cat(self, other: AffineConv) -> AffineConv:
         """The output channels of both, these first."""
-        self._matches(other)
+        self, other = self._aligned(other)
         axes = tuple(map(Axis.joined, self.axes, other.axes))
 
         def kernel() -> Tensor:
             return torch.cat([regroup(laid(v.kernel(), v.axes, axes), v.groups, 1) for v in (self, other)])
 
         biased = self.bias is not None or other.bias is not None
-        number = Deferred(lambda: torch.cat([self.bias_value(), other.bias_value()])) if biased else None
+        mapped = self.mapped or other.mapped
+        number = Deferred(lambda: torch.cat([self.biases(mapped), other.biases(mapped)])) if biased else None
         out_channels = self.out_channels + other.out_channels
-        return AffineConv(self.anchor, self.in_channels, out_channels, 1, axes, Deferred(kernel), number)
+        return AffineConv(self.anchor, self.in_channels, out_channels, 1, axes, Deferred(kernel), number, mapped=mapped)
 
     def take(self, rows: Sequence[int]) -> AffineConv:
         """The output channels `rows`, in that order; groups stay where every group keeps its own."""
@@ -257,7 +285,9 @@ class AffineConv:
         index = torch.tensor(rows)
         kernel = Deferred(lambda: regroup(self.kernel(), self.groups, groups)[index])
         number = None if self.bias is None else Deferred(lambda: self.bias_value()[index])
-        return AffineConv(self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number)
+        return AffineConv(
+            self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number, mapped=self.mapped
+        )
 
     def extended(self, front: int, end: int, value: Number | None = None) -> AffineConv:
         """So many more output channels before and behind its own, which hold one value (None: zero) everywhere."""
@@ -297,10 +327,12 @@ class AffineConv:
                 )
         extended = replace(self, axes=tuple(axis.padded(*p) for axis, p in zip(self.axes, pads, strict=True)))
         extended = replace(extended, identity=False, mean=False)
+        if self.mapped:
+            return replace(extended, bias=Deferred(lambda: reframed(self.bias_value(), pads, value)))
         if self._holds(value) or not any(side > 0 for p in pads for side in p):
             return extended
         faces = frozenset((i, side) for i, p in enumerate(pads) for side in (0, 1) if p[side] > 0)
-        return Bordered(extended, tuple(pads), faces)
+        return Bordered(extended, tuple(pads), faces, value)
 
     def continued(self, pads: Sequence[tuple[int, int]], mode: str) -> AffineConv:
         """(lo, hi) more outputs per axis, none of them negative, copied from the others by `mode` (not "zeros").
@@ -311,7 +343,7 @@ class AffineConv:
         if not any(map(any, pads)):
             return self
         for axis, pad in zip(self.axes, pads, strict=True):
-            if any(pad) and not axis.single:
+            if any(pad) and not (axis.single and not self.mapped):
                 raise Refusal(
                     f"{mode} padding of a map that reads neighbouring pixels, is padded or strided: copies of what "
                     "comes out are not what comes out of copies",
@@ -329,7 +361,16 @@ class AffineConv:
             return self
         cropped = self.axes[axis].padded(-start, -stop)
         axes = (*self.axes[:axis], replace(cropped, stride=cropped.stride * step), *self.axes[axis + 1 :])
-        return replace(self, axes=axes, identity=False, mean=False)
+        if not self.mapped:
+            return replace(self, axes=axes, identity=False, mean=False)
+
+        def bias() -> Tensor:
+            here = self.bias_value()
+            return here.narrow(axis + 1, start, here.shape[axis + 1] - start - stop)[
+                (slice(None),) * (axis + 1) + (slice(None, None, step),)
+            ]
+
+        return replace(self, axes=axes, bias=Deferred(bias))
 
     def with_axes(self, spatial: int) -> AffineConv:
         """A pixelwise map with another number of spatial axes: what it does to channels, nothing to pixels."""
@@ -375,6 +416,17 @@ class AffineConv:
         axes = tuple(axis.bared() if bare else axis for axis, bare in zip(self.axes, which, strict=True))
         return replace(self, axes=axes, identity=False, mean=False)
 
+    def _aligned(self, other: AffineConv) -> tuple[AffineConv, AffineConv]:
+        """Both, where they can be put side by side; at a fixed size without the pixels that none of them reads."""
+        if self.anchor.fixed:
+            self, other = self._trimmed(), other._trimmed()
+        self._matches(other)
+        return self, other
+
+    def _trimmed(self) -> AffineConv:
+        sizes = self.anchor.shape[2:]
+        return replace(self, axes=tuple(axis.trimmed(size) for axis, size in zip(self.axes, sizes, strict=False)))
+
     def _matches(self, other: AffineConv) -> None:
         if self.anchor != other.anchor:
             raise Refusal("the two sides start from different tensors")
@@ -408,12 +460,28 @@ class Bordered:
     inside: AffineConv
     pads: tuple[tuple[int, int], ...]
     faces: frozenset[tuple[int, int]]
+    value: Number | None = None
+    written: bool = False
+
+    def settled(self) -> AffineConv:
+        """What it is when no more is written to it: at a fixed size a map of biases, and else not one convolution."""
+        inside = self.inside
+        if self.written or not inside.anchor.fixed:
+            raise self.why
+
+        def bias() -> Tensor:
+            around = spread(inside.bias_value(), inside.bias_value().new_empty(inside.shape()[1:]))
+            before = [size - lo - hi for size, (lo, hi) in zip(inside.shape()[2:], self.pads, strict=True)]
+            return reframed(around.expand(-1, *before), self.pads, self.value)
+
+        return replace(inside, bias=Deferred(bias), mapped=True)
 
     @property
     def why(self) -> Refusal:
         return Refusal(
             "the padding holds another value than the bias that comes before it, so the border is a different function",
-            "no bias before the padding, padding with that bias, or padding the first operation instead, would fold",
+            "no bias before the padding, padding with that bias, padding the first operation instead, or (for "
+            "images of one size) fixed_size=True, would fold",
         )
 
     def fill(self, axis: int, side: int, width: int, value: Number) -> AffineConv | Bordered:
@@ -422,7 +490,7 @@ class Bordered:
             raise Refusal(f"a border of {self.pads[axis][side]} pixels is overwritten to a depth of {width}")
         right = self.inside._holds(value)
         faces = self.faces - {(axis, side)} if right else self.faces | {(axis, side)}
-        return Bordered(self.inside, self.pads, faces) if faces else self.inside
+        return Bordered(self.inside, self.pads, faces, written=True) if faces else self.inside
 
 
 def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:

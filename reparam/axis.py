@@ -38,6 +38,10 @@ class Axis:
     def outputs(self, length: int) -> int:
         return (length + self.slack) // self.stride + 1
 
+    def trimmed(self, length: int) -> Axis:
+        """At this very length the same outputs, and no pixel at the end that none of them reads."""
+        return replace(self, hi=self.hi - (length + self.slack) % self.stride)
+
     @property
     def single(self) -> bool:
         """Every output reads the pixel at its own place and no other."""

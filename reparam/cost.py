@@ -63,7 +63,8 @@ def of_fold(device: Device, value: AffineConv) -> float:
         shape = (*shape[:2], *(size + lo + hi for size, lo, hi in sides))
         padding += (read + math.prod(shape)) * _BYTES / device.bandwidth + device.launch
         read = math.prod(shape)
-    return padding + convolution(device, read, written, weights, groups, value.out_channels)
+    mapped = 3 * written * _BYTES / device.bandwidth + device.launch if value.mapped else 0.0
+    return padding + mapped + convolution(device, read, written, weights, groups, value.out_channels)
 
 
 def of_map(device: Device, value: AffineConv, read: int, written: int) -> float:

@@ -80,8 +80,8 @@ class Inputs:
 
         The batch is the leading axis of every tensor of rank 2 or more that shares its length with the first of them.
         A resolution is the axes after the first two of a floating tensor of rank 3, 4 or 5; they grow by `size`, whose
-        last entry serves all further axes, so that a square becomes a non-square one. New entries repeat old ones in
-        order, so values stay legal. A variant that would change nothing is left out.
+        last entry serves all further axes, so that a square becomes a non-square one; an empty one leaves them. New
+        entries repeat old ones in order, so values stay legal. A variant that would change nothing is left out.
         """
         rows = _batch_length(self)
         variants = {
@@ -122,7 +122,7 @@ def _batch_length(inputs: Inputs) -> int | None:
 
 
 def _larger(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
-    if not tensor.is_floating_point() or tensor.ndim not in (3, 4, 5):
+    if not size or not tensor.is_floating_point() or tensor.ndim not in (3, 4, 5):
         return tensor
     for i, axis in enumerate(range(2, tensor.ndim)):
         tensor = _longer(tensor, axis, size[min(i, len(size) - 1)])

@@ -32,9 +32,11 @@ class Interpretation:
     above: for every node that is not an anchor, the nearest tensor that all paths to it pass through.
     base: for every such node, the farthest dominator of which it is known to be one value.
     refusals: why a node is not a value of anything, or of nothing farther than its base.
+    fixed: the recorded sizes are the only ones.
     """
 
-    def __init__(self, nodes: Iterable[Node], opaque: Collection[Node]) -> None:
+    def __init__(self, nodes: Iterable[Node], opaque: Collection[Node], fixed: bool = False) -> None:
+        self.fixed = fixed
         self.above: dict[Node, Node] = {}
         self.base: dict[Node, Node] = {}
         self.root: dict[Node, Node] = {}
@@ -56,7 +58,7 @@ class Interpretation:
 
     def _quietly(self, node: Node, known: Mapping[Node, Value]) -> Value:
         try:
-            return step(node, known)
+            return step(node, known, self.fixed)
         except Refusal:
             return None
 
@@ -96,7 +98,7 @@ class Interpretation:
                 if operand is not base:
                     self.value(base, operand)
         try:
-            value = step(node, known)
+            value = step(node, known, self.fixed)
         except Refusal as refusal:
             self.refusals.setdefault(node, refusal)
             return False
@@ -125,8 +127,8 @@ class Interpretation:
         return first
 
 
-def step(node: Node, values: Mapping[Node, Value]) -> Value:
-    """The value of a node from those of its operands; an operand that has none is an anchor.
+def step(node: Node, values: Mapping[Node, Value], fixed: bool = False) -> Value:
+    """The value of a node from those of its operands; an operand that has none is an anchor (of `fixed` size).
 
     None where an operand is known to be no value; raises Refusal where the rule refuses.
     """
@@ -135,12 +137,12 @@ def step(node: Node, values: Mapping[Node, Value]) -> Value:
     rule = RULES[operation(node.function)]  # type: ignore[arg-type]
     view = next((values[operand] for operand in node.operands if isinstance(values.get(operand), Viewed)), None)
     if view is None:
-        value = rule(*_looked_up(node.args, values), **_looked_up(node.kwargs, values))
+        value = rule(*_looked_up(node.args, values, fixed), **_looked_up(node.kwargs, values, fixed))
     elif len(node.operands) > 1:
         raise Refusal("it joins tensors whose pixels were rearranged", "joining them before that would fold")
     else:
         seen = {node.operands[0]: view.seen()}
-        value = view.then(rule(*_looked_up(node.args, seen), **_looked_up(node.kwargs, seen)))
+        value = view.then(rule(*_looked_up(node.args, seen, fixed), **_looked_up(node.kwargs, seen, fixed)))
     if node.inplace and isinstance(node.args[0], Node) and node.args[0] not in values:
         raise Refusal("it overwrites its input, which others may read", "the same operation out of place would fold")
     sources = {operand.dtype for operand in node.operands if operand.dtype is not None}
@@ -149,10 +151,10 @@ def step(node: Node, values: Mapping[Node, Value]) -> Value:
     return value
 
 
-def anchored(node: Node) -> AffineConv:
+def anchored(node: Node, fixed: bool = False) -> AffineConv:
     """An anchor as the value that its readers see: channels on dimension 1 where it has the rank of a feature map."""
     rank = len(node.shape)
-    return AffineConv.of(Anchor(node, node.shape), rank - 2 if 3 <= rank <= 5 else 0)
+    return AffineConv.of(Anchor(node, node.shape, fixed), rank - 2 if 3 <= rank <= 5 else 0)
 
 
 def between(base: Node, sinks: Collection[Node]) -> list[Node]:
@@ -173,17 +175,17 @@ def _is_map(node: Node) -> bool:
     return node.dtype in _FLOATING and len(node.shape) >= 2
 
 
-def _looked_up(argument: Any, values: Mapping[Node, Value]) -> Any:
+def _looked_up(argument: Any, values: Mapping[Node, Value], fixed: bool) -> Any:
     if isinstance(argument, Node):
         if argument.constant:
             return Constant(argument.shape, Deferred(lambda: evaluate(argument, {})))
         if argument in values:
             return values[argument]
-        return anchored(argument) if _is_map(argument) else None
+        return anchored(argument, fixed) if _is_map(argument) else None
     if isinstance(argument, (tuple, list)):
-        return type(argument)(_looked_up(item, values) for item in argument)
+        return type(argument)(_looked_up(item, values, fixed) for item in argument)
     if isinstance(argument, dict):
-        return {key: _looked_up(item, values) for key, item in argument.items()}
+        return {key: _looked_up(item, values, fixed) for key, item in argument.items()}
     if isinstance(argument, slice):
-        return slice(*(_looked_up(part, values) for part in (argument.start, argument.stop, argument.step)))
+        return slice(*(_looked_up(part, values, fixed) for part in (argument.start, argument.stop, argument.step)))
     return argument

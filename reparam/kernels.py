@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,4 +68,19 @@ def convolved(first: Tensor, second: Tensor, groups: int) -> Tensor:
 
 
 def rows(factor: Tensor, kernel: Tensor) -> Tensor:
-    return factor.view(-1, *[1] * (kernel.dim() - 1)) * kernel
+    """Each output channel times its factor."""
+    return spread(factor, kernel) * kernel
+
+
+def spread(factor: Tensor, onto: Tensor) -> Tensor:
+    """One number per channel (or one for all) as it broadcasts onto a tensor whose first dimension is the channels."""
+    return factor.view(-1, *[1] * (onto.dim() - 1))
+
+
+def reframed(biases: Tensor, pads: Sequence[tuple[int, int]], value: Callable[[], Tensor] | None) -> Tensor:
+    """Biases per channel and pixel, padded by a value per channel (None: zero); negative amounts crop."""
+    sides = [side for pad in reversed(pads) for side in pad]
+    if value is None:
+        return F.pad(biases, sides)
+    around = spread(value(), biases)
+    return F.pad(biases - around, sides) + around

@@ -41,6 +41,7 @@ def reparameterize(
     keep: Sequence[str] = (),
     cost: str = "static",
     prune: bool = False,
+    fixed_size: bool = False,
     progress: bool = False,
 ) -> nn.Module:
     """The same model with every linear region folded into plain convolutions and linear layers, where that pays.
@@ -54,6 +55,8 @@ def reparameterize(
     cost: what a plan is judged by; "static" is a roofline model of a CPU.
     prune: remove the dead weight that the report names (auxiliary heads, results that are dropped), where the model is
         proven to do the same without it. What only training calls is gone then: the result cannot be trained on.
+    fixed_size: every image will be as large as the example (batches may differ): what zero padding makes of a bias is
+        then folded into one number per channel and pixel, where that is cheaper. Other sizes raise an error afterwards.
     progress: say on stderr what is being done.
 
     Returns a model of the same class, dtype, device and memory format, in eval mode, whose new weights do not require
@@ -73,26 +76,40 @@ def reparameterize(
             verify=verify,
             keep=patterns,
             cost=cost,
+            prune=prune,
+            fixed_size=fixed_size,
             progress=progress,
         )
         return _wrapped(model, inner, inplace)
     inputs = guessed_inputs(_copied(model, False)) if example_inputs is None else Inputs.of(example_inputs)
-    conversion = _convert(_copied(model, inplace), inputs, keep, say, prune=prune)
+    asked = _Asked(keep, prune, fixed_size)
+    conversion = _convert(_copied(model, inplace), inputs, asked, say)
     errors: dict[Fold, float] = {}
     verification = None
     if verify and conversion.changed:
         say("checking each fold")
         errors = _checked_folds(conversion)
         say("comparing the models")
-        verification = verify_models(model, conversion.emitted.model, inputs, exact=conversion.emitted.exact)
+        verification = verify_models(
+            model, conversion.emitted.model, inputs, exact=conversion.emitted.exact, fixed_size=fixed_size
+        )
         if not verification.ok:
-            raise _guilty(model, inputs, keep, conversion, verification)
+            raise _guilty(model, inputs, asked, conversion, verification)
     folded = conversion.emitted.model
     outcome = report(
         conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors, conversion.dead
     )
     folded.reparam_report = replace(outcome, verification=verification)  # type: ignore[assignment]
     return _moved_into(model, folded) if inplace else folded
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller wants besides equality: see `reparameterize`."""
+
+    keep: Sequence[str]
+    prune: bool
+    fixed_size: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,22 +125,17 @@ class _Conversion:
 
 
 def _convert(
-    target: nn.Module,
-    inputs: Inputs,
-    keep: Sequence[str],
-    say: Callable[[str], object],
-    only: int | None = None,
-    prune: bool = False,
+    target: nn.Module, inputs: Inputs, asked: _Asked, say: Callable[[str], object], only: int | None = None
 ) -> _Conversion:
     """Convert `target` itself; `only` so many of the folds, in order, where it is given."""
-    kept = _kept(target, keep)
+    kept = _kept(target, asked.keep)
     say("recording a run")
     recorded = record(target, inputs)
     recorded.walls.update(around(recorded, kept))
     say("planning")
     refused: dict[Node, Refusal] = {}
     while True:
-        planned = plan(recorded, {*recorded.walls, *refused}, only=only)
+        planned = plan(recorded, {*recorded.walls, *refused}, only=only, fixed_size=asked.fixed_size)
         edits = prepare(recorded, planned, kept)
         if not edits.refused:
             break
@@ -134,7 +146,7 @@ def _convert(
     pruner = Pruner(target, dead)
     emitted = emit(target, recorded, edits)
     fates = dict.fromkeys(dead, "left")
-    if prune and dead:
+    if asked.prune and dead:
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, inputs, kept)
     return _Conversion(recorded, planned, emitted, fates)
@@ -228,13 +240,13 @@ def _checked_folds(conversion: _Conversion) -> dict[Fold, float]:
 
 
 def _guilty(
-    model: nn.Module, inputs: Inputs, keep: Sequence[str], conversion: _Conversion, verification: Verification
+    model: nn.Module, inputs: Inputs, asked: _Asked, conversion: _Conversion, verification: Verification
 ) -> VerificationError:
     """The error for a whole that is wrong although each fold is right, with the fold that makes the difference."""
 
     def fails(folds: Sequence[Fold]) -> bool:
-        tried = _convert(_copied(model, False), inputs, keep, lambda _: None, only=len(folds))
-        return not verify_models(model, tried.emitted.model, inputs, exact=tried.emitted.exact).ok
+        tried = _convert(_copied(model, False), inputs, asked, lambda _: None, only=len(folds)).emitted
+        return not verify_models(model, tried.model, inputs, exact=tried.exact, fixed_size=asked.fixed_size).ok
 
     guilty = bisect(conversion.plan.folds, fails)
     pruned = any(fate == REMOVED for fate in conversion.dead.values())

@@ -21,14 +21,38 @@ _PADS: dict[str, Sequence[Callable[[Any], nn.Module]]] = {  # of 1, 2 and 3 axes
 }
 
 
+class BiasMap(nn.Module):
+    """x + bias, one number per channel and pixel: what zero padding made of biases, for images of one size alone.
+
+    bias: (1, channels, *sizes).
+    """
+
+    bias: nn.Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, channels, *sizes). Raises ValueError at any other size: a map of one pixel would broadcast."""
+        if x.shape[2:] != self.bias.shape[2:]:
+            sizes = ["x".join(map(str, each.shape[2:])) for each in (x, self.bias)]
+            raise ValueError(
+                f"a map of {sizes[0]} pixels where {sizes[1]} were folded in: this model was converted with "
+                "fixed_size=True; convert it for the new size, or without"
+            )
+        return x + self.bias
+
+
 def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:
     """The convolution as a module of torch, in the dtype, device and memory format of `like`, and its exact weights.
 
     One-sided padding widens the kernel with zeros, or, where that would more than double it or the padding copies
-    pixels, is a module of its own.
+    pixels, is a module of its own; so is a bias that differs between pixels.
     """
     frames, value = value.deployable()
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
+    biased = value.bias is not None and not value.mapped
     bias = None if value.bias is None else value.bias()
     geometry: dict[str, Any] = {}
     if value.axes:
@@ -41,14 +65,14 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
             "padding_mode": next(iter(value.modes), ZEROS),
         }
     with torch.device("meta"):
-        module: nn.Module = _PLAIN[len(value.axes)](
-            value.in_channels, value.out_channels, bias=bias is not None, **geometry
-        )
+        module: nn.Module = _PLAIN[len(value.axes)](value.in_channels, value.out_channels, bias=biased, **geometry)
     exact: dict[Tensor, Tensor] = {_rounded(module, "weight", kernel, like): kernel}
+    steps = [*(_PADS[mode][len(value.axes) - 1](tuple(sides)) for mode, sides in frames), module]
     if bias is not None:
-        exact[_rounded(module, "bias", bias, like)] = bias
-    pads = [_PADS[mode][len(value.axes) - 1](tuple(sides)) for mode, sides in frames]
-    return (nn.Sequential(*pads, module) if pads else module).eval(), exact
+        steps += [] if biased else [BiasMap()]
+        number = bias if biased else bias[None]
+        exact[_rounded(steps[-1], "bias", number, like)] = number
+    return (nn.Sequential(*steps) if len(steps) > 1 else module).eval(), exact
 
 
 def _rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:

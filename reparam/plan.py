@@ -44,9 +44,15 @@ class Plan:
     after: float
 
 
-def plan(record: Record, opaque: Collection[Node], device: cost.Device = cost.CPU, only: int | None = None) -> Plan:
+def plan(
+    record: Record,
+    opaque: Collection[Node],
+    device: cost.Device = cost.CPU,
+    only: int | None = None,
+    fixed_size: bool = False,
+) -> Plan:
     """Choose the folds of a record; `opaque` nodes are left as they are. `only` the first so many folds, if given."""
-    found = Interpretation(record.nodes, opaque)
+    found = Interpretation(record.nodes, opaque, fixed_size)
     live = alive(record)
     demanded = _demanded(record, found, live)
     regions: dict[Node, list[Node]] = {}

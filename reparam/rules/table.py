@@ -126,7 +126,7 @@ def affine(x: Value) -> AffineConv:
     if isinstance(x, AffineConv):
         return x
     if isinstance(x, Bordered):
-        raise x.why
+        return x.settled()
     raise Refusal("it reads something that is not a feature map")
 
 
