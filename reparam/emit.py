@@ -15,7 +15,7 @@ from reparam.capture import WEIGHT_HOOKS, Node, Record, entry, leaves_of, served
 from reparam.fold import Fold
 from reparam.plain import plain
 from reparam.plan import alive
-from reparam.prepare import Edits, Rewrite, only_read_by
+from reparam.prepare import Edits, Piece, Rewrite, only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.split import SCALED, unscale, without_affine
@@ -106,6 +106,8 @@ class _Emitter:
                 first = next(n for n in graph.nodes if _stands_for(trace, n, piece.nodes))
                 with graph.inserting_before(first):
                     replacement = graph.call_module(name, (trace.at[piece.base],))
+            if piece.nodes == piece.fold.nodes:
+                _asked_instead(trace, piece, replacement)
             before = trace.at[piece.sink]
             before.replace_all_uses_with(replacement)
             trace.at.update({node: replacement for node, place in trace.at.items() if place is before})
@@ -210,6 +212,16 @@ def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
     if isinstance(seen, list):  # the parts of a tuple
         seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is entry), None)
     return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
+
+
+def _asked_instead(trace: Trace, piece: Piece, replacement: fx.Node) -> None:
+    """Let code that asks for the size of what is gone ask an end of the fold that is as large."""
+    ends = {piece.base: trace.at[piece.base], piece.sink: replacement}
+    asking = ("call_function", "call_method")
+    for node in piece.nodes:
+        end = piece.fold.as_large(node)
+        if node is not piece.sink and node in trace.at and end is not None:
+            trace.at[node].replace_all_uses_with(ends[end], lambda step: step not in trace.tree and step.op in asking)
 
 
 def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:

@@ -32,6 +32,11 @@ class Fold:
     advance: AffineConv | None = None
     given: Mapping[Node, AffineConv] = field(default_factory=dict)
 
+    def as_large(self, node: Node) -> Node | None:
+        """The end of the fold that is as large as one of its nodes, whatever the size of the base, if one is."""
+        size = None if self.steps else self.sizes.get(node)
+        return next((end for end in (self.sink, self.base) if size is not None and self.sizes.get(end) == size), None)
+
 
 def last_kernel(nodes: Sequence[Node]) -> Node:
     """The last of the nodes that is a convolution, a linear layer or a product with a constant."""

@@ -292,7 +292,7 @@ class _Region:
 
 def _size(value: Value, space: bool) -> Any:
     """What is equal for two values of one tensor if they have equally many channels and, in space, pixels."""
-    if isinstance(value, (Bordered, Viewed)):
+    if isinstance(value, Viewed):
         value = value.inside
     if not isinstance(value, AffineConv):
         return None

@@ -18,7 +18,7 @@ planned anew.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -86,6 +86,7 @@ class _Editor:
         self.settled: dict[nn.Module, bool] = {}
         self.readers = record.readers()
         self.removed: Collection[Node] = ()
+        self.unmade: Set[Node] = frozenset()  # of these, the tensors that no longer exist
         self.fates: dict[Call, object] = {}
         self.carriers: dict[Fold, Node | None] = {}
         self.whole: dict[Fold, Fold] = {}
@@ -95,6 +96,7 @@ class _Editor:
         self.removed = removed
         self.whole = {_behind_norm(fold): fold for fold in whole}
         folds = list(self.whole)
+        self.unmade = set(removed) - {fold.sink for fold in folds}
         alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
         for fold in folds:
             alike[self._signature(self.whole[fold].nodes)].append(fold)
@@ -289,6 +291,11 @@ class _Editor:
         """Whether only operations that are removed read the module's tensors."""
         return only_read_by(self.removed, module, self.readers)
 
+    def _read_elsewhere(self, module: nn.Module) -> bool:
+        """Whether operations that stay read the module's tensors, besides its own."""
+        own = (node for call in self.calls[module] for node in call.nodes())
+        return not only_read_by({*self.removed, *own}, module, self.readers)
+
     def _proven(self, call: Call, nodes: Sequence[Node]) -> bool:
         trace = self._traced(call, frozenset({call.module}))
         return not any(trace.sized(node) for node in nodes)
@@ -368,7 +375,7 @@ class _Editor:
         held = [module for module in opened if module in self.pinned and module is not call.module]
         if held:
             raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
-        if not user_code(call.module) and not self._unread(call.module):
+        if not user_code(call.module) and self._read_elsewhere(call.module):
             raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
         trace = self._traced(call, frozenset(opened))
         gone = {node for piece in pieces for node in piece.nodes}
@@ -376,7 +383,7 @@ class _Editor:
             if piece.base not in trace.at:
                 raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
             for node in piece.nodes:
-                if node is not piece.sink and node in trace.at and _returned(trace, node):
+                if node in self.unmade - {piece.sink} and node in trace.at and _returned(trace, node):
                     raise _At(node, "its code also returns it, although nobody reads it")
                 if node in trace.at and trace.sized(node):
                     raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
@@ -384,6 +391,7 @@ class _Editor:
                     piece.nodes == piece.fold.nodes
                     and node is not piece.sink
                     and node in trace.at
+                    and piece.fold.as_large(node) is None
                     and _asked(trace, node, gone)
                 ):
                     raise _At(next(reader for reader in piece.nodes if node in reader.operands), _MEASURED)
@@ -473,7 +481,8 @@ def _keeps_sizes(fold: Fold, at: int) -> bool:
     """Whether tensors on the way whose size is asked for are as large as what stands there: base, from `at` on sink."""
     places = [fold.base if i < at else fold.sink for i in range(len(fold.nodes) - 1)]
     return all(
-        not n.measured or fold.sizes[n] == fold.sizes[place] for n, place in zip(fold.nodes, places, strict=False)
+        not n.measured or (fold.sizes[n] is not None and fold.sizes[n] == fold.sizes[place])
+        for n, place in zip(fold.nodes, places, strict=False)
     )
 
 

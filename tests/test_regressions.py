@@ -405,3 +405,45 @@ def test_a_constant_that_is_written_to() -> None:
     model = _WrittenConstant()
     folded = converted(model, x)
     torch.testing.assert_close(folded(x), model(x))
+
+
+class _AsksInBetween(nn.Module):
+    """It asks a tensor for its size that a fold makes superfluous, but which is as large as what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) - self.second(x)
+        height, width = y.shape[2:]
+        return self.bn(y).relu().mean((2, 3)) * (height / width)
+
+
+def test_a_size_is_asked_of_what_is_as_large() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    model = _AsksInBetween()
+    folded = converted(model, x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+    other = torch.randn(1, 4, 5, 7)
+    torch.testing.assert_close(folded(other), model(other))
+
+
+class _ReturnsBetween(nn.Module):
+    """What is returned besides the result is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.bn, self.last = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.bn(self.first(x) - self.second(x))
+        return self.last(y).relu(), y
+
+
+def test_what_is_returned_may_be_what_a_fold_computes() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    folded = converted(_ReturnsBetween(), x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (2, 0)
