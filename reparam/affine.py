@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reparam.axis import ZEROS, Axis
-from reparam.errors import Refusal
+from reparam.errors import BorderRefusal, Refusal
 from reparam.kernels import CONV, convolved, densified, laid, reframed, regroup, rows, spread
 
 T = TypeVar("T")
@@ -320,7 +320,7 @@ class AffineConv:
                     "one kind of padding for each axis would fold",
                 )
             if (lo > 0 and axis.lo < axis.span - axis.stride) or (hi > 0 and axis.hi < axis.span - 1):
-                raise Refusal(
+                raise BorderRefusal(
                     f"padding after a {axis.span}-wide window that was padded by {axis.lo} and {axis.hi}: "
                     "at the border the window would reach pixels that the padding hides",
                     "padding the first operation fully, or not padding the second, would fold",
@@ -478,7 +478,7 @@ class Bordered:
 
     @property
     def why(self) -> Refusal:
-        return Refusal(
+        return BorderRefusal(
             "the padding holds another value than the bias that comes before it, so the border is a different function",
             "no bias before the padding, padding with that bias, padding the first operation instead, or (for "
             "images of one size) fixed_size=True, would fold",

@@ -20,6 +20,10 @@ class Refusal(Exception):
         return f"{self.reason}; {self.remedy}" if self.remedy else self.reason
 
 
+class BorderRefusal(Refusal):
+    """A fold that would be exact in the middle of an image and wrong at its border."""
+
+
 class ReparamError(Exception):
     """Base of every error that this package raises on purpose; its text says where, what, why and what to do."""
 

@@ -85,7 +85,11 @@ def reparameterize(
     asked = _Asked(keep, prune, fixed_size)
     conversion = _convert(_copied(model, inplace), inputs, asked, say)
     errors: dict[Fold, float] = {}
+    naive: dict[Node, float] = {}
     verification = None
+    if verify:
+        generator = torch.Generator().manual_seed(0)
+        naive = {node: border.error(generator) for node, border in conversion.plan.borders.items()}
     if verify and conversion.changed:
         say("checking each fold")
         errors = _checked_folds(conversion)
@@ -97,7 +101,7 @@ def reparameterize(
             raise _guilty(model, inputs, asked, conversion, verification)
     folded = conversion.emitted.model
     outcome = report(
-        conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors, conversion.dead
+        conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors, naive, conversion.dead
     )
     folded.reparam_report = replace(outcome, verification=verification)  # type: ignore[assignment]
     return _moved_into(model, folded) if inplace else folded

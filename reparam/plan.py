@@ -16,6 +16,7 @@ from typing import Any
 
 from reparam import cost
 from reparam.affine import AffineConv, Bordered
+from reparam.border import Border, borders
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel
@@ -34,6 +35,7 @@ class Plan:
 
     live: every node that an output depends on; removed: those of them that need not be computed any more.
     before, after: the cost of all regions (microseconds).
+    borders: what those of the refusals that are about a border would have folded.
     """
 
     folds: tuple[Fold, ...]
@@ -42,6 +44,7 @@ class Plan:
     removed: frozenset[Node]
     before: float
     after: float
+    borders: Mapping[Node, Border] = field(default_factory=dict)
 
 
 def plan(
@@ -75,7 +78,7 @@ def plan(
     folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - _computed(record, folds, live)
-    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after)
+    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after, borders(found, refusals))
 
 
 def _first(

@@ -44,15 +44,22 @@ class FoldLine:
 
 @dataclass(frozen=True)
 class RefusalLine:
-    """One operation that was kept: where, what was decided about, why, and what would change it."""
+    """One operation that was kept: where, what was decided about, why, and what would change it.
+
+    naive_error: how wrong a fold would be that overlooks the border, measured in float64, relative to max|y|; None
+        where the reason is another one, or nothing was measured.
+    """
 
     where: str
     operation: str
     reason: str
     remedy: str
+    naive_error: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.where} ({self.operation}) kept: {self.reason}" + (f"; {self.remedy}" if self.remedy else "")
+        text = f"{self.where} ({self.operation}) kept: {self.reason}" + (f"; {self.remedy}" if self.remedy else "")
+        wrong = self.naive_error
+        return text if wrong is None else f"{text}; a naive fold would be wrong by {_percent(wrong)} at the border"
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,12 @@ class Report:
             return ""
         met = Counter((r.operation, r.reason, r.remedy) for r in self.refusals)
         first = {(r.operation, r.reason, r.remedy): r for r in reversed(self.refusals)}
+        # Of several the worst, for what a naive fold would do there is the reason to look.
+        first |= {
+            (r.operation, r.reason, r.remedy): r
+            for r in sorted(self.refusals, key=lambda each: each.naive_error or 0.0)
+            if r.naive_error is not None
+        }
         lines = [
             f"{first[key]}" + (f" (and {count - 1} more)" if count > 1 else "") for key, count in met.most_common()
         ]
@@ -181,11 +194,13 @@ def report(
     folded: nn.Module,
     names: dict[Fold, str],
     errors: dict[Fold, float],
+    naive: Mapping[Node, float],
     dead: Mapping[Dead, str],
 ) -> Report:
     """The report of a plan that has been carried out.
 
-    names: the modules that hold the folds now; dead: the dead weight of the original, and what became of it.
+    names: the modules that hold the folds now; errors: of the folds, and naive: of those refused at a border;
+    dead: the dead weight of the original, and what became of it.
     """
     computed = [node for node in record.nodes if node in plan.live]
     left = counts((node for node in computed if node not in plan.removed), folded)
@@ -203,19 +218,24 @@ def report(
     )
     folded_nodes = {node for fold in plan.folds for node in fold.nodes}  # refused from afar, folded from nearer
     refusals = tuple(
-        RefusalLine(_place(node), _called(node), refusal.reason, refusal.remedy)
+        RefusalLine(_place(node), _called(node), refusal.reason, refusal.remedy, naive.get(node))
         for node, refusal in plan.refusals.items()
         if node.function is not None and node not in folded_nodes
     )
     staying = [node for node in computed if node not in plan.removed and node not in plan.refusals]
-    lonely = tuple(_lonely(node) for node in staying if node.name == "batch_norm")
+    lonely = tuple(_lonely(node, plan, naive) for node in staying if node.name == "batch_norm")
     scales = tuple(_kept_scale(node, record) for node in staying if node.function is affine_part)
     weights = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
     return Report(lines, refusals + lonely + scales, counts(computed, original), after, dead=weights)
 
 
-def _lonely(norm: Node) -> RefusalLine:
+def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
     """Why a norm is left that no rule has refused."""
+    sink = next((sink for sink, border in plan.borders.items() if norm in border.nodes), None)
+    if sink is not None:
+        refusal = plan.refusals[sink]
+        reason = f"{operation(sink.function)} cannot take it: {refusal.reason}"  # type: ignore[arg-type]
+        return RefusalLine(_place(norm), "batch_norm", reason, refusal.remedy, naive.get(sink))
     before = [operation(node.function) if node.function is not None else "the input" for node in norm.operands]
     after = [operation(node.function) for node in norm.readers if node.function is not None] or ["the output"]
     beside = any(name in cost.KERNELS for name in (*before, *after))
@@ -237,6 +257,10 @@ def _kept_scale(node: Node, record: Record) -> RefusalLine:
 def _called(node: Node) -> str:
     """What an operation is called in tables."""
     return node.name if node.function is affine_part else operation(node.function)  # type: ignore[arg-type]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:,.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _named(names: Iterable[str]) -> str:
