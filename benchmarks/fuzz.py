@@ -110,13 +110,13 @@ def _checked(program: Program, model: nn.Module, inputs: tuple[Tensor, ...], tru
     before = _state(model)
     given = tuple(x.clone() for x in inputs)
     exact = program.dtype == torch.float64
-    folded = reparam.reparameterize(model, given, verify=not exact)
+    folded = reparam.reparameterize(model, given, verify=not exact, fixed_size=program.fixed)
     if _state(model) != before or not all(map(torch.equal, given, inputs)):
         raise _Failed("mutated", "the model or its inputs are not what they were")
     if exact:
         _compare(program, model, folded, truths)
     _require_portable(model, folded, program)
-    again: Report = reparam.reparameterize(folded, inputs, verify=False).reparam_report  # type: ignore[assignment]
+    again: Report = reparam.reparameterize(folded, inputs, verify=False, fixed_size=program.fixed).reparam_report  # type: ignore[assignment]
     first, last = _price(model, inputs), _price(folded, inputs)
     if last > first + 1e-9:
         raise _Failed("dearer", f"cost {first:.3f} before, {last:.3f} after")
@@ -168,6 +168,7 @@ def _truths(program: Program, model: nn.Module) -> Iterator[Any]:
         inputs = program.inputs(batch, sizes)
         try:
             truth = _run(model, inputs) if all(x.numel() for x in inputs) else None
+            truth = None if program.fixed and any(sizes) else truth
             yield truth if all(t.numel() for _, t in tensors(truth)) else None  # no convolution gives an empty image
         except (RuntimeError, ValueError, IndexError, AssertionError):
             if not i:

@@ -168,6 +168,8 @@ def inner(input: Value, other: Value) -> AffineConv:
         (Case(Op(lambda m, x: torch.einsum("bcl,cd->bcl", x, m.w), w=torch.randn(4, 3)), spatial=1), "sums"),
         (Case(Op(lambda m, x: torch.einsum("bcl,c->bcl", x, m.w), w=torch.randn(4)), spatial=1, channels=1),
          "broadcasts"),
+        (Case(Op(lambda m, x: torch.einsum("bnc,cd->bnd", x, m.w), w=torch.randn(1, 3)), spatial=1, channels=1,
+              channels_last=True), "another size"),
     ],
 )  # fmt: skip
 def einsum(equation: str, *operands: Value) -> AffineConv:
@@ -185,8 +187,8 @@ def einsum(equation: str, *operands: Value) -> AffineConv:
     if len(shared) != 1 or len({*mine}) < len(mine) or len({*theirs}) < len(theirs) or len(theirs) > 2:
         raise Refusal("input and constant have not just one dimension in common")
     dim, (channel,) = mine.index(shared[0]), shared
-    if weight.shape[theirs.index(channel)] != x.shape()[dim]:
-        raise Refusal("one of its factors broadcasts")
+    if weight.shape[theirs.index(channel)] != x.shape()[dim] or x.shape()[dim] == 1:
+        raise Refusal("one of its factors broadcasts, or would at another size", "more than one channel would fold")
     if channel in result:
         if theirs != shared or result != mine:
             raise Refusal("it sums over entries of the constant, or gives the dimensions another order")
@@ -229,6 +231,8 @@ def _labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[
     ],
     keeps=lambda: [
         (Case(Op(lambda m, x: torch.tensordot(x, m.w, ([1], [0])), w=torch.randn(4, 3))), "another place"),
+        (Case(Op(lambda m, x: torch.tensordot(x, m.w, 1), w=torch.randn(1, 3)), spatial=1, channels=1,
+              channels_last=True), "single row"),
         (Case(Op(lambda m, x: torch.tensordot(x, m.w), w=torch.randn(7, 4, 3)), spatial=1, smallest=7, fixed=True,
               channels_last=True), "one dimension"),
         (Case(Op(lambda m, x: torch.tensordot(m.w, x, 1), w=torch.randn(3, 3)), spatial=0), "one dimension"),
@@ -243,6 +247,8 @@ def tensordot(a: Value, b: Value, dims: Value = 2, out: Value = None) -> AffineC
         raise Refusal("it sums over something else than one dimension of the input and of a constant matrix")
     x, ((mine, theirs),) = affine(a), pairs
     rank = len(x.anchor.shape)
+    if b.shape[theirs] == 1:
+        raise Refusal("a single row broadcasts over other sizes of the input", "more than one channel would fold")
     if mine % rank != rank - 1:
         raise Refusal("it moves the channels to another place", "summing over the last dimension would fold")
     return _mapped(x, rank - 1, b if theirs % 2 == 0 else _transposed(b))
