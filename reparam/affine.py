@@ -264,8 +264,11 @@ class AffineConv:
         )
 
     def cat(self, other: AffineConv) -> AffineConv:
-        """The output channels of both, these first."""
-        self, other = self._aligned(other)
+        """The output channels of both, these first.
+
+        Where the sizes of their outputs differ at some sizes of the anchor, there is no such concatenation at those.
+        """
+        self, other = self._aligned(other, wherever_defined=True)
         axes = tuple(map(Axis.joined, self.axes, other.axes))
 
         def kernel() -> Tensor:
@@ -298,11 +301,14 @@ class AffineConv:
             return F.pad(regroup(self.kernel(), self.groups, 1).movedim(0, -1), (front, end)).movedim(-1, 0)
 
         def bias() -> Tensor:
-            return F.pad(self.bias_value(), (front, end), value=0.0 if value is None else value().item())
+            held = 0.0 if value is None else value().item()
+            return F.pad(self.bias_value().movedim(0, -1), (front, end), value=held).movedim(-1, 0)
 
         number = None if self.bias is None and value is None else Deferred(bias)
         out_channels = self.out_channels + front + end
-        return AffineConv(self.anchor, self.in_channels, out_channels, 1, self.axes, Deferred(kernel), number)
+        return AffineConv(
+            self.anchor, self.in_channels, out_channels, 1, self.axes, Deferred(kernel), number, mapped=self.mapped
+        )
 
     def pad(self, pads: Sequence[tuple[int, int]], value: Number | None = None) -> AffineConv | Bordered:
         """(lo, hi) more outputs per axis, reading `value` per channel (None: zero); negative amounts crop.
@@ -382,7 +388,7 @@ class AffineConv:
 
     def widened(self) -> AffineConv:
         """The same map with equal, non-negative padding at both ends of every axis that copies no pixels."""
-        axes = tuple(map(Axis.widened, self.axes))
+        axes = tuple(axis.balanced().widened() for axis in self.axes)
         if axes == self.axes:
             return self
         return replace(
@@ -396,7 +402,7 @@ class AffineConv:
         zeros, unless that would more than double it. The fold takes every size that this value takes.
         """
         frames: list[tuple[str, list[int]]] = []
-        value = self
+        value = replace(self, axes=tuple(map(Axis.balanced, self.axes)))
         if len(self.modes) > 1 or any(axis.copies and axis.lo != axis.hi for axis in self.axes):
             frames = [(mode, self.sides(mode)) for mode in sorted(self.modes - {ZEROS})]
             value = value._bared([axis.copies for axis in self.axes])
@@ -416,24 +422,26 @@ class AffineConv:
         axes = tuple(axis.bared() if bare else axis for axis, bare in zip(self.axes, which, strict=True))
         return replace(self, axes=axes, identity=False, mean=False)
 
-    def _aligned(self, other: AffineConv) -> tuple[AffineConv, AffineConv]:
+    def _aligned(self, other: AffineConv, wherever_defined: bool = False) -> tuple[AffineConv, AffineConv]:
         """Both, where they can be put side by side; at a fixed size without the pixels that none of them reads."""
         if self.anchor.fixed:
             self, other = self._trimmed(), other._trimmed()
-        self._matches(other)
+        self._matches(other, wherever_defined)
         return self, other
 
     def _trimmed(self) -> AffineConv:
         sizes = self.anchor.shape[2:]
         return replace(self, axes=tuple(axis.trimmed(size) for axis, size in zip(self.axes, sizes, strict=False)))
 
-    def _matches(self, other: AffineConv) -> None:
+    def _matches(self, other: AffineConv, wherever_defined: bool = False) -> None:
         if self.anchor != other.anchor:
             raise Refusal("the two sides start from different tensors")
         if len(self.axes) != len(other.axes):
             raise Refusal(f"one side is a map of {_layout(len(self.axes))}, the other of {_layout(len(other.axes))}")
-        for a, b in zip(self.axes, other.axes, strict=True):
-            if a.stride != b.stride or a.slack != b.slack:
+        for a, b, length in zip(self.axes, other.axes, self.anchor.shape[2:], strict=False):
+            loose = wherever_defined and not (a.copies or b.copies)
+            equal = a.slack == b.slack or (loose and a.outputs(length) == b.outputs(length))
+            if a.stride != b.stride or not equal:
                 raise Refusal("the two sides differ in stride or in the size of their output")
             if a.framed and b.framed and a.mode != b.mode:
                 raise Refusal(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 ZEROS = "zeros"
@@ -17,6 +17,8 @@ class Axis:
     """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the anchor.
 
     mode: what the pixels at `lo` and `hi` hold, as torch names it: "zeros", "reflect", "replicate", "circular".
+    spare: by so much `hi` may be smaller. At the sizes where that would change the number of outputs there are none,
+    because tensors of several sizes would have to be put side by side.
     """
 
     taps: int = 1
@@ -25,6 +27,7 @@ class Axis:
     lo: int = 0
     hi: int = 0
     mode: str = ZEROS
+    spare: int = field(default=0, repr=False)
 
     @property
     def span(self) -> int:
@@ -40,7 +43,7 @@ class Axis:
 
     def trimmed(self, length: int) -> Axis:
         """At this very length the same outputs, and no pixel at the end that none of them reads."""
-        return replace(self, hi=self.hi - (length + self.slack) % self.stride)
+        return replace(self, hi=self.hi - (length + self.slack) % self.stride, spare=0)
 
     @property
     def single(self) -> bool:
@@ -79,7 +82,7 @@ class Axis:
         return replace(self, taps=(span - 1) // dilation + 1, dilation=dilation, stride=self.stride * outer.stride)
 
     def joined(self, other: Axis) -> Axis:
-        """The smallest window that holds the taps of both; strides and slacks are equal, and modes of padding.
+        """The smallest window that holds the taps of both; strides, numbers of outputs and modes are equal.
 
         Less padding is more of it, cropped: so a narrower window reads no other pixels in the wider frame.
         """
@@ -87,7 +90,15 @@ class Axis:
         span = lo + max(self.span - self.lo, other.span - other.lo)
         dilation = _lattice(self, other, abs(self.lo - other.lo)) or 1
         mode = self.mode if self.framed else other.mode
-        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, self.slack + span - lo, mode)
+        slack = max(self.slack, other.slack)
+        spare = slack - min(self.slack - self.spare, other.slack - other.spare)
+        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, slack + span - lo, mode, spare)
+
+    def balanced(self) -> Axis:
+        """The same with the end padded as the front is, as far as there is spare for it."""
+        if self.copies:
+            return self
+        return replace(self, hi=min(max(self.lo, self.hi - self.spare), self.hi), spare=0)
 
     def widened(self) -> Axis:
         """Padded equally at both ends, as nn.Conv wants it: the window grows by taps that will be zero.

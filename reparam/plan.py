@@ -26,6 +26,18 @@ from reparam.spread import Spread, spreads
 from reparam.viewed import Viewed
 
 _NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
+_PARTING = (
+    "getitem",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "narrow",
+    "index_select",
+    "expand",
+    "repeat",
+)
+_MULTIPLYING = ("cat", "concat", "concatenate", "pixel_unshuffle", "repeat", "tile", "repeat_interleave")
 _JOINING = ("cat", "concat", "concatenate")  # they have no kernel that could take a scale
 
 
@@ -193,9 +205,10 @@ class _Region:
         if value is None or self._relaid(base, node) or self._overwritten(base, node):
             return None
         if isinstance(value, AffineConv):
-            if value.identity:  # two tensors of equal value, unless one of them is overwritten later
-                return None if base.written or node.written else value
             nodes = between(base, [node])
+            if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
+                parts = any(map(_picks, nodes))
+                return None if base.written or node.written or (parts and not _fixes_channels(base, nodes)) else value
             return value if _fixes_channels(base, nodes) and self._pays(value, nodes) else None
         return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
 
@@ -223,15 +236,22 @@ class _Region:
     def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
         """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it.
 
-        The steps then see as many channels as the base has, which is another number than some of them may name.
+        The steps before that place then see as many channels as the base has, and those behind it as many as the map
+        gives, which is another number than some of them may name.
         """
-        nodes = between(base, [node])
-        kernels = any(operation(each.function) in cost.KERNELS for each in nodes)  # type: ignore[arg-type]
-        chain = kernels and value.inside.pixelwise and all(len(each.operands) == 1 for each in nodes)
-        return chain and all(
-            self._channels(base, each.operands[0]) in (None, value.inside.in_channels)
-            for each in self.steps(base, node)
-            if operation(each.function) in _NAMING  # type: ignore[arg-type]
+        nodes, steps = between(base, [node]), self.steps(base, node)
+        if not any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
+            return False
+        at = nodes.index(last_kernel(nodes))
+        if at > nodes.index(steps[0]):
+            here = self.found.value(base, nodes[at])
+            if not value.inside.pixelwise or (isinstance(here, Viewed) and here.spread > 1):
+                return False
+        seen = [value.inside.in_channels if nodes.index(step) < at else value.inside.out_channels for step in steps]
+        return all(len(each.operands) == 1 for each in nodes) and all(
+            self._channels(base, step.operands[0]) in (None, count)
+            for step, count in zip(steps, seen, strict=True)
+            if operation(step.function) in _NAMING  # type: ignore[arg-type]
         )
 
     def _channels(self, base: Node, node: Node) -> int | None:
@@ -262,7 +282,8 @@ class _Region:
         """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
         if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
             return False
-        if operation(node.function) in _JOINING:  # type: ignore[arg-type]
+        behind = isinstance(self.found.value(self.found.base[node], node), Viewed)
+        if behind or operation(node.function) in _JOINING:  # type: ignore[arg-type]
             return False
         value = self.value(node, node.readers[0])
         return isinstance(value, AffineConv) and value.pointwise
@@ -271,26 +292,28 @@ class _Region:
         """What `value` costs instead of everything between the two; `paid` steps are computed anyway."""
         if isinstance(value, AffineConv):
             return cost.of_fold(self.device, value)
+        steps = sum(self.prices[step] for step in self.steps(base, node) if step not in paid)
+        if not value.inside.pixelwise:
+            return cost.of_fold(self.device, value.inside) + steps
         place = last_kernel(between(base, [node]))
         read, written = math.prod(place.operands[0].shape), math.prod(place.shape)
-        steps = sum(self.prices[step] for step in self.steps(base, node) if step not in paid)
         return cost.of_map(self.device, value.inside, read, written) + steps
 
     def _fold(self, base: Node, sink: Node) -> Fold:
         value = self.value(base, sink)
         assert value is not None
         nodes = tuple(between(base, [sink]))
-        space = isinstance(value, AffineConv)
         inside = value if isinstance(value, AffineConv) else value.inside
+        space = inside is value or not inside.pixelwise
         start = inside.in_channels, [(1, -1) for _ in inside.axes if space]
         sizes = {base: start, **{node: _size(self.found.value(base, node), space) for node in nodes}}
         if isinstance(value, AffineConv):
             return Fold(base, sink, value, nodes, (), sizes)
-        place = last_kernel(nodes)
-        here = self.found.value(base, place)
+        here = self.found.value(base, last_kernel(nodes))
         read = here.seen() if isinstance(here, Viewed) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
-        return Fold(base, sink, value.inside.with_axes(spatial), nodes, self.steps(base, sink), sizes)
+        placed = inside.with_axes(spatial) if inside.pixelwise else inside
+        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes)
 
 
 def _size(value: Value, space: bool) -> Any:
@@ -315,9 +338,20 @@ def _fixes_channels(base: Node, nodes: Sequence[Node]) -> bool:
             kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
                 return True
-            if node.dtype is not None and node.shape[1:2] == base.shape[1:2]:
+            manifold = operation(node.function) in _MULTIPLYING and whole.issuperset(node.operands)  # type: ignore[arg-type]
+            if manifold or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
                 whole.add(node)
     return False
+
+
+def _picks(node: Node) -> bool:
+    """Whether it may be a part of dimension 1, be it one that happens to be the whole."""
+    if operation(node.function) != "getitem" or len(node.args) < 2:  # type: ignore[arg-type]
+        return operation(node.function) in _PARTING  # type: ignore[arg-type]
+    entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if Ellipsis in entries:
+        return entries[0] is not Ellipsis or len(entries) > len(node.shape) - 1
+    return len(entries) > 1 and entries[1] != slice(None)
 
 
 @dataclass(eq=False)

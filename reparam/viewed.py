@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from reparam.affine import AffineConv, Anchor
+from reparam.affine import AffineConv, Anchor, Deferred
 from reparam.errors import Refusal
 
 
@@ -15,12 +15,15 @@ class Viewed:
     Reshapes and transposes that leave the channels whole, and means over pixels, commute with every map of channels
     (a mean keeps a bias because its weights sum to 1). So a map behind them can be moved in front of them and back.
     shape: of the tensor now; channel: which of its dimensions holds the channels.
+    spread: how many channels of `inside` each of them was, side by side, before they were moved into pixels. Then only
+    a scale and shift per channel can still be moved in front.
     """
 
     inside: AffineConv
     shape: tuple[int, ...]
     channel: int
     steps: int = 1
+    spread: int = 1
 
     def seen(self) -> AffineConv:
         """The tensor as if it were an anchor: what the next rule reads."""
@@ -37,14 +40,28 @@ class Viewed:
         if isinstance(made, AffineConv) and len(made.axes) != len(self.seen().axes):
             raise Refusal("it reads other dimensions as channels than those that hold them")
         if isinstance(result, Viewed) and result.inside.pixelwise:
-            inside = self.inside.then(result.inside.with_axes(len(self.inside.axes)))
-            return Viewed(inside, result.shape, result.channel, self.steps + result.steps)
+            steps, spread = self.steps + result.steps, self.spread * result.spread
+            return Viewed(self._mapped(result.inside), result.shape, result.channel, steps, spread)
         if isinstance(result, AffineConv) and result.mean:
             return replace(self, shape=result.shape(), steps=self.steps + 1)
         if isinstance(result, AffineConv) and result.pixelwise:
-            inside = self.inside.then(result.with_axes(len(self.inside.axes)))
-            return replace(self, inside=self.inside if result.identity else inside, shape=result.shape())
+            return replace(self, inside=self._mapped(result), shape=result.shape())
         raise Refusal(
             "it reads the neighbours of pixels that were rearranged before it",
             "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",
         )
+
+    def _mapped(self, outer: AffineConv) -> AffineConv:
+        """What stands inside, with a map of the channels behind it."""
+        if outer.identity:
+            return self.inside
+        if self.spread == 1:
+            return self.inside.then(outer.with_axes(len(self.inside.axes)))
+        if not outer.pointwise:
+            raise Refusal(
+                "it mixes channels, each of which was several channels before these became pixels",
+                "a scale and shift of every channel (a batch norm) would fold",
+            )
+        scale = Deferred(lambda: outer.kernel().flatten().repeat_interleave(self.spread))
+        shift = Deferred(lambda: outer.bias_value().repeat_interleave(self.spread))
+        return self.inside.scale_shift(scale, None if outer.bias is None else shift)

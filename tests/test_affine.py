@@ -307,19 +307,43 @@ def test_cat(pair: tuple[AffineConv, AffineConv]) -> None:
 
 @given(st.data(), spatials)
 def test_sums_are_refused_where_sizes_differ(data: st.DataObject, spatial: int) -> None:
-    """Every refusal is necessary: at some size the two sides have different numbers of outputs."""
+    """Every refusal is necessary: at some size the two sides have different numbers of outputs, and may broadcast."""
     u, v = data.draw(values(spatial, outputs=6)), data.draw(values(spatial, outputs=6))
     pairs = list(zip(u.axes, v.axes, strict=True))
     alike = all(
         a.outputs(length) == b.outputs(length) for a, b in pairs for length in range(max(a.smallest, b.smallest), 60)
     )
     padded_alike = all(a.mode == b.mode for a, b in pairs if a.framed and b.framed)
-    for law in (AffineConv.__add__, AffineConv.cat):
-        if alike and padded_alike:
-            law(u, v)
-        else:
-            with pytest.raises(Refusal, match="pads with" if alike else "size of their output|pads with"):
-                law(u, v)
+    if alike and padded_alike:
+        u + v
+    else:
+        with pytest.raises(Refusal, match="pads with" if alike else "size of their output|pads with"):
+            u + v
+
+
+@given(st.data(), spatials)
+def test_cat_is_exact_wherever_there_is_one(data: st.DataObject, spatial: int) -> None:
+    """Sizes may differ at sizes of the anchor at which there is nothing to put side by side."""
+    axes = [data.draw(axes_of()) for _ in range(spatial)]
+    u = data.draw(values(spatial, [replace(axis, mode=ZEROS) for axis in axes], outputs=6))
+    others = [data.draw(same_size(axis)) for axis in u.axes]
+    others = [replace(axis, hi=axis.hi + data.draw(st.integers(1 - axis.stride, axis.stride - 1))) for axis in others]
+    v = data.draw(values(spatial, others, outputs=6))
+    if any(a.outputs(99) != b.outputs(99) for a, b in zip(u.axes, v.axes, strict=True)):
+        with pytest.raises(Refusal, match="size of their output"):
+            u.cat(v)
+        return
+    law = u.cat(v)
+    for start in range(6):
+        sizes = [
+            [n for n in range(max(a.smallest, b.smallest), 40) if a.outputs(n) == b.outputs(n) > 0][start]
+            for a, b in zip(u.axes, v.axes, strict=True)
+        ]
+        x = integers(1, CHANNELS, *sizes)
+        truth = torch.cat([u(x), v(x)], 1)
+        assert torch.equal(law(x), truth)
+        assert torch.equal(law.widened()(x), truth)
+        assert torch.equal(plain(law, x)[0](x), truth)
 
 
 def test_sums_of_other_tensors_layouts_and_channels_are_refused() -> None:

@@ -78,3 +78,73 @@ def test_moving_channels_alone_is_no_convolution(name: str) -> None:
     result = reparam.reparameterize(model, image(2, 4, 8, 6), verify=False)
     assert not plain_convs(result)
     assert distance(model, result, image(2, 4, 8, 6)) < EXACT
+
+
+class Focus(nn.Module):
+    """Space to depth by slices, then a convolution with norm (Jocher 2020)."""
+
+    def __init__(self, taps: int = 3) -> None:
+        super().__init__()
+        self.conv, self.bn = conv(12, 6, taps, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slices = [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]]
+        return F.silu(self.bn(self.conv(torch.cat(slices, 1))))
+
+
+EVEN = [(2, 3, 8, 6), (1, 3, 2, 2), (3, 3, 10, 14)]
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_slices_of_pixels_side_by_side_are_one_strided_convolution(taps: int) -> None:
+    model = trained(Focus(taps))
+    result = reparam.reparameterize(model, image(*EVEN[0]), verify=False)
+    assert [layer.stride for layer in plain_convs(result)] == [(2, 2)]
+    assert convs_ran(result, image(*EVEN[0])) == 1
+    assert norms_ran(result, image(*EVEN[0])) == ran(result, image(*EVEN[0]))["cat"] == 0
+    for size in EVEN:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_blocks_of_pixels_are_a_strided_convolution() -> None:
+    model = trained(nn.Sequential(nn.PixelUnshuffle(2), nn.BatchNorm2d(12), nn.Conv2d(12, 6, 1), nn.ReLU()))
+    result = reparam.reparameterize(model, image(*EVEN[0]), verify=False)
+    assert [(layer.kernel_size, layer.stride) for layer in plain_convs(result)] == [((2, 2), (2, 2))]
+    assert ran(result, image(*EVEN[0]))["pixel_unshuffle"] == 0
+    for size in EVEN:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_norm_behind_a_pixel_shuffle_goes_into_the_convolution_before_it(taps: int) -> None:
+    model = trained(nn.Sequential(conv(4, 12, taps), nn.PixelShuffle(2), nn.BatchNorm2d(3), nn.ReLU()))
+    result = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+    assert norms_ran(result, image(*SIZES[0])) == 0
+    assert [layer.out_channels for layer in plain_convs(result)] == [12]
+    for size in SIZES:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_a_depthwise_convolution_behind_a_pixel_shuffle_is_not_put_there_twice() -> None:
+    """A map of all the channels before the shuffle has no place behind it."""
+    shuffled = nn.Sequential(conv(4, 12), nn.PixelShuffle(2), nn.Conv2d(3, 3, 1, groups=3), nn.BatchNorm2d(3))
+    model = trained(shuffled)
+    result = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+    assert norms_ran(result, image(*SIZES[0])) == 0
+    for size in SIZES:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_a_norm_behind_a_flattened_convolution_goes_into_it() -> None:
+    """Though the convolution reads neighbours: it stands before the pixels are rearranged."""
+    flat = Block(lambda m, x: m.bn(m.conv(x).flatten(2)), conv=conv(4, 6, 3), bn=nn.BatchNorm1d(6))
+    named = Block(
+        lambda m, x: m.bn(m.conv(x).reshape(x.shape[0], 6, -1)).transpose(1, 2),
+        conv=conv(4, 6, 3),
+        bn=nn.BatchNorm1d(6),
+    )
+    for model in (trained(flat), trained(named)):
+        result = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+        assert norms_ran(result, image(*SIZES[0])) == 0, result.reparam_report
+        for size in SIZES:
+            assert distance(model, result, image(*size, seed=1)) < EXACT

@@ -1,8 +1,8 @@
 """All rules, registered: importing this package fills the table."""
 
-from reparam.rules import arithmetic, channels, conv, linear, norm, pad, pool, views
+from reparam.rules import arithmetic, channels, conv, linear, norm, pad, pixels, pool, views
 from reparam.rules.table import RULES, Case, Rule, Stack, Value, operation
 
 __all__ = ["RULES", "Case", "Rule", "Stack", "Value", "operation"]
 
-_FAMILIES = (arithmetic, channels, conv, linear, norm, pad, pool, views)
+_FAMILIES = (arithmetic, channels, conv, linear, norm, pad, pixels, pool, views)
