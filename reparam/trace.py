@@ -117,6 +117,8 @@ class Trace:
             self.lengths[node] = length
         operands = _nodes(map(self.tree.get, inputs))
         if not operands:
+            if not self.settled and any(map(self._absent, inputs)):
+                raise self._other(f"calls {operation(node.target)} on an argument that was None")
             if all(argument in self.tree for argument in inputs):
                 self.tree[node] = None  # computed from constants alone
             return
@@ -129,6 +131,10 @@ class Trace:
             self._is(node, getattr(source, str(node.args[1]), None))
         elif not self._looks(node):
             self._consume(node, operands, next(self._left, None))
+
+    def _absent(self, node: fx.Node) -> bool:
+        """Whether it is an argument that was None: a proxy is none, whatever the code asks."""
+        return node.op == "placeholder" and self.given.get(str(node.target).lstrip("*"), _NOTHING) is None
 
     def _length(self, node: fx.Node) -> int | None:
         """The number of entries of a step that is the shape of a tensor, or a part of one."""

@@ -447,3 +447,25 @@ def test_what_is_returned_may_be_what_a_fold_computes() -> None:
     x = torch.randn(2, 4, 8, 8)
     folded = converted(_ReturnsBetween(), x)
     assert (convs_ran(folded, x), norms_ran(folded, x)) == (2, 0)
+
+
+class _AddsToAConstant(nn.Module):
+    """What it is handed, if anything, is added to a table: a constant otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.table = nn.Parameter(torch.randn(1, 1, 8, 8))
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        table = self.table.sigmoid()
+        if more is not None:
+            table = table + more
+        return (self.first(x) + self.second(x)).relu() * table
+
+
+def test_an_argument_that_was_none_is_no_tensor() -> None:
+    """To a symbolic trace every argument is something; the code that is written out must not compute with None."""
+    x = torch.randn(2, 4, 8, 8)
+    folded = converted(nn.Sequential(_AddsToAConstant()), x)
+    assert convs_ran(folded, x) == 1
