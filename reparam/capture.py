@@ -163,6 +163,7 @@ class Record:
     watched: the modules whose calls hooks look at.
     walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
     writes: the nodes that write to each memory, in order.
+    opaque: the walls that no fold can compute, as they write.
     """
 
     nodes: list[Node]
@@ -171,6 +172,7 @@ class Record:
     walls: set[Node]
     watched: set[nn.Module]
     writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
+    opaque: frozenset[Node] = frozenset()
 
     def readers(self) -> dict[int, list[Node]]:
         """The nodes that read each tensor of the model, by the tensor's id."""
@@ -443,8 +445,8 @@ class _Recorder(TorchFunctionMode):
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
         _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)})
-        self.walls.update(node for memory in self.overwritten for node in self.writes[memory])
-        return Record(self.nodes, self.calls, outputs, self.walls, self.watched, self.writes)
+        opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory])
+        return Record(self.nodes, self.calls, outputs, self.walls | opaque, self.watched, self.writes, opaque)
 
     def _changed(self, node: Node) -> bool:
         """Whether the run has written to a tensor that the model holds."""

@@ -33,10 +33,15 @@ class Interpretation:
     base: for every such node, the farthest dominator of which it is known to be one value.
     refusals: why a node is not a value of anything, or of nothing farther than its base.
     fixed: the recorded sizes are the only ones.
+
+    `opaque` nodes are values of nothing; `stops` are, but nothing behind them is a value of what is before them.
     """
 
-    def __init__(self, nodes: Iterable[Node], opaque: Collection[Node], fixed: bool = False) -> None:
+    def __init__(
+        self, nodes: Iterable[Node], opaque: Collection[Node], fixed: bool = False, stops: Collection[Node] = ()
+    ) -> None:
         self.fixed = fixed
+        self.stops = stops
         self.above: dict[Node, Node] = {}
         self.base: dict[Node, Node] = {}
         self.root: dict[Node, Node] = {}
@@ -70,18 +75,22 @@ class Interpretation:
 
     def _place(self, node: Node) -> None:
         """Give the node its place below the nearest common dominator of its operands, if it is a value of that."""
-        roots = {self.root.get(operand, operand) for operand in node.operands}
+        roots = {self._known(self.root, operand) for operand in node.operands}
         if len(roots) > 1:
             self._settles(node, node)
             self.refusals.setdefault(node, Refusal("its inputs start from different tensors"))
             return
         nearest = self._meet(node.operands)
-        farthest = max((self.base.get(operand, operand) for operand in node.operands), key=self._depth_of)
+        farthest = max((self._known(self.base, operand) for operand in node.operands), key=self._depth_of)
         for base in self._candidates(farthest, nearest):
             if self._settles(node, base):
                 self.above[node], self.base[node], self.root[node] = nearest, base, roots.pop()
                 self._depth[node] = self._depth_of(nearest) + 1
                 return
+
+    def _known(self, places: Mapping[Node, Node], operand: Node) -> Node:
+        """The place of an operand for what reads it: itself, where nothing is known of it or folding stops at it."""
+        return operand if operand in self.stops else places.get(operand, operand)
 
     def _candidates(self, farthest: Node, nearest: Node) -> list[Node]:
         """The dominators from `farthest` (if it is one) to `nearest`, which are at most `REACH` and the farthest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -138,14 +138,16 @@ def _convert(
     recorded.walls.update(around(recorded, kept))
     say("planning")
     refused: dict[Node, Refusal] = {}
+    cuts: dict[Node, Refusal] = {}
     while True:
-        planned = plan(recorded, {*recorded.walls, *refused}, only=only, fixed_size=asked.fixed_size)
-        edits = prepare(recorded, planned, kept)
-        if not edits.refused:
+        planned = plan(recorded, {*recorded.opaque, *refused}, only=only, fixed_size=asked.fixed_size, cuts=cuts)
+        edits = prepare(recorded, planned, kept, cuts)
+        if not edits.refused and not edits.cuts:
             break
         refused.update(edits.refused)
+        cuts.update(edits.cuts)
     say(f"folding {len(planned.folds)} regions")
-    planned = replace(planned, refusals={**planned.refusals, **refused})
+    planned = replace(planned, refusals={**planned.refusals, **_behind(cuts), **refused})
     dead = dead_weight(target, recorded)
     pruner = Pruner(target, dead)
     emitted = emit(target, recorded, edits)
@@ -154,6 +156,11 @@ def _convert(
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, inputs, kept)
     return _Conversion(recorded, planned, emitted, fates)
+
+
+def _behind(cuts: Mapping[Node, Refusal]) -> dict[Node, Refusal]:
+    """The refusals of cuts, for what reads the tensors there."""
+    return {reader: refusal for node, refusal in cuts.items() for reader in node.readers}
 
 
 def _require_usable(model: object) -> None:

@@ -65,11 +65,16 @@ def plan(
     device: cost.Device = cost.CPU,
     only: int | None = None,
     fixed_size: bool = False,
+    cuts: Collection[Node] = (),
 ) -> Plan:
-    """Choose the folds of a record; `opaque` nodes are left as they are. `only` the first so many folds, if given."""
-    found = Interpretation(record.nodes, opaque, fixed_size)
+    """Choose the folds of a record; `opaque` nodes are left as they are, and none passes through `cuts`.
+
+    `only` the first so many folds, if given.
+    """
+    stops = {*record.walls, *cuts}
+    found = Interpretation(record.nodes, opaque, fixed_size, stops)
     live = alive(record)
-    demanded = _demanded(record, found, live)
+    demanded = _demanded(record, found, live) | (stops & live)
     regions: dict[Node, list[Node]] = {}
     for node in record.nodes:
         if node in demanded and node in found.above:
@@ -133,7 +138,7 @@ def _computed(record: Record, folds: Iterable[Fold], live: Iterable[Node]) -> se
     """Every node that is still computed when folds stand for the operations before their sinks."""
     bases = {fold.sink: (fold.base,) for fold in folds}
     inside = {node for fold in folds for node in fold.nodes}
-    roots = [n for n in live if n not in inside and (n.inplace or _number(n) or n in record.walls)]
+    roots = [n for n in live if n in record.walls or (n not in inside and (n.inplace or _number(n)))]
     return _reached([*record.outputs, *roots], bases)
 
 

@@ -65,18 +65,23 @@ class Rewrite:
 
 @dataclass(eq=False)
 class Edits:
-    """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why."""
+    """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why.
+
+    cuts: tensors that code hands from one inner call to another and through which no fold can be led, and why.
+    """
 
     swaps: list[Swap] = field(default_factory=list)
     unscaled: list[nn.Module] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     refused: dict[Node, Refusal] = field(default_factory=dict)
+    cuts: dict[Node, Refusal] = field(default_factory=dict)
     removed: Collection[Node] = ()
 
 
 class _Editor:
-    def __init__(self, record: Record, pinned: Collection[nn.Module]) -> None:
+    def __init__(self, record: Record, pinned: Collection[nn.Module], cuts: Collection[Node]) -> None:
         self.record = record
+        self.cuts = cuts
         self.pinned = {*pinned, *record.watched}
         self.calls: dict[nn.Module, list[Call]] = defaultdict(list)
         for call in record.calls:
@@ -193,6 +198,7 @@ class _Editor:
                     raise _NoChain  # the module has to stay as well
                 swaps.append(Swap(call.module, self.whole[fold], value))
             else:
+                self._require_loose(call, nodes)
                 self._require_alike(call, group)
                 pieces.append(Piece(call, nodes, nodes[0].operands[0], nodes[-1], fold, value))
         return swaps, pieces
@@ -205,6 +211,7 @@ class _Editor:
         call = _common(fold.nodes)
         if call is None:
             raise Refusal("it runs outside the model's forward")
+        self._require_loose(call, fold.nodes)
         self._require_alike(call, group)
         value = None if fold.value.identity else fold.value
         if self._whole(call, fold.nodes):
@@ -260,6 +267,12 @@ class _Editor:
             return False
         step = next(step for step, seen in trace.inner.items() if seen is call)
         return all(isinstance(trace.tree.get(argument), Node) for argument in step.all_input_nodes)
+
+    def _require_loose(self, call: Call, nodes: Sequence[Node]) -> None:
+        """No module that has to stay what it is computes its whole result in the code that would be replaced."""
+        whole = call.result is nodes[-1] and not any(isinstance(event, Call) for event in call.events)
+        if whole and call.module in self.pinned:
+            raise Refusal(f"{call.path or 'the model itself'} must stay what it is (a hook or `keep` watches it)")
 
     def _require_one_fate(self, call: Call) -> None:
         """Every call of the module that is exchanged comes to the same."""
@@ -322,11 +335,16 @@ class _Editor:
             return refusal
 
     def _refuse(self, result: Edits, group: Iterable[Fold], refusal: Refusal, call: Call | None = None) -> None:
-        """Leave as they are the operations that the code around them holds fast: those of its own forward."""
+        """Leave as they are the operations that the code around them holds fast: those of its own forward.
+
+        Where it has none, it is what it hands from one inner call to another: what is inside these may still fold.
+        """
         for fold in group:
             around = call or _common(fold.nodes)
             own = [node for node in fold.nodes if node.call is around]
-            for node in fold.nodes[:1] if fold.steps else own or fold.nodes[-1:]:
+            handed = [] if own else [node for node in _handed(fold, around) if node not in self.cuts]
+            result.cuts.update((node, refusal) for node in handed)
+            for node in [] if handed else fold.nodes[:1] if fold.steps else own or fold.nodes[-1:]:
                 result.refused.setdefault(node, refusal)
 
     # --- rewriting
@@ -432,10 +450,13 @@ class _NoChain(Exception):
     """A fold that is no chain of operations to be edited one by one."""
 
 
-def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = ()) -> Edits:
-    """The edits that carry a plan. The model is left as it is; `pinned` modules keep their place and their identity."""
+def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = (), cuts: Collection[Node] = ()) -> Edits:
+    """The edits that carry a plan. The model is left as it is; `pinned` modules keep their place and their identity.
+
+    `cuts` are the tensors through which the plan leads no fold already.
+    """
     steps = {step for fold in plan.folds for step in fold.steps}
-    return _Editor(record, pinned).edits(plan.folds, plan.removed - steps)
+    return _Editor(record, pinned, cuts).edits(plan.folds, plan.removed - steps)
 
 
 def _is_chain(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> bool:
@@ -525,7 +546,16 @@ def _common(nodes: Sequence[Node]) -> Call | None:
     return next((call for call in around[0] if all(call in others for others in around[1:])), None)
 
 
-def _within(node: Node, common: Call) -> Iterator[Call]:
+def _handed(fold: Fold, around: Call | None) -> list[Node]:
+    """The tensors of a fold that pass from one call made by `around` to another."""
+    inner = {node: [call for call in _within(node, around) if call is not around][-1:] for node in fold.nodes}
+    handed = {
+        operand for node in fold.nodes for operand in node.operands if inner.get(operand, inner[node]) != inner[node]
+    }
+    return [node for node in fold.nodes if node in handed]
+
+
+def _within(node: Node, common: Call | None) -> Iterator[Call]:
     """The calls around a node, from its own to `common`."""
     for call in node.call.above() if node.call else ():
         yield call

@@ -469,3 +469,50 @@ def test_an_argument_that_was_none_is_no_tensor() -> None:
     x = torch.randn(2, 4, 8, 8)
     folded = converted(nn.Sequential(_AddsToAConstant()), x)
     assert convs_ran(folded, x) == 1
+
+
+class _Undecided(nn.Module):
+    """Hands a tensor from one part to the next in code that no trace can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)) if bool(x.isfinite().all()) else x
+
+
+def test_where_code_cannot_be_led_through_the_parts_fold_each_by_itself() -> None:
+    # transformers mobilevitv2: a projection of one stage and the expansion of the next were refused together, and the
+    # batch norm of the expansion was left.
+    x = torch.randn(2, 4, 7, 9)
+    folded = converted(_Undecided(), x)
+    assert norms_ran(folded, x) == 0
+    assert convs_ran(folded, x) == 2
+
+
+def test_what_a_hook_looks_at_folds_up_to_there() -> None:
+    # transformers pp_lcnet_v3: hooks that collect feature maps looked at the stem, and its batch norm was left.
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1),
+    )
+    x = torch.randn(2, 3, 9, 7)
+    seen: list[Tensor] = []
+    model[0].register_forward_hook(lambda module, args, result: seen.append(result))
+    folded = converted(model, x)
+    assert norms_ran(folded, x) == 0
+    assert convs_ran(folded, x) == 2  # what is looked at exists
+    seen.clear()
+    model(x), folded(x)
+    torch.testing.assert_close(seen[1], seen[0])
+
+
+def test_a_module_that_a_hook_looks_at_is_not_hollowed_out() -> None:
+    # `weight` of a block that computes its kernel would be gone.
+    model = nn.Sequential(reparam.nn.IdentityBasedConv1x1(4), nn.ReLU())
+    model[0].register_forward_hook(lambda module, args, result: None)
+    folded = converted(model, torch.randn(2, 4, 5, 5))
+    assert folded[0].weight.shape == (4, 4, 1, 1)
