@@ -39,6 +39,24 @@ def regroup(kernel: Tensor, groups: int, target: int) -> Tensor:
     return wide.view(out, many * inner, *taps)
 
 
+def finest_groups(kernel: Tensor, groups: int) -> tuple[int, Tensor]:
+    """The most groups, a multiple of `groups`, between which the kernel is exactly zero, and the kernel in as many.
+
+    Shuffles and slices may leave more of them than was known. A block of nothing but zeros is no group.
+    """
+    out, inner, *taps = kernel.shape
+    reads = (kernel != 0).flatten(2).any(2) if taps else kernel != 0
+    for many in range(math.gcd(out // groups, inner), 1, -1):
+        if (out // groups) % many == 0 and inner % many == 0:
+            blocks = reads.view(groups, many, out // groups // many, many, inner // many).any(4).any(2)
+            if torch.equal(blocks, torch.eye(many, dtype=torch.bool).expand(groups, -1, -1)):
+                each = torch.arange(many)
+                parted = kernel.reshape(groups, many, out // groups // many, many, inner // many, *taps)
+                own = parted[:, each, :, each].transpose(0, 1)
+                return groups * many, own.reshape(out, inner // many, *taps)
+    return groups, kernel
+
+
 def densified(kernel: Tensor, steps: Sequence[int]) -> Tensor:
     """Zeros between the taps: from one tap every `step` to one every 1."""
     for dim, step in enumerate(steps, start=2):

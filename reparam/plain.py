@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.affine import AffineConv
 from reparam.axis import ZEROS
-from reparam.kernels import regroup
+from reparam.kernels import finest_groups, regroup
 
 _PLAIN: dict[int, Callable[..., nn.Module]] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PADS: dict[str, Sequence[Callable[[Any], nn.Module]]] = {  # of 1, 2 and 3 axes
@@ -52,6 +52,7 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     """
     frames, value = value.deployable()
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
+    groups, kernel = finest_groups(kernel, value.groups) if value.axes else (1, kernel)
     biased = value.bias is not None and not value.mapped
     bias = None if value.bias is None else value.bias()
     geometry: dict[str, Any] = {}
@@ -61,7 +62,7 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
             "stride": tuple(axis.stride for axis in value.axes),
             "padding": tuple(axis.lo for axis in value.axes),
             "dilation": tuple(axis.dilation for axis in value.axes),
-            "groups": value.groups,
+            "groups": groups,
             "padding_mode": next(iter(value.modes), ZEROS),
         }
     with torch.device("meta"):

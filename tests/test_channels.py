@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+from reparam.kernels import finest_groups, regroup
 
 SIZES = [(2, 4, 9, 7), (1, 4, 1, 1), (3, 4, 6, 11), (1, 4, 2, 13)]
 
@@ -148,3 +149,28 @@ def test_a_norm_behind_a_flattened_convolution_goes_into_it() -> None:
         assert norms_ran(result, image(*SIZES[0])) == 0, result.reparam_report
         for size in SIZES:
             assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_groups_that_a_shuffle_hides_are_found_again() -> None:
+    """Two grouped convolutions with a shuffle and its inverse between them read no more than one such does."""
+    model = trained(
+        nn.Sequential(
+            conv(8, 8, 3, groups=2, bias=False), nn.ChannelShuffle(2), nn.ChannelShuffle(4), conv(8, 8, groups=2)
+        )
+    )
+    result = reparam.reparameterize(model, image(2, 8, 9, 7), verify=False)
+    assert [layer.groups for layer in plain_convs(result)] == [2]
+    for size in [(2, 8, 9, 7), (1, 8, 1, 1), (3, 8, 6, 11)]:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+@pytest.mark.parametrize(("groups", "many"), [(1, 3), (2, 2), (1, 6), (3, 1)])
+def test_the_finest_groups(groups: int, many: int) -> None:
+    """Those of the blocks that are not zero; a dense kernel, and one of zeros, keep theirs."""
+    inner = 12 // groups // many
+    kernel = torch.rand(24, inner, 3, 2) + 1
+    found, own = finest_groups(regroup(kernel, groups * many, groups), groups)
+    assert found == groups * many
+    assert torch.equal(own, kernel)
+    zeros = torch.zeros(24, 12 // groups, 3, 2)
+    assert finest_groups(zeros, groups)[0] == groups
