@@ -11,7 +11,7 @@ from torch import nn
 
 from reparam.affine import AffineConv
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, channel_dimension, rule
+from reparam.rules.table import Case, Op, Value, affine, channel_dimension, each, rule
 from reparam.viewed import Viewed
 
 _Moved = AffineConv | Viewed
@@ -74,6 +74,24 @@ def transpose(input: Value, dim0: int, dim1: int) -> _Moved:
 def permute(input: Value, *dims: Value) -> _Moved:
     """Dimensions in another order."""
     return _permuted(affine(input), dims[0] if isinstance(dims[0], (tuple, list, torch.Size)) else dims)
+
+
+@rule(
+    "movedim",
+    "moveaxis",
+    folds=lambda: [
+        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: x.movedim(1, -1)), nn.Linear(4, 3))),
+        Case(nn.Sequential(nn.BatchNorm2d(4), Op(lambda m, x: torch.moveaxis(x, (1, 2), (3, 1))), nn.Linear(4, 3))),
+    ],
+    keeps=lambda: [(Case(nn.Sequential(Op(lambda m, x: x.movedim(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours")],
+)
+def movedim(input: Value, source: Value, destination: Value) -> _Moved:
+    """Dimensions moved to other places, the others in their order."""
+    x = affine(input)
+    rank = len(x.anchor.shape)
+    moved = {to % rank: dim % rank for dim, to in zip(each(source, 1), each(destination, 1), strict=True)}
+    others = iter([dim for dim in range(rank) if dim not in moved.values()])
+    return _permuted(x, [moved[at] if at in moved else next(others) for at in range(rank)])
 
 
 @rule(
