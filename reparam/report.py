@@ -13,12 +13,13 @@ from torch import nn
 from reparam import cost
 from reparam.affine import AffineConv
 from reparam.axis import ZEROS
-from reparam.capture import Node, Record
+from reparam.capture import READ, SIZE, Node, Record
 from reparam.dead import Dead
 from reparam.fold import Fold, last_kernel
 from reparam.plan import Plan
 from reparam.rules import operation
 from reparam.split import affine_part
+from reparam.trace import user_code
 from reparam.verify import Verification
 
 _KINDS = {
@@ -30,6 +31,9 @@ _KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _SHORT = {"batch_norm": "bn", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "avg_pool2d": "pool"}
 _ORDER = {name: i for i, name in enumerate(("conv", "linear", "bn", "pool"))}  # then the others as they come
 _CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
+
+
+_KINDS_OF_LOOKS = (SIZE, READ)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,17 @@ class DeadWeight:
 
 
 @dataclass(frozen=True)
+class Look:
+    """A module of the user's whose code has looked at what another input may have otherwise."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
 class Counts:
     """What one forward pass runs: calls of convolutions and linear layers, batch norms, sums and products.
 
@@ -101,9 +116,10 @@ class Report:
     after: Counts
     verification: Verification | None = None
     dead: tuple[DeadWeight, ...] = ()
+    baked: tuple[Look, ...] = ()
 
     def __str__(self) -> str:
-        parts = [self._folds(), self._counts(), self._refusals(), self._dead(), self._verdict()]
+        parts = [self._folds(), self._counts(), self._refusals(), self._dead(), self._baked(), self._verdict()]
         return "\n\n".join(part for part in parts if part)
 
     def _folds(self) -> str:
@@ -146,6 +162,18 @@ class Report:
         headers = ("dead weight", "which is", "in eval", "elements", "bytes", "here")
         align = ("left", "left", "left", "right", "right", "left")
         return tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
+
+    def _baked(self) -> str:
+        """Every kind of look once, with the first modules that did."""
+        if not self.baked:
+            return ""
+        places = {what: [look.where for look in self.baked if look.what == what] for what in _KINDS_OF_LOOKS}
+        lines = [
+            f"  {', '.join(where[:3])}" + (f" and {len(where) - 3} more" if len(where) > 3 else "") + f": {what}"
+            for what, where in places.items()
+            if where
+        ]
+        return "May take another way for other inputs (no fold relies on the way recorded):\n" + "\n".join(lines)
 
     def _verdict(self) -> str:
         if self.verification is None:
@@ -226,7 +254,18 @@ def report(
     lonely = tuple(_lonely(node, plan, naive) for node in staying if node.name == "batch_norm")
     scales = tuple(_kept_scale(node, record) for node in staying if node.function is affine_part)
     weights = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
-    return Report(lines, refusals + lonely + scales, counts(computed, original), after, dead=weights)
+    return Report(
+        lines, refusals + lonely + scales, counts(computed, original), after, dead=weights, baked=_looks(record)
+    )
+
+
+def _looks(record: Record) -> tuple[Look, ...]:
+    """What the user's own code has looked at, in the order of the calls, each once."""
+    calls = [call for call in record.calls if user_code(call.module)]
+    looks = (
+        Look(call.path or "the model itself", what) for call in calls for what in _KINDS_OF_LOOKS if what in call.looked
+    )
+    return tuple(dict.fromkeys(looks))
 
 
 def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:

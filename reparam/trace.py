@@ -21,7 +21,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from types import FrameType
 from typing import Any
 
@@ -165,6 +165,8 @@ class Trace:
             recorded = operation(seen.function)  # type: ignore[arg-type]
             same = node.op != "call_module" and (recorded in (name, f"r{name}") or name in SHAPED_AS)
             given, result = _distinct(seen.operands), _parts(seen)
+            if any(argument not in self.tree for argument in node.all_input_nodes):
+                given = [operand for operand in given if not _foreign(operand)]
         else:
             raise self._other(f"goes on with {node.format_node()}")
         if not same or given != operands:
@@ -257,6 +259,11 @@ def _parts(node: Node) -> Any:
         return node
     parts = {reader.args[1]: reader for reader in node.readers if reader.function is entry}
     return [parts.get(i) for i in range(max(parts, default=-1) + 1)]
+
+
+def _foreign(node: Node) -> bool:
+    """Whether it comes from nowhere in the record: out of a cache, for one."""
+    return node.function is None and node.call is not None and not node.inputs
 
 
 def _nodes(trees: Any) -> list[Node]:
@@ -480,26 +487,37 @@ class _Tracer(fx.Tracer):
 # What Python itself does with sizes. fx can wrap all of `math`, but patching it anew for every trace takes longer than
 # the trace.
 _IMPORTED = (math.ceil, math.floor, math.sqrt)  # also where user code imports them by name
+_CACHED = type(cache(len))
 _ON_SIZES = {builtins: ("max", "min"), math: ("ceil", "floor", "sqrt", "prod")}
 
 
 @contextmanager
-def _symbolic_sizes() -> Iterator[None]:
-    """Within it these functions of sizes are steps of the trace; Python's own would ask for the numbers."""
-    originals = [(module, name, getattr(module, name)) for module, names in _ON_SIZES.items() for name in names]
-    for module, name, function in originals:
-        setattr(module, name, _symbolic(function))
+def _symbolic_sizes(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Within it these functions of sizes are steps of the trace; Python's own would ask for the numbers.
+
+    So are the functions with a cache that the code of `modules` knows: it would keep what is no number.
+    """
+    originals = [(vars(module), name, vars(module)[name]) for module, names in _ON_SIZES.items() for name in names]
+    for scope in {id(scope): scope for scope in map(_globals, modules)}.values():
+        originals += [(scope, name, each) for name, each in scope.items() if isinstance(each, _CACHED)]
+    for scope, name, function in originals:
+        scope[name] = _symbolic(function)
     try:
         yield
     finally:
-        for module, name, function in originals:
-            setattr(module, name, function)
+        for scope, name, function in originals:
+            scope[name] = function
+
+
+def _globals(module: nn.Module) -> dict[str, Any]:
+    """What the code of a module's forward knows."""
+    return getattr(inspect.unwrap(type(module).forward), "__globals__", {})
 
 
 def _symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        proxy = next((argument for argument in args if isinstance(argument, fx.Proxy)), None)
+        proxy = next((each for each in (*args, *kwargs.values()) if isinstance(each, fx.Proxy)), None)
         if proxy is None or (len(args) < 2 and function.__module__ == "builtins"):  # of a sequence
             return function(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", function, args, kwargs)
@@ -513,7 +531,7 @@ def _traced(steps: Trace) -> fx.Graph:
     before = [Attributes(each) for each in {module: None, **dict.fromkeys(opened)}]
     try:
         tracer = _Tracer(steps)
-        with torch.no_grad(), _symbolic_sizes():
+        with torch.no_grad(), _symbolic_sizes([module, *opened]):
             graph = tracer.trace(module)
         _in_order(module, graph)
         if any(not _same_items(now, then) for now, then in tracer.containers):

@@ -7,9 +7,11 @@ original has. All of it is repeated at other batch sizes and resolutions, wherev
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -43,7 +45,9 @@ _MORE_DRAWS = 16  # near a measured bound: the noise of a single number is often
 _NEAR = 100  # times the bound; what lies further out is wrong and not unlucky
 _HUGE = 1e30  # masks are filled with finfo(dtype).min, which differs by dtype and would dwarf every real value
 
+_CACHED = type(cache(len))
 _FP64, _OWN, _REJECTED = "fp64", "own dtype", "not accepted"
+_OTHERS = {"batch": "another batch size", "size": "another resolution", "odd size": "odd changes of it"}
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,17 @@ class Verification:
             return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"
         return (
             f"equal: float64 error {self.fp64_error:.2g}; in its own dtype the candidate is {self.own_error:.2g} from "
-            f"the truth, the original {self.noise_floor:.2g}"
+            f"the truth, the original {self.noise_floor:.2g}; {self._where()}"
         )
+
+    def _where(self) -> str:
+        """What else than the example was compared, and what the original itself does not take."""
+        refused = {_variant(check) for check in self.checks if check.kind == _REJECTED}
+        accepted = {_variant(check) for check in self.checks} - refused
+        others = [text for name, text in _OTHERS.items() if name in accepted]
+        wrong = [text for name, text in _OTHERS.items() if name in refused]
+        parts = [f"also at {_listed(others)}"] if others else ["at the example's size and batch alone"]
+        return "; ".join([*parts, *([f"the original itself does not take {_listed(wrong)}"] if wrong else [])])
 
 
 def verify(
@@ -331,6 +344,15 @@ class _Bench:
         )
 
 
+def _variant(check: Check) -> str:
+    """Which inputs a check is of: the example's, or a name of `_variants`."""
+    return next((name for name in _OTHERS if check.inputs.startswith(f"{name} ")), "example")
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
 def _broken(kind: str, detail: str) -> _Reading:
     return _Reading("call", kind, float("inf"), detail=detail)
 
@@ -388,10 +410,29 @@ def _run(model: nn.Module, inputs: Inputs, seed: int, mode: AbstractContextManag
     """One call on clones (a model may write to its input), under a seed of its own."""
     fresh = inputs.map(Tensor.clone)
     try:
-        with _seeded(seed), mode or nullcontext():
+        with _seeded(seed), _own_tables(model) if mode else nullcontext(), mode or nullcontext():
             return dict(leaves(fresh.call(model)))
     except Exception as error:
         raise _ModelFailure(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _own_tables(model: nn.Module) -> Iterator[None]:
+    """Nothing stays in functions with a cache, where user code keeps tables, of what is made in float64."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if not _of_torch(kind)}
+    scopes = [scope for kind in kinds for scope in (vars(kind), vars(sys.modules.get(kind.__module__, kind)))]
+    caches = {id(each): each for scope in scopes for each in scope.values() if isinstance(each, _CACHED)}
+    before = {key: each.cache_info().misses for key, each in caches.items()}
+    try:
+        yield
+    finally:
+        for key, each in caches.items():
+            if each.cache_info().misses != before[key]:
+                each.cache_clear()
+
+
+def _of_torch(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("torch", "builtins")
 
 
 @contextmanager

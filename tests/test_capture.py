@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import reparam
 from helpers import EXACT, convs_ran, distance, norms_ran, ran, trained
+from reparam.capture import READ, SIZE
 from reparam.errors import ModelError
 from reparam.report import Report
 
@@ -179,6 +181,57 @@ def test_a_size_that_is_handed_on_is_no_literal() -> None:
     folded(SizeHandedOn())  # at another batch there are other products
 
 
+class Looks(nn.Module):
+    """What it does between a convolution and its batch norm, and which norm that is, is for the input to say."""
+
+    def __init__(self, decide: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.decide = decide
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+        self.block = Block()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        y = self.norms[0](y) if self.decide(x) else self.norms[1](y).sin()
+        return self.block(y * 1.5)
+
+
+def by_height(x: Tensor) -> bool:
+    return x.shape[2] > 8
+
+
+def by_batch(x: Tensor) -> bool:
+    return len(x) == 2
+
+
+def by_value(x: Tensor) -> bool:
+    return x.numel() == 504 and x.amax().item() > 0
+
+
+def by_truth(x: Tensor) -> bool:
+    return bool((x.amax() > 4.0).any())
+
+
+@pytest.mark.parametrize(
+    ("decide", "kinds"), [(by_height, [SIZE]), (by_batch, [SIZE]), (by_value, [SIZE, READ]), (by_truth, [READ])]
+)
+def test_no_fold_relies_on_the_way_that_was_recorded(decide: Callable[[Tensor], Any], kinds: list[str]) -> None:
+    model = Looks(decide)
+    result = folded(model, left=1, sizes=(*SIZES, (2, 4, 6, 21)))  # in the block alone
+    for scale in (0.1, 100.0):
+        assert distance(model, result, scale * images(2, 4, 9, 7)) < EXACT
+    report = report_of(result)
+    assert [(look.where, look.what) for look in report.baked] == [("the model itself", kind) for kind in kinds]
+    assert f"the model itself: {kinds[0]}" in str(report)
+
+
+def test_where_nothing_looks_nothing_is_said() -> None:
+    report = report_of(folded(nn.Sequential(Block(), nn.Flatten(2))))
+    assert report.baked == ()
+    assert "another way" not in str(report)
+
+
 # --- what goes in and what comes out
 
 
@@ -327,7 +380,7 @@ def test_shared_modules_and_tied_weights() -> None:
 def grid(height: int, width: int) -> Tensor:
     """A table of positions."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    return torch.stack([x, y, x * y, x + y])[None].double()
+    return torch.stack([x, y, x * y, x + y])[None]
 
 
 class Positions(nn.Module):
@@ -349,11 +402,24 @@ class Pyramid(nn.Module):
         return self.head(self.positions(self.block(x)))
 
 
-def test_a_cached_table_of_positions() -> None:
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_cached_table_of_positions(warm: bool) -> None:
     grid.cache_clear()
+    if warm:
+        Pyramid()(torch.randn(SIZES[0]))
     result = folded(Pyramid())
-    assert convs_ran(result, images(1, 4, 8, 8)) == 4  # the two branches cannot become one by a rewrite, see below
+    assert convs_ran(result, images(1, 4, 8, 8)) == 3
     assert all(type(grid(*size[2:])) is Tensor for size in SIZES)
+    pickle.loads(pickle.dumps(result))(images(1, 4, 8, 8))
+
+
+def test_a_cache_keeps_nothing_of_a_verification() -> None:
+    model = trained(Pyramid(), torch.randn(2, 4, 9, 7), dtype=torch.float32)
+    result = reparam.reparameterize(model, torch.randn(2, 4, 9, 7))
+    for size in SIZES:
+        x = torch.randn(size)
+        assert result(x).dtype == model(x).dtype == torch.float32
+    assert all(grid(*size[2:]).dtype == torch.float32 for size in SIZES)
 
 
 class Swish(torch.autograd.Function):

@@ -297,6 +297,17 @@ def test_what_the_original_does_not_take_is_recorded_and_not_failed() -> None:
     rejected = [check for check in verification.checks if check.kind == "not accepted"]
     assert [check.inputs.rsplit(" ", 1)[0] for check in rejected] == ["size", "odd size"]
     assert all("RuntimeError" in check.detail for check in rejected)
+    assert verification.summary.endswith(
+        "also at another batch size; the original itself does not take another resolution and odd changes of it"
+    )
+
+
+def test_the_summary_says_where_the_models_were_compared() -> None:
+    original, candidate, _ = pair(torch.float64)
+    summary = verify(original, candidate, X.double()).summary
+    assert summary.endswith("; also at another batch size, another resolution and odd changes of it")
+    alone = verify(original, candidate, X.double(), variants=False).summary
+    assert alone.endswith("; at the example's size and batch alone")
 
 
 def test_without_variants_only_the_example_is_compared() -> None:
