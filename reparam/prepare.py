@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from reparam.affine import AffineConv
+from reparam.arguments import bare, form
 from reparam.capture import GIVEN, Call, Node, Record, served
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
@@ -31,7 +32,7 @@ from reparam.fold import Fold, last_kernel
 from reparam.plan import Plan
 from reparam.rules import operation
 from reparam.split import SCALED, affine_part
-from reparam.trace import CHECKS, Trace, bare, form, user_code
+from reparam.trace import CHECKS, Trace, user_code
 
 
 @dataclass(frozen=True, eq=False)

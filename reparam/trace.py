@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from reparam.arguments import LITERALS, arguments, unproven
 from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
 from reparam.precision import leaves
@@ -183,50 +184,7 @@ class Trace:
             self.at.setdefault(tree, node)
 
     def _other(self, what: str) -> Refusal:
-        return _unproven(self.call, f"traced for every input it {what}")
-
-
-def _unproven(call: Call, what: str) -> Refusal:
-    return Refusal(
-        f"the forward of {call.path or 'the model itself'} ({type(call.module).__name__}) cannot be rewritten: {what}",
-        "a forward without branches on sizes or values would fold",
-    )
-
-
-def arguments(call: Call) -> dict[str, Any]:
-    """What its module's forward was handed, by name, with the defaults for what was not."""
-    try:
-        bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs)
-    except TypeError as error:
-        raise _unproven(call, f"it is called in another way ({error})") from None
-    bound.apply_defaults()
-    return bound.arguments
-
-
-def form(call: Call) -> Any:
-    """What is equal for two calls that differ in tensors alone."""
-    try:
-        return {name: _form(value) for name, value in arguments(call).items()}
-    except Refusal:
-        return None
-
-
-def _form(tree: Any) -> Any:
-    if isinstance(tree, Node):
-        return Node
-    if isinstance(tree, Mapping):
-        return type(tree), *((key, _form(value)) for key, value in tree.items())
-    if isinstance(tree, (tuple, list)):
-        return type(tree), *map(_form, tree)
-    return type(tree), tree if isinstance(tree, _LITERALS) else id(tree)
-
-
-def bare(form: Any) -> bool:
-    """Whether a call is handed tensors alone, each of them by a name of its own."""
-    return isinstance(form, dict) and all(value in (Node, (tuple,), (dict,)) for value in form.values())
-
-
-_LITERALS = (type(None), bool, int, float, str)
+        return unproven(self.call, f"traced for every input it {what}")
 
 
 def _groups(step: fx.Node) -> Any:
@@ -424,7 +382,7 @@ class _Tracer(fx.Tracer):
         """
         if isinstance(value, Node):
             return argument
-        if type(value) in _LITERALS:
+        if type(value) in LITERALS:
             same = operator.is_ if value is None else operator.eq
             self._check(self.create_proxy("call_function", same, (argument, value), {}))
             return value
