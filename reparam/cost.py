@@ -17,9 +17,10 @@ from reparam.capture import Node
 from reparam.rules import operation
 
 _VIEWS = frozenset(
-    "view reshape chunk split split_with_sizes tensor_split getitem transpose swapaxes swapdims permute movedim moveaxis t T mT flatten "
-    "unflatten unsqueeze squeeze expand detach contiguous narrow select unbind data dropout dropout1d dropout2d "
-    "dropout3d alpha_dropout feature_alpha_dropout affine_part".split()  # a norm scales as it writes: for nothing
+    "view reshape chunk split split_with_sizes tensor_split getitem transpose swapaxes swapdims permute movedim "
+    "moveaxis t T mT flatten unflatten unsqueeze squeeze expand detach contiguous narrow select unbind data dropout "
+    "dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
+    "affine_part".split()  # a norm scales as it writes: for nothing
 )
 _PRODUCTS = ("matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm", "inner", "einsum", "tensordot")
 KERNELS = ("conv1d", "conv2d", "conv3d", "linear", *_PRODUCTS)
