@@ -25,6 +25,7 @@ from torch import nn
 
 from reparam.affine import AffineConv
 from reparam.arguments import bare, form
+from reparam.branches import follow
 from reparam.capture import GIVEN, Call, Node, Record, served
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
@@ -90,6 +91,7 @@ class _Editor:
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
         self.traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
         self.settled: dict[nn.Module, bool] = {}
+        self.followed: set[tuple[Call, frozenset[nn.Module]]] = set()
         self.readers = record.readers()
         self.removed: Collection[Node] = ()
         self.unmade: Set[Node] = frozenset()  # of these, the tensors that no longer exist
@@ -238,8 +240,19 @@ class _Editor:
         looking = {outer for call in way if self._looks(call) for outer in call.above() if outer in way}
         opened = frozenset(call.module for call in looking)
         proofs = (more for (call, more), found in self.traces.items() if call is common and isinstance(found, Trace))
-        if opened and not any(opened <= more for more in proofs):
-            self._traced(common, opened)
+        if opened and not any(opened <= more for more in proofs) and (common, opened) not in self.followed:
+            try:
+                self._traced(common, opened)
+            except Refusal as refusal:
+                self._follow(common, opened, refusal)
+
+    def _follow(self, call: Call, opened: frozenset[nn.Module], refusal: Refusal) -> None:
+        """What no trace shows for every input at once may do the same along every way through its branches."""
+        try:
+            follow(call, opened)
+        except Refusal:
+            raise refusal from None
+        self.followed.add((call, opened))
 
     def _looks(self, call: Call) -> bool:
         """Whether its code knows a number that the input may decide on."""

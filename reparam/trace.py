@@ -39,6 +39,7 @@ from reparam.state import Attributes
 CHECKS = ("_assert", "assert")
 _WRITES = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")  # Python's own
 _NOTHING = object()
+_BRANCHES = 6  # in one forward: they are as many doublings
 _GROUPED = ("conv1d", "conv2d", "conv3d")
 _LOOKS = frozenset("size dim ndimension numel nelement is_floating_point stride get_device element_size type".split())
 
@@ -49,12 +50,16 @@ class Trace:
     literals: tensors written out in the code, under the names of attributes that the graph reads them from.
 
     settled: what the forward is handed besides tensors is always the same; it is traced with that, and checks it.
+    ways: where branches on sizes lead, one by one; longer if there are more. Without, no branch is followed.
 
     Raises Refusal where the forward cannot be traced or is not what ran.
     """
 
-    def __init__(self, call: Call, opened: Collection[nn.Module], *, settled: bool = False) -> None:
+    def __init__(
+        self, call: Call, opened: Collection[nn.Module], *, settled: bool = False, ways: list[bool] | None = None
+    ) -> None:
         self.settled = settled
+        self.ways, self._turns = ways, 0
         self.call = call
         self.module = call.module
         self.opened = opened
@@ -66,6 +71,14 @@ class Trace:
         self.given = arguments(call)
         self._left = _entries(call, opened)
         self.graph = _traced(self)
+
+    def turn(self) -> bool | None:
+        """Where the next branch leads; None where it is not followed."""
+        if self.ways is None or self._turns == _BRANCHES:
+            return None
+        self.ways += [True] if self._turns == len(self.ways) else []
+        self._turns += 1
+        return self.ways[self._turns - 1]
 
     def sized(self, node: Node) -> bool:
         """Whether the operation takes an argument that depends on the size of the input.
@@ -293,7 +306,8 @@ class _Proxy(fx.Proxy):
         if frame is not None and frame.f_back is not None and _asserts(frame.f_back):
             self.tracer.create_proxy("call_function", torch._assert, (self, ""), {})
             return True
-        return super().__bool__()
+        way = self.tracer.steps.turn() if self.node not in self.tracer.steps.tree else None
+        return super().__bool__() if way is None else way
 
     def __float__(self) -> float:
         return float(self.tracer.held(self.node))

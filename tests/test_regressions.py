@@ -516,3 +516,42 @@ def test_a_module_that_a_hook_looks_at_is_not_hollowed_out() -> None:
     model[0].register_forward_hook(lambda module, args, result: None)
     folded = converted(model, torch.randn(2, 4, 5, 5))
     assert folded[0].weight.shape == (4, 4, 1, 1)
+
+
+class _PadsBySize(nn.Module):
+    """As TensorFlow pads: by more on one side, depending on whether the stride divides the size."""
+
+    def __init__(self, strays: bool = False) -> None:
+        super().__init__()
+        self.strays = strays
+        self.conv = nn.Conv2d(4, 4, 3, stride=2)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        down = 1 if height % 2 == 0 else 2
+        right = 1 if width % 2 == 0 else 2
+        y = self.conv(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2)))
+        if self.strays and width > 100:
+            return y
+        return self.bn(y)
+
+
+def test_branches_on_sizes_that_come_to_the_same_are_followed() -> None:
+    # transformers mobilenet_v1, mobilenet_v2: all batch norms were left.
+    x = torch.randn(2, 4, 9, 8)
+    model = nn.Sequential(_PadsBySize(), nn.ReLU())
+    folded = converted(model, x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+    for size in ((9, 9), (8, 9), (8, 8), (3, 10)):
+        other = torch.randn(1, 4, *size)
+        torch.testing.assert_close(folded(other), model(other), atol=1e-5, rtol=1e-5)
+
+
+def test_a_branch_on_sizes_that_leads_elsewhere_is_no_proof() -> None:
+    x = torch.randn(2, 4, 9, 8)
+    model = nn.Sequential(_PadsBySize(strays=True), nn.ReLU())
+    folded = converted(model, x)
+    assert norms_ran(folded, x) == 1
+    wide = torch.randn(1, 4, 9, 120)
+    torch.testing.assert_close(folded(wide), model(wide))

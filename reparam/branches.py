@@ -1,0 +1,27 @@
+"""The proof that code does the same whichever way its branches on sizes go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import nn
+
+from reparam.capture import Call
+from reparam.trace import Trace
+
+
+def follow(call: Call, opened: Collection[nn.Module]) -> None:
+    """Trace the forward of a call along every way through its branches on sizes; each has to be what ran.
+
+    Such code (a padding whose width depends on the size) cannot be rewritten, but what it calls can be exchanged.
+
+    Raises Refusal where a way is another one, or there are too many.
+    """
+    ways: list[bool] = []
+    while True:
+        Trace(call, opened, ways=ways)
+        while ways and not ways[-1]:
+            ways.pop()
+        if not ways:
+            return
+        ways[-1] = False
