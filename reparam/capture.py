@@ -164,6 +164,7 @@ class Record:
     walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
     writes: the nodes that write to each memory, in order.
     opaque: the walls that no fold can compute, as they write.
+    asked: the modules whose code has asked a tensor of the model for its size, dtype or device, by the tensor's id.
     """
 
     nodes: list[Node]
@@ -173,6 +174,7 @@ class Record:
     watched: set[nn.Module]
     writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
     opaque: frozenset[Node] = frozenset()
+    asked: Mapping[int, Collection[nn.Module]] = field(default_factory=dict)
 
     def readers(self) -> dict[int, list[Node]]:
         """The nodes that read each tensor of the model, by the tensor's id."""
@@ -221,6 +223,7 @@ class _Recorder(TorchFunctionMode):
         self.writes: dict[int, list[Node]] = defaultdict(list)
         self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
         self.overwritten: set[int] = set()
+        self.asked: dict[int, set[nn.Module]] = defaultdict(set)
         self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
         self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in _held(model)}
 
@@ -342,6 +345,8 @@ class _Recorder(TorchFunctionMode):
             if name in _SIZES:
                 self._looks(SIZE)
                 self._measured(args[:1])
+            if self.stack and args:
+                self.asked[id(args[0])].add(self.stack[-1].module)
             return func(*args, **kwargs)
         if name in SHAPED_AS:
             self._measured(args[1:])
@@ -446,7 +451,9 @@ class _Recorder(TorchFunctionMode):
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
         _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)})
         opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory])
-        return Record(self.nodes, self.calls, outputs, self.walls | opaque, self.watched, self.writes, opaque)
+        return Record(
+            self.nodes, self.calls, outputs, self.walls | opaque, self.watched, self.writes, opaque, self.asked
+        )
 
     def _changed(self, node: Node) -> bool:
         """Whether the run has written to a tensor that the model holds."""

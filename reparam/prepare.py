@@ -26,7 +26,7 @@ from torch import nn
 from reparam.affine import AffineConv
 from reparam.arguments import bare, form
 from reparam.branches import follow
-from reparam.capture import GIVEN, Call, Node, Record, served
+from reparam.capture import GIVEN, Call, Node, Record, leaves_of, served
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel
@@ -161,6 +161,9 @@ class _Editor:
         if call is None:
             raise Refusal("it runs outside the model's forward")
         self._require_alike(call, group)
+        asking = {module for leaf in leaves_of([head.sink]) for module in self.record.asked.get(id(leaf), ())}
+        if asking - {call.module}:
+            raise Refusal("other code asks for the dtype, device or size of its weight")
         if not _is_own(call, head.sink):
             return [Piece(call, head.nodes, head.base, head.sink, head, None)]
         if call.parent is not None and _reads_within(call.parent.module):
@@ -448,10 +451,13 @@ def _behind_norm(fold: Fold) -> Fold:
 
 
 def _is_own(call: Call, affine: Node) -> bool:
-    """Whether the call is one of a module of torch that does nothing but normalise, with the parameters it holds."""
+    """Whether the call is one of a module that normalises as torch does, with the parameters it holds itself."""
     own = [*call.module._parameters.values()]
     held = all(any(operand.tensor is each for each in own) for operand in affine.inputs[1:])
-    return type(call.module) in SCALED and held
+    return type(call.module).forward in _FORWARDS and held
+
+
+_FORWARDS = tuple(kind.forward for kind in SCALED)
 
 
 def _reads_within(module: nn.Module) -> bool:

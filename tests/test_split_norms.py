@@ -175,6 +175,18 @@ class OwnNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+class Widened(nn.LayerNorm):
+    """In float64 whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.double()
+        return F.layer_norm(x.double(), self.normalized_shape, self.weight.double(), bias, self.eps).to(x.dtype)
+
+
+class OnlyInName(nn.LayerNorm):
+    """A subclass without a forward of its own."""
+
+
 class ChannelsFirst(nn.LayerNorm):
     """Over the channels of an image."""
 
@@ -196,6 +208,7 @@ class PlusOne(nn.Module):
 
 OWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "subclass": (lambda: nn.Sequential(OwnNorm(8), nn.Linear(8, 5)), (3, 7, 8)),
+    "widened": (lambda: nn.Sequential(Widened(8), nn.Linear(8, 5)), (3, 7, 8)),
     "channels first": (lambda: nn.Sequential(ChannelsFirst(8), nn.Conv2d(8, 5, 1)), (2, 8, 5, 3)),
     "in a transformer": (lambda: Transformer(OwnNorm), (2, 7, 8)),
 }
@@ -208,6 +221,11 @@ def test_code_of_ones_own_loses_the_arguments(name: str) -> None:
     folded = split(model, x)
     assert [type(m).__name__ for m in folded.modules()] == [type(m).__name__ for m in model.modules()]
     assert "elementwise_affine=False" in repr(folded)
+
+
+def test_a_subclass_without_code_is_not_rewritten() -> None:
+    folded = split(drawn(nn.Sequential(OnlyInName(8), nn.Linear(8, 5))), image(3, 7, 8))
+    assert type(folded[0]) is OnlyInName  # type: ignore[index]
 
 
 def test_a_computed_weight_is_not_computed_any_more() -> None:
@@ -322,6 +340,31 @@ def test_the_parameters_of_a_norm_are_read_elsewhere() -> None:
         return F.gelu(m.linear(m.norm(x))) * m.norm.weight.exp()
 
     kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
+
+
+def test_the_dtype_of_a_weight_is_asked_for_elsewhere() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return F.gelu(m.linear(m.norm(x.to(m.norm.weight.dtype))))
+
+    folded = kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
+    assert "other code asks for the dtype" in reasons(folded)
+
+
+def test_writes_to_what_was_normalised() -> None:
+    def every_pixel(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        a = m.a(y)
+        y.mul_(2)
+        return torch.relu(a) * torch.sigmoid(m.b(y))
+
+    def one_pixel(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        y[:, 0] = 0
+        return torch.relu(m.a(y))
+
+    members = {"norm": nn.LayerNorm(8), "a": nn.Linear(8, 8), "b": nn.Linear(8, 8)}
+    split(drawn(Block(every_pixel, **members)), image(2, 7, 8))
+    kept(drawn(Block(one_pixel, **members)), image(2, 7, 8))
 
 
 def test_norms_that_share_their_weight() -> None:
