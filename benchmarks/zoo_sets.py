@@ -103,11 +103,11 @@ def _detector(name: str) -> nn.Module:
     options["box_detections_per_img" if regions else "detections_per_img"] = 5
     options["box_score_thresh" if regions else "score_thresh"] = 0.0
     if regions:
-        options["rpn_post_nms_top_n_test"] = 20
+        options |= {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20}
     else:
         options["topk_candidates"] = 20
     if not name.startswith("ssd"):
-        options |= {"min_size": 128, "max_size": 192}
+        options |= {"min_size": 64, "max_size": 128}
     return _torchvision(name, **options)
 
 

@@ -80,7 +80,6 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "textnet": ("TextNetForImageClassification", {}),
     "superpoint": ("SuperPointForKeypointDetection", {}),
     "levit": ("LevitForImageClassificationWithTeacher", {}),
-    "levit_one_head": ("LevitForImageClassification", {}),
     "poolformer": ("PoolFormerForImageClassification", {**_FOUR}),
     "swiftformer": ("SwiftFormerForImageClassification", {"embed_dims": [16, 32, 64, 96], "depths": [1, 1, 2, 1]}),
     "pp_lcnet": ("PPLCNetForImageClassification", {}),
@@ -142,6 +141,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "cvt": ("CvtForImageClassification", {"num_labels": 7}),
     "deimv2": ("Deimv2ForObjectDetection", {}),
     "depth_anything": ("DepthAnythingForDepthEstimation", {}),
+    "levit_one_head": ("LevitForImageClassification", {}),
 }
 
 NAMES = tuple(CONFIGURATIONS)
