@@ -71,7 +71,7 @@ def _border(found: Interpretation, node: Node) -> Border | None:
             step(node, {operand: inner}, found.fixed)
         except BorderRefusal:
             inner = inner.inside if isinstance(inner, Bordered) else inner
-            plain = isinstance(inner, AffineConv) and not inner.mapped
+            plain = isinstance(inner, AffineConv) and not inner.mapped and len(inner.axes) == len(outer.axes)
             return _naive(base, node, inner, outer) if plain else None
         except Refusal:
             continue
@@ -80,7 +80,6 @@ def _border(found: Interpretation, node: Node) -> Border | None:
 
 def _naive(base: Node, sink: Node, inner: AffineConv, outer: AffineConv) -> Border:
     """The fold for which the padding of `outer` holds what `inner` makes of zeros."""
-    inner = inner.seen_with(len(outer.axes))
     reach = tuple(axis.padded(own.lo, own.hi) for axis, own in zip(inner.axes, outer.axes, strict=True))
     unpadded = tuple(replace(axis, lo=0, hi=0) for axis in outer.axes)
     nodes = tuple(between(base, [sink]))

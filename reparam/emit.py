@@ -220,7 +220,9 @@ def _asked_instead(trace: Trace, piece: Piece, replacement: fx.Node) -> None:
     asking = ("call_function", "call_method")
     for node in piece.nodes:
         end = piece.fold.as_large(node)
-        if node is not piece.sink and node in trace.at and end is not None:
+        place = trace.at.get(node)
+        own = place is not None and trace.tree.get(place) is node  # and not what has taken its place already
+        if own and node is not piece.sink and end is not None:
             trace.at[node].replace_all_uses_with(ends[end], lambda step: step not in trace.tree and step.op in asking)
 
 

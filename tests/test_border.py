@@ -133,3 +133,10 @@ def test_code_that_needs_a_large_image_is_measured_on_one() -> None:
 def test_what_folds_has_no_border(model: nn.Module) -> None:
     report = reparam.reparameterize(trained(model), image(1, 2, 9, 7)).reparam_report
     assert all(refusal.naive_error is None for refusal in report.refusals)
+
+
+def test_a_linear_layer_behind_padding_has_no_border_error() -> None:
+    # It reads the last dimension, and the padding is of pixels: no kernel could take it, naive or not.
+    model = trained(nn.Sequential(nn.BatchNorm2d(4), nn.ZeroPad2d((1, 1, 1, 0)), nn.Linear(7, 4)))
+    report = reparam.reparameterize(model, image(2, 4, 3, 5)).reparam_report
+    assert all(line.naive_error is None for line in report.refusals if line.operation == "linear")

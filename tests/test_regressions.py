@@ -555,3 +555,27 @@ def test_a_branch_on_sizes_that_leads_elsewhere_is_no_proof() -> None:
     assert norms_ran(folded, x) == 1
     wide = torch.randn(1, 4, 9, 120)
     torch.testing.assert_close(folded(wide), model(wide))
+
+
+class _AsksInFront(nn.Module):
+    """Asks for the size of what two folds start from, and one of them has nothing left to do there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.narrow = nn.Conv1d(4, 2, 1), nn.Conv1d(2, 2, 1)
+        self.wide = nn.Conv1d(2, 2, 3, padding=2, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        torch._assert(first.shape[1] == 2, "pytest rewrites a plain assertion")
+        wide = self.wide(first)
+        narrow = self.narrow(first)
+        return torch.sigmoid(wide + first + narrow) - narrow * 0.7
+
+
+def test_a_size_is_not_asked_of_what_comes_later() -> None:
+    x = torch.randn(1, 4, 5)
+    model = _AsksInFront()
+    folded = converted(model, x)
+    assert convs_ran(folded, x) == 3
+    torch.testing.assert_close(folded(x), model(x))
