@@ -7,7 +7,8 @@ paddings, average pools, scalings. Whatever such a stretch computes from one ten
 
 where x0 is x with zeros all around it (or continued by reflection, replication or wrapping round, along an axis whose
 `mode` says so), and n runs over `floor((L + lo + hi - span) / stride) + 1` positions, with
-`span = dilation * (taps - 1) + 1`. That is an `AffineConv`. It never needs to know the input size L: every law below
+`span = dilation * (taps - 1) + 1`. That is an `AffineConv`. (Along an axis with a `stretch`, as transposed convolutions
+have it, x and L are those of x with zeros between its pixels.) It never needs to know the input size L: every law below
 is exact for all sizes, and a combination that would not be is refused.
 
 With no spatial axis it is a linear map on the last dimension (nn.Linear), with one to three it is Conv1d, Conv2d,
@@ -143,6 +144,11 @@ class AffineConv:
         return self.groups == self.in_channels == self.out_channels and all(axis.taps == 1 for axis in self.axes)
 
     @property
+    def stretched(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return any(axis.stretch > 1 for axis in self.axes)
+
+    @property
     def modes(self) -> frozenset[str]:
         """The modes in which it pads."""
         return frozenset(axis.mode for axis in self.axes if axis.framed)
@@ -175,6 +181,7 @@ class AffineConv:
         kernel, bias = self.kernel().to(x), self.bias_value().to(x)
         if not self.axes:
             return F.linear(x, regroup(kernel, self.groups, 1), bias)
+        x = densified(x, [axis.stretch for axis in self.axes])
         # Padding first, crops second: at small sizes a crop at one end may reach into the padding of the other.
         for mode in self.modes:
             x = padded(x, self.sides(mode), mode)
@@ -207,7 +214,7 @@ class AffineConv:
         if outer.in_channels != self.out_channels:
             raise Refusal(f"it reads {outer.in_channels} channels of {self.out_channels}")
         groups = math.gcd(self.groups, outer.groups)
-        axes = tuple(map(Axis.then, self.axes, outer.axes))
+        axes = _written(map(Axis.then, self.axes, outer.axes))
 
         def kernel() -> Tensor:
             return _compose(self, outer, groups, axes)
@@ -361,12 +368,31 @@ class AffineConv:
         )
         return replace(self, axes=axes, identity=False, mean=False)
 
+    def spread(self, steps: Sequence[int]) -> AffineConv:
+        """Per axis one output every so many pixels and zeros between them, which a transposed convolution runs over.
+
+        Exact for a map of single pixels without a bias: what it makes of zeros is zeros.
+        """
+        if all(step == 1 for step in steps):
+            return self
+        if any(step > 1 and not axis.single for axis, step in zip(self.axes, steps, strict=True)):
+            raise Refusal("a transposed convolution of a map that reads neighbouring pixels, is padded or strided")
+        if not self._holds(None):
+            raise Refusal(
+                "a transposed convolution lays zeros between pixels, and the map before it has a bias",
+                "no bias before it would fold",
+            )
+        axes = _written(
+            replace(axis, stretch=step * axis.stretch, spare=0) for axis, step in zip(self.axes, steps, strict=True)
+        )
+        return replace(self, axes=axes, bias=None, identity=False, mean=False)
+
     def slice(self, axis: int, start: int = 0, stop: int = 0, step: int = 1) -> AffineConv:
         """Drop `start` outputs in front and `stop` at the end of a spatial axis, then take every `step`-th."""
         if (start, stop, step) == (0, 0, 1):
             return self
         cropped = self.axes[axis].padded(-start, -stop)
-        axes = (*self.axes[:axis], replace(cropped, stride=cropped.stride * step), *self.axes[axis + 1 :])
+        axes = _written((*self.axes[:axis], replace(cropped, stride=cropped.stride * step), *self.axes[axis + 1 :]))
         if not self.mapped:
             return replace(self, axes=axes, identity=False, mean=False)
 
@@ -387,8 +413,9 @@ class AffineConv:
         return replace(self, axes=(Axis(),) * spatial, kernel=kernel, mean=False)
 
     def widened(self) -> AffineConv:
-        """The same map with equal, non-negative padding at both ends of every axis that copies no pixels."""
-        axes = tuple(axis.balanced().widened() for axis in self.axes)
+        """The same map as a layer of torch pads it, by zeros: nn.Conv equally at both ends, or nn.ConvTranspose."""
+        fitted = Axis.transposable if self.stretched else Axis.widened
+        axes = tuple(fitted(axis.balanced()) for axis in self.axes)
         if axes == self.axes:
             return self
         return replace(
@@ -396,18 +423,20 @@ class AffineConv:
         )
 
     def deployable(self) -> tuple[list[tuple[str, list[int]]], AffineConv]:
-        """What nn.Conv can hold, and what to pad or crop in front of it: (mode, sides as F.pad spells them), in turn.
+        """What a layer can hold, and what to pad or crop in front of it: (mode, sides as F.pad spells them), in turn.
 
         nn.Conv pads in one mode and equally at both ends. Zeros that differ between the two ends widen the kernel by
-        zeros, unless that would more than double it. The fold takes every size that this value takes.
+        zeros, unless that would more than double it. nn.ConvTranspose knows zeros only, and nothing in front of it can
+        stand for them. The layer takes every size that this value takes.
         """
         frames: list[tuple[str, list[int]]] = []
         value = replace(self, axes=tuple(map(Axis.balanced, self.axes)))
-        if len(self.modes) > 1 or any(axis.copies and axis.lo != axis.hi for axis in self.axes):
+        mixed = len(self.modes) > 1 or any(axis.copies and axis.lo != axis.hi for axis in self.axes)
+        if mixed or self.stretched:
             frames = [(mode, self.sides(mode)) for mode in sorted(self.modes - {ZEROS})]
             value = value._bared([axis.copies for axis in self.axes])
         wide = value.widened()
-        if wide.taps <= 2 * self.taps:
+        if wide.taps <= 2 * self.taps or self.stretched:
             return frames, wide
         sides = _flat((0, 0) if axis.copies else (axis.lo, axis.hi) for axis in value.axes)
         parts = [[max(side, 0) for side in sides], [min(side, 0) for side in sides]]
@@ -439,9 +468,9 @@ class AffineConv:
         if len(self.axes) != len(other.axes):
             raise Refusal(f"one side is a map of {_layout(len(self.axes))}, the other of {_layout(len(other.axes))}")
         for a, b, length in zip(self.axes, other.axes, self.anchor.shape[2:], strict=False):
-            loose = wherever_defined and not (a.copies or b.copies)
+            loose = wherever_defined and not (a.copies or b.copies or self.stretched or other.stretched)
             equal = a.slack == b.slack or (loose and a.outputs(length) == b.outputs(length))
-            if a.stride != b.stride or not equal:
+            if a.stride != b.stride or a.stretch != b.stretch or not equal:
                 raise Refusal("the two sides differ in stride or in the size of their output")
             if a.framed and b.framed and a.mode != b.mode:
                 raise Refusal(
@@ -534,6 +563,14 @@ def _groups_of(rows: Sequence[int], out_channels: int, groups: int) -> int:
 def padded(x: Tensor, sides: Sequence[int], mode: str) -> Tensor:
     """F.pad in one of the modes of nn.Conv."""
     return F.pad(x, list(sides), "constant" if mode == ZEROS else mode)
+
+
+def _written(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+    """Axes that a layer of torch can have."""
+    written = tuple(axes)
+    if any(axis.stretch > 1 for axis in written) and any(axis.stride > 1 for axis in written):
+        raise Refusal("a stride and a transposed convolution in one, which no layer has")
+    return written
 
 
 def _flat(pads: Iterable[tuple[int, int]]) -> list[int]:

@@ -14,11 +14,12 @@ _BEYOND = {"reflect": 1, "circular": 0}
 
 @dataclass(frozen=True)
 class Axis:
-    """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the anchor.
+    """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the (stretched) anchor.
 
     mode: what the pixels at `lo` and `hi` hold, as torch names it: "zeros", "reflect", "replicate", "circular".
     spare: by so much `hi` may be smaller. At the sizes where that would change the number of outputs there are none,
     because tensors of several sizes would have to be put side by side.
+    stretch: the window runs over the anchor with stretch - 1 zeros between any two of its pixels.
     """
 
     taps: int = 1
@@ -28,6 +29,7 @@ class Axis:
     hi: int = 0
     mode: str = ZEROS
     spare: int = field(default=0, repr=False)
+    stretch: int = 1
 
     @property
     def span(self) -> int:
@@ -35,11 +37,15 @@ class Axis:
 
     @property
     def slack(self) -> int:
-        """lo + hi - span: two convolutions of one stride give equally many outputs at every size iff it is equal."""
         return self.lo + self.hi - self.span
 
+    @property
+    def sizing(self) -> tuple[int, int, int]:
+        """Two convolutions give equally many outputs at every size if and only if this is equal."""
+        return self.stretch, self.stride, self.slack
+
     def outputs(self, length: int) -> int:
-        return (length + self.slack) // self.stride + 1
+        return (self.stretch * (length - 1) + 1 + self.slack) // self.stride + 1
 
     def trimmed(self, length: int) -> Axis:
         """At this very length the same outputs, and no pixel at the end that none of them reads."""
@@ -48,7 +54,7 @@ class Axis:
     @property
     def single(self) -> bool:
         """Every output reads the pixel at its own place and no other."""
-        return self.taps == self.stride == 1 and self.lo == self.hi == 0
+        return self.taps == self.stride == self.stretch == 1 and self.lo == self.hi == 0
 
     @property
     def framed(self) -> bool:
@@ -64,7 +70,7 @@ class Axis:
     def smallest(self) -> int:
         """The smallest input length that may be padded like this and gives an output."""
         reach = max(self.lo, self.hi) + _BEYOND[self.mode] if self.mode in _BEYOND and self.framed else 1
-        return max(1, reach, -self.slack)
+        return max(1, reach, 1 - (self.slack + 1) // self.stretch)
 
     def padded(self, lo: int, hi: int) -> Axis:
         """`lo` and `hi` more outputs at the two ends (fewer where negative)."""
@@ -92,7 +98,8 @@ class Axis:
         mode = self.mode if self.framed else other.mode
         slack = max(self.slack, other.slack)
         spare = slack - min(self.slack - self.spare, other.slack - other.spare)
-        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, slack + span - lo, mode, spare)
+        hi = slack + span - lo
+        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, hi, mode, spare, self.stretch)
 
     def balanced(self) -> Axis:
         """The same with the end padded as the front is, as far as there is spare for it."""
@@ -111,6 +118,25 @@ class Axis:
         span = 2 * padding - self.slack
         dilation = math.gcd(_lattice(self, self, padding - self.lo), span - 1) or 1
         return Axis((span - 1) // dilation + 1, dilation, self.stride, padding, padding)
+
+    @property
+    def cut(self) -> int:
+        """How many outputs at both ends nn.ConvTranspose would cut off, which it calls its padding."""
+        return self.span - 1 - self.lo
+
+    def transposable(self) -> Axis:
+        """As nn.ConvTranspose wants it: the window grows by taps that will be zero.
+
+        It cuts off equally much at both ends and never less than nothing, and adds (as `output_padding`) fewer outputs
+        behind than a stride, or a dilation, is long.
+        """
+        behind = max(0, -self.cut, self.lo - self.hi)
+        surplus = self.hi + behind - self.lo
+        allowed = self.stretch if behind else max(self.stretch, self.dilation)
+        front = 0 if surplus < allowed else surplus - (self.stretch - 1)
+        dilation = math.gcd(_lattice(self, self, front), behind) or 1
+        taps = (self.span - 1 + front + behind) // dilation + 1
+        return replace(self, taps=taps, dilation=dilation, lo=self.lo + front, hi=self.hi + behind)
 
 
 def _lattice(a: Axis, b: Axis, offset: int = 0) -> int:

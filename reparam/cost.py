@@ -23,8 +23,9 @@ _VIEWS = frozenset(
     "affine_part".split()  # a norm scales as it writes: for nothing
 )
 _PRODUCTS = ("matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm", "inner", "einsum", "tensordot")
-KERNELS = ("conv1d", "conv2d", "conv3d", "linear", *_PRODUCTS)
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", *_TRANSPOSED, "linear")
+KERNELS = (*_CONVOLUTIONS, *_PRODUCTS)
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,14 @@ CPU = Device()
 _BYTES = 4
 
 
-def convolution(device: Device, read: int, written: int, weights: int, groups: int, channels: int) -> float:
-    """A convolution that reads and writes so many elements; every output takes weights / channels multiply-adds."""
-    macs = written * weights / channels
+def convolution(
+    device: Device, read: int, written: int, weights: int, groups: int, channels: int, pixels: float | None = None
+) -> float:
+    """A convolution that reads and writes so many elements; its weights are applied at every pixel that it writes.
+
+    pixels: where that differs, as in a transposed one, which applies them at every pixel that it reads.
+    """
+    macs = weights * (written / channels if pixels is None else pixels)
     rate = device.depthwise if groups > 1 and weights // channels * groups <= 32 * groups else device.dense
     return max(macs / rate, (read + written + weights) * _BYTES / device.bandwidth) + device.launch
 
@@ -65,7 +71,8 @@ def of_fold(device: Device, value: AffineConv) -> float:
         padding += (read + math.prod(shape)) * _BYTES / device.bandwidth + device.launch
         read = math.prod(shape)
     mapped = 3 * written * _BYTES / device.bandwidth + device.launch if value.mapped else 0.0
-    return padding + mapped + convolution(device, read, written, weights, groups, value.out_channels)
+    pixels = read / value.in_channels if value.stretched else None
+    return padding + mapped + convolution(device, read, written, weights, groups, value.out_channels, pixels)
 
 
 def of_map(device: Device, value: AffineConv, read: int, written: int) -> float:
@@ -84,8 +91,11 @@ def of_node(device: Device, node: Node) -> float:
     read, written = sum(math.prod(operand.shape) for operand in node.operands), math.prod(node.shape)
     if name in _CONVOLUTIONS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
         kernel = node.inputs[1].shape
-        groups = _groups(node, kernel)
-        own = convolution(device, read, written, math.prod(kernel), groups, kernel[0])
+        if name in _TRANSPOSED:
+            channels = node.shape[-len(kernel[1:])]
+            groups, pixels = channels // kernel[1], math.prod(node.inputs[0].shape) / kernel[0]
+            return convolution(device, read, written, math.prod(kernel), groups, channels, pixels) + constants
+        own = convolution(device, read, written, math.prod(kernel), _groups(node, kernel), kernel[0])
         return own + _unevenly_padded(device, node, read) + constants
     if (matrix := _matrix(node)) is not None:
         return convolution(device, read, written, math.prod(matrix), 1, matrix[-1]) + constants
@@ -123,13 +133,18 @@ def macs_of(node: Node) -> int:
     if name not in _CONVOLUTIONS or len(node.inputs) < 2 or len(node.inputs[1].shape) < 2:
         return 0
     kernel = node.inputs[1].shape
-    counted = node.inputs[0].shape if "transpose" in name else node.shape
+    counted = node.inputs[0].shape if name in _TRANSPOSED else node.shape
     return math.prod(counted) * math.prod(kernel[1:])
 
 
 def macs_of_fold(value: AffineConv) -> int:
+    """The same of a fold."""
     groups = value.groups if value.axes else 1
-    return 0 if value.identity else math.prod(value.shape()) * (value.in_channels // groups) * value.taps
+    if value.identity:
+        return 0
+    if value.stretched:
+        return math.prod(value.anchor.shape) * (value.out_channels // groups) * value.taps
+    return math.prod(value.shape()) * (value.in_channels // groups) * value.taps
 
 
 def _groups(node: Node, kernel: Sequence[int]) -> int:

@@ -37,6 +37,15 @@ class Fold:
         size = None if self.steps else self.sizes.get(node)
         return next((end for end in (self.sink, self.base) if size is not None and self.sizes.get(end) == size), None)
 
+    def takes_output_size(self, nodes: Sequence[Node], value: AffineConv | None) -> bool:
+        """Whether what `nodes` become may be told its output size at every call, if they hold a transposed convolution.
+
+        `value` stands for them: it has to be one as well, with outputs of that very size.
+        """
+        if not any(node.name.startswith("conv_transpose") for node in nodes):
+            return True
+        return value is not None and value.stretched and self.as_large(nodes[-1]) is self.sink
+
 
 def last_kernel(nodes: Sequence[Node]) -> Node:
     """The last of the nodes that is a convolution, a linear layer or a product with a constant."""

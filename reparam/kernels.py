@@ -68,6 +68,13 @@ def densified(kernel: Tensor, steps: Sequence[int]) -> Tensor:
     return kernel
 
 
+def transposed(kernel: Tensor, groups: int) -> Tensor:
+    """Inputs and outputs exchanged in every group, taps in opposite order: from one layout of torch to the other."""
+    ins, outs, *taps = kernel.shape
+    blocks = kernel.view(groups, ins // groups, outs, *taps).transpose(1, 2)
+    return blocks.reshape(groups * outs, ins // groups, *taps).flip(list(range(2, kernel.dim())))
+
+
 def convolved(first: Tensor, second: Tensor, groups: int) -> Tensor:
     """Group by group the full convolution of two kernels; a matrix product where one of them has a single tap."""
     taps, more = first.shape[2:], second.shape[2:]

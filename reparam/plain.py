@@ -1,4 +1,4 @@
-"""A value as a module of torch: nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, with its numbers rounded once."""
+"""A value as a module of torch: nn.Conv1d to 3d, nn.ConvTranspose1d to 3d, nn.Linear, with numbers rounded once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from reparam.affine import AffineConv
-from reparam.axis import ZEROS
-from reparam.kernels import finest_groups, regroup
+from reparam.axis import ZEROS, Axis
+from reparam.kernels import finest_groups, regroup, transposed
 
 _PLAIN: dict[int, Callable[..., nn.Module]] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
 _PADS: dict[str, Sequence[Callable[[Any], nn.Module]]] = {  # of 1, 2 and 3 axes
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -53,20 +58,20 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     frames, value = value.deployable()
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     groups, kernel = finest_groups(kernel, value.groups) if value.axes else (1, kernel)
+    kernel = transposed(kernel, groups) if value.stretched else kernel
     biased = value.bias is not None and not value.mapped
     bias = None if value.bias is None else value.bias()
     geometry: dict[str, Any] = {}
     if value.axes:
         geometry = {
             "kernel_size": tuple(axis.taps for axis in value.axes),
-            "stride": tuple(axis.stride for axis in value.axes),
-            "padding": tuple(axis.lo for axis in value.axes),
             "dilation": tuple(axis.dilation for axis in value.axes),
             "groups": groups,
-            "padding_mode": next(iter(value.modes), ZEROS),
+            **(_transposed(value.axes) if value.stretched else _direct(value)),
         }
+    kinds = _TRANSPOSED if value.stretched else _PLAIN
     with torch.device("meta"):
-        module: nn.Module = _PLAIN[len(value.axes)](value.in_channels, value.out_channels, bias=biased, **geometry)
+        module: nn.Module = kinds[len(value.axes)](value.in_channels, value.out_channels, bias=biased, **geometry)
     exact: dict[Tensor, Tensor] = {_rounded(module, "weight", kernel, like): kernel}
     steps = [*(_PADS[mode][len(value.axes) - 1](tuple(sides)) for mode, sides in frames), module]
     if bias is not None:
@@ -74,6 +79,24 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
         number = bias if biased else bias[None]
         exact[_rounded(steps[-1], "bias", number, like)] = number
     return (nn.Sequential(*steps) if len(steps) > 1 else module).eval(), exact
+
+
+def _direct(value: AffineConv) -> dict[str, Any]:
+    """The geometry of nn.Conv."""
+    return {
+        "stride": tuple(axis.stride for axis in value.axes),
+        "padding": tuple(axis.lo for axis in value.axes),
+        "padding_mode": next(iter(value.modes), ZEROS),
+    }
+
+
+def _transposed(axes: Sequence[Axis]) -> dict[str, Any]:
+    """The geometry of nn.ConvTranspose."""
+    return {
+        "stride": tuple(axis.stretch for axis in axes),
+        "padding": tuple(axis.cut for axis in axes),
+        "output_padding": tuple(axis.hi - axis.lo for axis in axes),
+    }
 
 
 def _rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:

@@ -16,6 +16,7 @@ from typing import Any
 
 from reparam import cost
 from reparam.affine import AffineConv, Bordered
+from reparam.axis import Axis
 from reparam.border import Border, borders
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
@@ -310,7 +311,7 @@ class _Region:
         nodes = tuple(between(base, [sink]))
         inside = value if isinstance(value, AffineConv) else value.inside
         space = inside is value or not inside.pixelwise
-        start = inside.in_channels, [(1, -1) for _ in inside.axes if space]
+        start = inside.in_channels, [Axis().sizing for _ in inside.axes if space]
         sizes = {base: start, **{node: _size(self.found.value(base, node), space) for node in nodes}}
         if isinstance(value, AffineConv):
             return Fold(base, sink, value, nodes, (), sizes)
@@ -327,7 +328,7 @@ def _size(value: Value, space: bool) -> Any:
         value = value.inside
     if not isinstance(value, AffineConv):
         return None
-    return value.out_channels, [(axis.stride, axis.slack) for axis in value.axes if space]
+    return value.out_channels, [axis.sizing for axis in value.axes if space]
 
 
 def _forks(node: Node) -> bool:

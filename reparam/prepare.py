@@ -198,6 +198,9 @@ class _Editor:
         pieces: list[Piece] = []
         for call, nodes in _runs(fold):
             value = fold.value if carrier in nodes else None
+            told = len(call.args) > 1 or call.kwargs
+            if told and not user_code(call.module) and not fold.takes_output_size(nodes, value):
+                raise Refusal("it is told its output size at every call", "output_padding instead would fold")
             if self._whole(call, nodes):
                 self._require_one_fate(call)
                 if not self._unread(call.module):

@@ -12,7 +12,7 @@ from torch import nn
 
 from reparam import cost
 from reparam.affine import AffineConv
-from reparam.axis import ZEROS
+from reparam.axis import ZEROS, Axis
 from reparam.capture import READ, SIZE, Node, Record
 from reparam.dead import Dead
 from reparam.fold import Fold, last_kernel
@@ -186,16 +186,24 @@ def describe(value: AffineConv) -> str:
     if value.identity:
         return "nothing"
     frames, value = value.deployable()
-    text = f"{_CLASS[len(value.axes)]} {value.in_channels}->{value.out_channels}"
+    name = _CLASS[len(value.axes)].replace("Conv", "ConvTranspose" if value.stretched else "Conv")
+    text = f"{name} {value.in_channels}->{value.out_channels}"
     if value.axes:
-        fields = [("", "x".join(str(axis.taps) for axis in value.axes))]
-        fields += [("s", _joined(axis.stride for axis in value.axes)), ("p", _joined(axis.lo for axis in value.axes))]
+        strides, pads = zip(*[_strided(value, axis) for axis in value.axes], strict=True)
+        fields = [("", "x".join(str(axis.taps) for axis in value.axes)), ("s", _joined(strides)), ("p", _joined(pads))]
+        if value.stretched and any(axis.hi > axis.lo for axis in value.axes):
+            fields.append(("o", _joined(axis.hi - axis.lo for axis in value.axes)))
         if any(axis.dilation > 1 for axis in value.axes):
             fields.append(("d", _joined(axis.dilation for axis in value.axes)))
         text += "".join(f" {key}{number}" for key, number in fields) + (f" g{value.groups}" if value.groups > 1 else "")
         text += "".join(f" {mode}" for mode in value.modes if mode != ZEROS)
         text += " + map of biases" if value.mapped else ""
     return " + ".join([*(f"pad {sides}" + (f" {mode}" if mode != ZEROS else "") for mode, sides in frames), text])
+
+
+def _strided(value: AffineConv, axis: Axis) -> tuple[int, int]:
+    """Stride and padding as the layer of torch calls them."""
+    return (axis.stretch, axis.cut) if value.stretched else (axis.stride, axis.lo)
 
 
 def summed(nodes: Iterable[Node]) -> str:

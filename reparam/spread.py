@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from reparam.affine import AffineConv, Anchor, Deferred, Number
+from reparam.axis import Axis
 from reparam.capture import Node, Record, leaves_of, served
 from reparam.cost import KERNELS
 from reparam.fold import Fold
@@ -70,7 +71,7 @@ class _Spreader:
             return None
         given = {fold.sink: fold.advance for fold in ahead if fold.advance is not None}
         nothing = AffineConv.of(Anchor(join, join.shape), len(map_.axes))
-        size = (map_.in_channels, [(1, -1) for _ in map_.axes])
+        size = (map_.in_channels, [Axis().sizing for _ in map_.axes])
         sizes = dict.fromkeys((join, *nodes), size)
         return Spread(Fold(join, nodes[-1], nothing, nodes, (), sizes, given=given), ahead)
 

@@ -66,12 +66,11 @@ def values(draw: st.DrawFn, spatial: int, axes: Sequence[Axis] | None = None, ou
     draw(seeds)
     groups = draw(group_counts)
     out_channels = outputs or draw(st.sampled_from([6, 12]))
-    axes = [draw(axes_of()) for _ in range(spatial)] if axes is None else axes
-    if (
-        all((axis.stride, axis.slack) == (1, -1) for axis in axes)
-        and outputs in (None, CHANNELS)
-        and draw(st.booleans())
-    ):
+    if axes is None:
+        axes = [draw(axes_of()) for _ in range(spatial)]
+        if draw(st.integers(0, 3)) == 0:  # a transposed convolution, which has no stride and pads zeros
+            axes = [replace(axis, stride=1, mode=ZEROS, stretch=draw(steps)) for axis in axes]
+    if all(axis.sizing == Axis().sizing for axis in axes) and outputs in (None, CHANNELS) and draw(st.booleans()):
         return AffineConv.of(anchor(spatial), spatial)
     kernel = integers(out_channels, CHANNELS // groups, *[axis.taps for axis in axes])
     bias = known(integers(out_channels)) if draw(st.booleans()) else None
@@ -100,8 +99,9 @@ def siblings(draw: st.DrawFn, outputs: int | None = None) -> tuple[AffineConv, A
 
 @st.composite
 def same_size(draw: st.DrawFn, axis: Axis) -> Axis:
-    """Another window, dilation and padding of the stride and the slack of `axis`, and of its mode."""
-    other = Axis(draw(taps), draw(steps), axis.stride, draw(st.integers(-2, 4)), mode=axis.mode)
+    """Another window, dilation and padding of the sizing of `axis`, and of its mode."""
+    lo = draw(st.integers(-2, 4))
+    other = Axis(draw(taps), draw(steps), axis.stride, lo, mode=axis.mode, stretch=axis.stretch)
     return replace(other, hi=axis.slack + other.span - other.lo)
 
 
@@ -165,24 +165,24 @@ def by_definition(v: AffineConv, x: Tensor) -> Tensor:
     for n in itertools.product(*map(range, sizes)):
         for t in itertools.product(*[range(axis.taps) for axis in v.axes]):
             ats = [axis.stride * i + axis.dilation * j - axis.lo for axis, i, j in zip(v.axes, n, t, strict=True)]
-            at = list(map(pixel_at, ats, x.shape[2:], [axis.mode for axis in v.axes]))
+            at = list(map(pixel_at, v.axes, ats, x.shape[2:]))
             if None not in at:
                 pixels = channels[(..., *at)]
                 y[(..., *n)] += torch.einsum("goi,bgi->bgo", blocks[(..., *t)], pixels).flatten(1)
     return y
 
 
-def pixel_at(position: int, length: int, mode: str) -> int | None:
+def pixel_at(axis: Axis, position: int, length: int) -> int | None:
     """Which of `length` pixels stands at a position that may be outside of them; None where there is a zero."""
-    if 0 <= position < length:
-        return position
     last = length - 1
+    if 0 <= position <= axis.stretch * last:
+        return None if position % axis.stretch else position // axis.stretch
     return {
         ZEROS: None,
         "reflect": -position if position < 0 else 2 * last - position,
         "replicate": min(max(position, 0), last),
         "circular": position % length,
-    }[mode]
+    }[axis.mode]
 
 
 # --- the meaning
@@ -235,6 +235,10 @@ def test_channels_last_is_a_map_of_the_last_dimension() -> None:
 def test_then(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
     outer = data.draw(convolutions(spatial, v.out_channels))
+    if v.stretched and any(axis.stride > 1 for axis in outer.axes):
+        with pytest.raises(Refusal, match="no layer"):
+            v.then(outer)
+        return
     law = v.then(outer)
     assert law.groups == math.gcd(v.groups, outer.groups)
     check(law, lambda x: convolved(outer, v(x)))
@@ -412,7 +416,8 @@ def test_pad_is_exact_or_refused_of_necessity(data: st.DataObject, spatial: int,
         law: AffineConv | Bordered | Refusal = v.pad(pads, None if value is None else known(value))
     except Refusal as refusal:
         law = refusal
-    assert isinstance(law, AffineConv) == equal
+    if not v.stretched or equal is False:  # zeros between the pixels may hide what the window reads
+        assert isinstance(law, AffineConv) == equal
     why = law.why if isinstance(law, Bordered) else law
     assert not isinstance(why, Refusal) or "border" in why.reason
 
@@ -462,14 +467,22 @@ def test_slice(data: st.DataObject, spatial: int) -> None:
         index = slice(start, y.shape[axis + 2] - stop, step)
         return y[(slice(None),) * (axis + 2) + (index,)]
 
+    if v.stretched and step > 1:
+        with pytest.raises(Refusal, match="no layer"):
+            v.slice(axis, start, stop, step)
+        step = 1
     check(v.slice(axis, start, stop, step), direct, v)
 
 
 @given(st.data(), st.integers(1, 3))
-def test_widened_pads_both_ends_equally(data: st.DataObject, spatial: int) -> None:
+def test_widened_is_padded_as_a_layer_is(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
     law = v.widened()
-    assert all(axis.lo == axis.hi >= 0 or axis.copies for axis in law.axes)
+    if v.stretched:
+        assert all(0 <= axis.hi - axis.lo < max(axis.stretch, axis.dilation) for axis in law.axes)
+        assert all(axis.cut >= 0 for axis in law.axes)
+    else:
+        assert all(axis.lo == axis.hi >= 0 or axis.copies for axis in law.axes)
     assert [axis.smallest for axis in law.axes] == [axis.smallest for axis in v.axes]
     check(law, v, v)
 
@@ -481,6 +494,28 @@ def test_widening_one_tap_needs_few(lo: int, hi: int) -> None:
     before, after = wide.lo - lo, wide.hi - hi
     assert wide.span == before + 1 + after
     assert wide.dilation == (math.gcd(before, after) or 1)
+
+
+def stuffed(x: Tensor, steps: Sequence[int]) -> Tensor:
+    """x with steps - 1 zeros between any two pixels."""
+    wide = x.new_zeros(
+        *x.shape[:2], *[step * (length - 1) + 1 for length, step in zip(x.shape[2:], steps, strict=True)]
+    )
+    wide[(..., *[slice(None, None, step) for step in steps])] = x
+    return wide
+
+
+@given(st.data(), st.integers(1, 3))
+def test_spread(data: st.DataObject, spatial: int) -> None:
+    v = data.draw(values(spatial))
+    by = [data.draw(steps) for _ in range(spatial)]
+    spread = [axis for axis, step in zip(v.axes, by, strict=True) if step > 1]
+    strided = any(axis.stride > 1 for axis in v.axes)
+    if spread and (v.bias is not None or strided or not all(axis.single for axis in spread)):
+        with pytest.raises(Refusal):
+            v.spread(by)
+    else:
+        check(v.spread(by), lambda x: stuffed(v(x), by), v)
 
 
 faces = st.tuples(st.integers(0, 1), st.integers(0, 1), st.booleans())
@@ -550,7 +585,7 @@ def chains(draw: st.DrawFn) -> tuple[AffineConv, Function, list[AffineConv]]:
     start = AffineConv.of(anchor(spatial), spatial)
     value, direct, way = start, (lambda x: x), [start]
     for _ in range(draw(st.integers(1, 5))):
-        kind = draw(st.sampled_from("conv scale branch slice take pad widen".split()))
+        kind = draw(st.sampled_from("conv spread scale branch slice take pad widen".split()))
         try:
             value, direct = _lengthened(draw, kind, value, direct)
         except Refusal:
@@ -564,6 +599,9 @@ def _lengthened(draw: st.DrawFn, kind: str, v: AffineConv, f: Function) -> tuple
     if kind == "conv" and v.out_channels in (6, 12):
         outer = draw(convolutions(len(v.axes), v.out_channels))
         return v.then(outer), lambda x: convolved(outer, f(x))
+    if kind == "spread":
+        by = [2] + [draw(steps) for _ in v.axes[1:]] if v.axes else []
+        return v.spread(by), lambda x: stuffed(f(x), by)
     if kind == "scale":
         scale, shift = integers(v.out_channels), integers(v.out_channels)
         return v.scale_shift(known(scale), known(shift)), lambda x: f(x) * column(scale, x) + column(shift, x)

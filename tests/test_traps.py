@@ -284,8 +284,8 @@ TRAPS = {
         lambda: Block(weight_read_elsewhere, body=seq(conv(4, 4, 3, padding=1), bn())), convs=1, norms=0
     ),
     # transposed
-    "deconv": Trap(lambda: seq(deconv(), bn()), convs=1, norms=1),
-    "deconv with groups": Trap(lambda: seq(deconv(groups=2, stride=2), bn()), convs=1, norms=1),
+    "deconv": Trap(lambda: seq(deconv(), bn()), convs=1, norms=0),
+    "deconv with groups": Trap(lambda: seq(deconv(groups=2, stride=2), bn()), convs=1, norms=0),
     # borders
     "norm before a padded conv": Trap(lambda: seq(bn(), conv(4, 4, 3, padding=1)), convs=1, norms=1, word="bias"),
     "norm before a conv": Trap(lambda: seq(bn(), conv(4, 4, 3)), convs=1, norms=0),

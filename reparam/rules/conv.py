@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import AffineConv
+from reparam.affine import AffineConv, Constant, Deferred
+from reparam.kernels import transposed
 from reparam.rules.table import Case, Op, Value, affine, constant, each, optional, rule
 
 
@@ -66,3 +67,50 @@ def conv(
     outer = AffineConv.conv(kernel, optional(bias, "bias"), each(stride, spatial), each(dilation, spatial), groups)
     pads = _pads(padding, [axis.span for axis in outer.axes])
     return affine(affine(input).seen_with(spatial).pad(pads)).then(outer)
+
+
+@rule(
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    folds=lambda: [
+        Case(nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1), spatial=1),
+        Case(nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, bias=False)),
+        Case(nn.ConvTranspose2d(4, 4, (3, 2), stride=(3, 1), padding=(0, 1), groups=4), smallest=2),
+        Case(nn.ConvTranspose2d(4, 8, 3, stride=2, dilation=3, output_padding=2)),
+        Case(nn.ConvTranspose2d(4, 6, 3, padding=2, dilation=2), smallest=1),
+        Case(nn.ConvTranspose3d(4, 2, (1, 2, 3), stride=(1, 2, 3)), spatial=3),
+        Case(nn.Sequential(nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))),
+        Case(nn.Sequential(nn.Conv2d(4, 6, 1, bias=False), nn.ConvTranspose2d(6, 6, 4, stride=4, groups=3))),
+        Case(nn.Sequential(nn.ConvTranspose1d(4, 4, 4, 2), Op(lambda m, x: x[..., 1:-2])), spatial=1),
+    ],
+    keeps=lambda: [
+        (Case(nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2, stride=2))), "bias"),
+        (Case(nn.Sequential(nn.Conv2d(4, 4, 2), nn.ConvTranspose2d(4, 4, 2, stride=2)), smallest=2), "neighbouring"),
+        (Case(nn.Sequential(nn.ConvTranspose2d(4, 4, 2, stride=2), nn.AvgPool2d(2))), "stride"),
+        (Case(nn.Sequential(nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1), nn.ZeroPad2d(1))), "border"),
+        (Case(Op(lambda m, x: F.conv_transpose2d(x, x[:1, :, :1, :1].transpose(0, 1)))), "kernel"),
+    ],
+)
+def conv_transpose(
+    input: Value,
+    weight: Value,
+    bias: Value = None,
+    stride: Value = 1,
+    padding: Value = 0,
+    output_padding: Value = 0,
+    groups: int = 1,
+    dilation: Value = 1,
+) -> AffineConv:
+    """A transposed convolution is one of its input with zeros between the pixels, by the kernel turned round.
+
+    `padding` takes away from the border that is as wide as the kernel (Dumoulin, Visin 2016, relationship 14).
+    """
+    given = constant(weight, "kernel")
+    ins, outs, *taps = given.shape
+    turned = Deferred(lambda: transposed(given.value(), groups))
+    kernel = Constant((outs * groups, ins // groups, *taps), turned)
+    outer = AffineConv.conv(kernel, optional(bias, "bias"), None, each(dilation, len(taps)), groups)
+    fronts = [axis.span - 1 - cut for axis, cut in zip(outer.axes, each(padding, len(taps)), strict=True)]
+    pads = [(front, front + more) for front, more in zip(fronts, each(output_padding, len(taps)), strict=True)]
+    return affine(affine(input).seen_with(len(taps)).spread(each(stride, len(taps))).pad(pads)).then(outer)
