@@ -383,9 +383,12 @@ class _Editor:
                 outer = next((c for c in call.above() if c is not call and call.module in opened.get(c, ())), None)
                 if outer is not None:
                     at[piece], settled = outer, False
+        swapped = {swap.module for swap in result.swaps}
         for call, inner in opened.items():
             mine = [piece for piece, place in at.items() if place is call]
             try:
+                if not swapped.isdisjoint(inner):  # its operations would be gone in one place and stay in the other
+                    raise Refusal("another fold takes a module away whose code this one would have to write out")
                 result.rewrites.append(self._rewrite(call, inner, mine))
             except _At as refusal:
                 result.refused.setdefault(refusal.node, refusal)

@@ -84,7 +84,8 @@ class _Spreader:
         nodes = fold.nodes if fold is not None else (reader,)
         if fold is None and (reader in self.inside or reader not in self.found.above):
             return None
-        if not self.found.dominates(join, nodes[-1]):
+        within = all(set(node.readers) <= set(nodes) for node in nodes[:-1])
+        if not within or not self.found.dominates(join, nodes[-1]):
             return None
         value = self.found.value(join, nodes[-1])
         scales = isinstance(value, AffineConv) and value.pointwise and not value.identity

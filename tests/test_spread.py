@@ -107,6 +107,11 @@ def _beside_its_own_source(m: nn.Module, x: Tensor) -> Tensor:
     return m.norm(torch.stack([torch.cat([second, first], 1), x]).mean(0)).relu()
 
 
+def _read_on_the_way(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.norm(m.a(x.relu()) + m.b(x.sigmoid()))
+    return y + y + m.pool(m.scale(y)) + m.other(y)
+
+
 def _along_rows(m: nn.Module, x: Tensor) -> Tensor:
     return m.norm(torch.cat([m.a(x.relu()), m.b(x.sigmoid())], 2))
 
@@ -142,3 +147,17 @@ def test_part_of_a_plan_spreads_a_norm_as_a_whole_or_not_at_all() -> None:
     for only in range(len(whole) + 1):
         part = plan(recorded, set(), only=only).folds
         assert any(fold.given for fold in part) == any(fold.advance for fold in part) == (only == len(whole))
+
+
+def test_what_is_read_on_the_way_is_not_computed_in_advance() -> None:
+    model = Block(
+        _read_on_the_way,
+        a=_conv(),
+        b=_conv(),
+        norm=nn.BatchNorm2d(4),
+        scale=nn.Conv2d(4, 4, 1, groups=4, padding_mode="circular"),
+        pool=nn.AvgPool2d(3, 1, 1),
+        other=nn.BatchNorm2d(4),
+    )
+    model, x = trained(model), image(2, 4, 7, 9)
+    assert distance(model, reparam.reparameterize(model, x, verify=False), x) < EXACT
