@@ -166,7 +166,8 @@ def verify(
     `example_inputs` is a tensor, a tuple of positional arguments or a dict of keyword arguments, on the models' device;
     floating tensors are used as they are and drawn anew in their likeness. `exact` maps names of parameters and buffers
     of the candidate to their float64 values before they were rounded to its dtype; with it (and for float64 models) the
-    functions must agree to `EXACT`. Without it the weights of the candidate carry a rounding that no one can undo, so
+    functions must agree to `EXACT`, or, where the original answers one ulp of float64 in its weights by more than that,
+    to `NOISE` times as much. Without it the weights of the candidate carry a rounding that no one can undo, so
     the bound is `NOISE` times what re-rounding the original's own weights does to it.
 
     Integer and bool outputs are compared entry by entry and in float64 only, since a near tie is decided by rounding.
@@ -315,7 +316,9 @@ class _Bench:
     def bound(self, kind: str, slack: float) -> float:
         """The largest error that passes, where the original itself shows `slack`."""
         if kind == _FP64:
-            return max(EXACT, NOISE * slack) if self.rounded else EXACT
+            # The slack is what one ulp of the weights does; in float64 an ulp is so much smaller.
+            finer = 1.0 if self.rounded else torch.finfo(torch.float64).eps / self.eps if self.eps else 0.0
+            return max(EXACT, NOISE * slack * finer)
         summing = SUMMING * torch.finfo(torch.float32).eps if self.eps > EXACT else 0.0
         return max(EXACT, FLOOR * self.eps, summing, NOISE * slack)
 

@@ -457,3 +457,44 @@ def test_bisect_accuses_nobody_without_reason() -> None:
 
 def test_the_exact_bound_lies_between_rounding_and_mistakes() -> None:
     assert 1e-13 < EXACT < 1e-9
+
+
+class _Steep(nn.Module):
+    """The sine of large numbers: an ulp of float32 in a weight moves it anywhere, one of float64 by about 1e-9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.bn(self.linear(x)) * 3e7)
+
+
+def _steep(off: float) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    """The network, its batch norm folded by hand and `off` by a share of its weights, and the weights in float64."""
+    torch.manual_seed(3)
+    original = _Steep().eval()
+    original.bn.running_mean.normal_()
+    original.bn.running_var.uniform_(0.5, 2.0)
+    candidate = copy.deepcopy(original)
+    linear, bn = copy.deepcopy(original.linear).double(), copy.deepcopy(original.bn).double()
+    gain = (bn.running_var + bn.eps).rsqrt() * bn.weight.detach()
+    exact = {
+        "linear.weight": linear.weight.detach() * gain[:, None] * (1 + off),
+        "linear.bias": (linear.bias.detach() - bn.running_mean) * gain + bn.bias.detach(),
+    }
+    candidate.bn = nn.Identity().eval()
+    for name, value in exact.items():
+        candidate.get_parameter(name).data.copy_(value)
+    return original, candidate, exact
+
+
+def test_a_network_that_magnifies_roundings_is_measured_by_its_own() -> None:
+    original, candidate, exact = _steep(0.0)
+    x = torch.randn(64, 8)
+    right = verify(original, candidate, x, exact=exact)
+    checks = [check for check in right.checks if check.kind == "fp64"]
+    assert right.ok
+    assert max(check.error for check in checks) > EXACT  # as any two orders of summation are
+    original, candidate, exact = _steep(1e-13)  # far below an ulp of float32
+    assert not verify(original, candidate, x, exact=exact).ok
