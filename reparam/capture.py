@@ -516,6 +516,22 @@ def served(node: Node, removed: Collection[Node]) -> bool:
     return node in removed or (node.constant and all(served(reader, removed) for reader in node.readers))
 
 
+def common(nodes: Sequence[Node]) -> Call | None:
+    """The innermost call around all nodes."""
+    if any(node.call is None for node in nodes):
+        return None
+    around = [list(node.call.above()) for node in nodes if node.call]
+    return next((call for call in around[0] if all(call in others for others in around[1:])), None)
+
+
+def within(node: Node, common: Call | None) -> Iterator[Call]:
+    """The calls around a node, from its own to `common`."""
+    for call in node.call.above() if node.call else ():
+        yield call
+        if call is common:
+            return
+
+
 def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
     """The tensors of the model that operations read, directly or through constants computed from them."""
     waiting, found = [operand for node in nodes for operand in node.inputs], list[Tensor]()

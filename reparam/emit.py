@@ -253,13 +253,21 @@ def _without_idle_calls(trace: Trace) -> set[str]:
     """Take the calls that do nothing out of the code; the paths of the modules that they called."""
     idle = set()
     for node in list(trace.graph.nodes):
-        if node.op == "call_module" and type(trace.module.get_submodule(str(node.target))) in _DO_NOTHING:
+        if node.op == "call_module" and type(_called(trace, node)) in _DO_NOTHING:
             idle.add(str(node.target))
             before = node.all_input_nodes[0]
             node.replace_all_uses_with(before)
             trace.at.update({seen: before for seen, place in trace.at.items() if place is node})
             trace.graph.erase_node(node)
     return idle
+
+
+def _called(trace: Trace, node: fx.Node) -> nn.Module | None:
+    """The module that a step calls; None where another edit has taken it away, as nothing needs the step."""
+    try:
+        return trace.module.get_submodule(str(node.target))
+    except AttributeError:
+        return None
 
 
 def written(trace: Trace) -> set[str]:

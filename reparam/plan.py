@@ -112,6 +112,7 @@ def _first(
 def alive(record: Record) -> set[Node]:
     """Every node that an output depends on, or what hooks look at, or a number that is read from a tensor.
 
+    A tensor of which only the size is asked has to exist as well: what it is computed from may not be another's input.
     A write counts where its memory is that of something alive, of an input or of the model, for others see it; and
     where the same code, in another call of its module, makes a write that counts.
     """
@@ -125,6 +126,7 @@ def alive(record: Record) -> set[Node]:
         lasting = {0, *(node.memory for node in (*given, *live))}  # 0: nobody knows which memory it has
         code = {place for write, place in writes.items() if write in live or write.memory in lasting}
         seen = [write for write, place in writes.items() if place in code and write not in live]
+        seen += [node for node in record.nodes if node.measured and node.function is not None and node not in live]
         if not seen:
             return live
         live |= _reached(seen, {})
@@ -135,11 +137,17 @@ def _number(node: Node) -> bool:
     return node.dtype is None and not node.readers
 
 
-def _computed(record: Record, folds: Iterable[Fold], live: Iterable[Node]) -> set[Node]:
+def _asked_alone(node: Node, live: Collection[Node]) -> bool:
+    """Whether nothing but its size is needed."""
+    return node.measured and not node.constant and not any(reader in live for reader in node.readers)
+
+
+def _computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> set[Node]:
     """Every node that is still computed when folds stand for the operations before their sinks."""
     bases = {fold.sink: (fold.base,) for fold in folds}
     inside = {node for fold in folds for node in fold.nodes}
     roots = [n for n in live if n in record.walls or (n not in inside and (n.inplace or _number(n)))]
+    roots += [node for node in live if _asked_alone(node, live)]
     return _reached([*record.outputs, *roots], bases)
 
 
@@ -161,6 +169,8 @@ def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Nod
     """
     demanded = {*record.outputs, *record.walls, *(node for node in live if node.inplace and not node.readers)}
     for node in live:
+        if _asked_alone(node, live):
+            demanded.add(node)
         if not node.constant and node not in found.above:
             demanded.update(node.operands)
     return demanded
@@ -336,11 +346,14 @@ def _forks(node: Node) -> bool:
     return len(set(node.readers)) > 1 or any(reader.dtype is None for reader in node.readers)
 
 
+_BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
+
+
 def _fixes_channels(base: Node, nodes: Sequence[Node]) -> bool:
     """Whether what reads the whole base holds a number per channel: then it has as many channels at every input."""
     whole = {base}
     for node in nodes:
-        if whole.intersection(node.operands):
+        if whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
             kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
                 return True

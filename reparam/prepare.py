@@ -24,9 +24,9 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from reparam.affine import AffineConv
-from reparam.arguments import bare, form
+from reparam.arguments import bare, form, unproven
 from reparam.branches import follow
-from reparam.capture import GIVEN, Call, Node, Record, leaves_of, served
+from reparam.capture import GIVEN, Call, Node, Record, common, leaves_of, served, within
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel
@@ -217,7 +217,7 @@ class _Editor:
         fold = group[0]
         if fold.steps:
             raise Refusal("what comes behind the pixels' rearrangement is also read elsewhere")
-        call = _common(fold.nodes)
+        call = common(fold.nodes)
         if call is None:
             raise Refusal("it runs outside the model's forward")
         self._require_loose(call, fold.nodes)
@@ -239,18 +239,18 @@ class _Editor:
 
     def _require_proven(self, fold: Fold) -> None:
         """Whatever code leads through the chain leads through it for every input: it looks at none, or is traced."""
-        common = _common(fold.nodes)
-        if common is None:
+        around = common(fold.nodes)
+        if around is None:
             raise Refusal("it runs outside the model's forward")
-        way = {call for node in fold.nodes for call in _within(node, common) if user_code(call.module)}
+        way = {call for node in fold.nodes for call in within(node, around) if user_code(call.module)}
         looking = {outer for call in way if self._looks(call) for outer in call.above() if outer in way}
         opened = frozenset(call.module for call in looking)
-        proofs = (more for (call, more), found in self.traces.items() if call is common and isinstance(found, Trace))
-        if opened and not any(opened <= more for more in proofs) and (common, opened) not in self.followed:
+        proofs = (more for (call, more), found in self.traces.items() if call is around and isinstance(found, Trace))
+        if opened and not any(opened <= more for more in proofs) and (around, opened) not in self.followed:
             try:
-                self._traced(common, opened)
+                self._traced(around, opened)
             except Refusal as refusal:
-                self._follow(common, opened, refusal)
+                self._follow(around, opened, refusal)
 
     def _follow(self, call: Call, opened: frozenset[nn.Module], refusal: Refusal) -> None:
         """What no trace shows for every input at once may do the same along every way through its branches."""
@@ -345,7 +345,13 @@ class _Editor:
     def _trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace | Refusal:
         """The trace for every input; if there is none, that for every input with the same literals beside it."""
         try:
-            return Trace(call, opened)
+            trace = Trace(call, opened)
+            if not trace.doubtful:
+                return trace
+            if call.parent is not None and not self._settled(call):
+                return unproven(
+                    call, "weights are worked out in its code, perhaps otherwise where an argument is given"
+                )
         except Refusal as refusal:
             if bare(form(call)) or not self._settled(call):
                 return refusal
@@ -360,7 +366,7 @@ class _Editor:
         Where it has none, it is what it hands from one inner call to another: what is inside these may still fold.
         """
         for fold in group:
-            around = call or _common(fold.nodes)
+            around = call or common(fold.nodes)
             own = [node for node in fold.nodes if node.call is around]
             handed = [] if own else [node for node in _handed(fold, around) if node not in self.cuts]
             result.cuts.update((node, refusal) for node in handed)
@@ -383,18 +389,28 @@ class _Editor:
                 outer = next((c for c in call.above() if c is not call and call.module in opened.get(c, ())), None)
                 if outer is not None:
                     at[piece], settled = outer, False
-        swapped = {swap.module for swap in result.swaps}
+        swapped = frozenset(swap.module for swap in result.swaps)
         for call, inner in opened.items():
             mine = [piece for piece, place in at.items() if place is call]
             try:
-                if not swapped.isdisjoint(inner):  # its operations would be gone in one place and stay in the other
-                    raise Refusal("another fold takes a module away whose code this one would have to write out")
+                self._require_apart(swapped, call, inner, mine)
                 result.rewrites.append(self._rewrite(call, inner, mine))
             except _At as refusal:
                 result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 for piece in mine:
                     self._refuse(result, [piece.fold], refusal, piece.call)
+
+    def _require_apart(
+        self, swapped: Collection[nn.Module], place: Call, opened: set[nn.Module], pieces: list[Piece]
+    ) -> None:
+        """No code that is written out in `place` is edited where it stands as well."""
+        if not opened.isdisjoint(swapped):
+            raise Refusal("another fold takes a module away whose code this one would have to write out")
+        for piece in pieces:
+            inner = [call for call in within(piece.nodes[0], place) if call is not place]
+            if piece.call is not place and any(len(self.calls[call.module]) > 1 for call in inner):
+                raise Refusal("its code is called several times, and another fold would write out one of them")
 
     def _opened(self, piece: Piece, place: Call) -> set[nn.Module]:
         """The modules whose code is written into that of `place`: those around the nodes of a piece."""
@@ -564,29 +580,13 @@ def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
     return runs
 
 
-def _common(nodes: Sequence[Node]) -> Call | None:
-    """The innermost call around all nodes."""
-    if any(node.call is None for node in nodes):
-        return None
-    around = [list(node.call.above()) for node in nodes if node.call]
-    return next((call for call in around[0] if all(call in others for others in around[1:])), None)
-
-
 def _handed(fold: Fold, around: Call | None) -> list[Node]:
     """The tensors of a fold that pass from one call made by `around` to another."""
-    inner = {node: [call for call in _within(node, around) if call is not around][-1:] for node in fold.nodes}
+    inner = {node: [call for call in within(node, around) if call is not around][-1:] for node in fold.nodes}
     handed = {
         operand for node in fold.nodes for operand in node.operands if inner.get(operand, inner[node]) != inner[node]
     }
     return [node for node in fold.nodes if node in handed]
-
-
-def _within(node: Node, common: Call | None) -> Iterator[Call]:
-    """The calls around a node, from its own to `common`."""
-    for call in node.call.above() if node.call else ():
-        yield call
-        if call is common:
-            return
 
 
 def only_read_by(nodes: Collection[Node], module: nn.Module, readers: Mapping[int, list[Node]]) -> bool:

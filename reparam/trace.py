@@ -80,6 +80,13 @@ class Trace:
         self._turns += 1
         return self.ways[self._turns - 1]
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether it computes with weights alone, and an argument was None: code may ask for that unseen."""
+        computing = ("call_function", "call_method", "call_module")
+        absent = not self.settled and any(value is None for value in self.given.values())
+        return absent and any(self.tree.get(n, n) is None and n.op in computing for n in self.graph.nodes)
+
     def sized(self, node: Node) -> bool:
         """Whether the operation takes an argument that depends on the size of the input.
 

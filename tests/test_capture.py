@@ -692,3 +692,47 @@ def test_a_compiled_part_is_explained() -> None:
     model.append(inner.eval().double())
     with pytest.raises(ModelError, match=r"2 .*_orig_mod"):
         reparam.reparameterize(model, images(2, 4, 9, 7))
+
+
+class _Masked(nn.Module):
+    """Takes another kernel where a mask is given, which nothing but weights tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.kernel = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        kernel = self.kernel
+        if mask is not None:
+            kernel = kernel * 2
+        return torch.relu(self.dense(x) + self.point(x) + F.conv2d(x, kernel))
+
+
+def test_an_argument_that_was_not_given_is_not_given_silently_later() -> None:
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    model = trained(_Masked(), x)
+    folded = reparam.reparameterize(model, x)
+    assert convs_ran(folded, x) == 1
+    assert distance(model, folded, x) < EXACT
+    with pytest.raises(AssertionError, match="other arguments"):
+        folded(x, torch.ones(1))
+
+
+class _Masking(nn.Module):
+    """Hands its mask on, should it get one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _Masked()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.inner(x, mask)
+
+
+def test_an_argument_that_others_may_give_is_left_to_them() -> None:
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    model = trained(_Masking(), x)
+    folded = reparam.reparameterize(model, x)
+    for arguments in ((x,), (x, torch.ones(1))):
+        assert distance(model, folded, *arguments) < EXACT

@@ -86,7 +86,10 @@ ONE: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     ),
     "einsum": (
         lambda: Block(
-            lambda m, x: m.n(torch.einsum("bchw,dc->bdhw", x, m.w)), n=nn.BatchNorm2d(5), **parameters(w=(5, C))
+            lambda m, x: m.n(torch.einsum("bchw,dc->bdhw", m.a(x), m.w)),
+            a=nn.Conv2d(C, 6, 1),
+            n=nn.BatchNorm2d(5),
+            **parameters(w=(5, 6)),
         ),
         IMAGES,
     ),
@@ -117,6 +120,15 @@ def test_becomes_one_layer(name: str) -> None:
     assert len(list(result.parameters())) <= 2  # what the product was computed from is gone
     for size in sizes:
         assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_einsum_alone_says_nothing_of_the_channels() -> None:
+    """Where the input has one channel it is the sum of a row of the constant, which no linear layer computes."""
+    model = Block(lambda m, x: m.a(torch.einsum("...i,io->...o", x, m.w)), a=nn.Linear(5, 2), **parameters(w=(C, 5)))
+    model = trained(model, image(2, 7, C))
+    result = reparam.reparameterize(model, image(2, 7, C))
+    for channels in (C, 1):
+        assert distance(model, result, image(2, 7, channels)) < EXACT
 
 
 def test_a_norm_behind_a_transpose_goes_into_the_product() -> None:

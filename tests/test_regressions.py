@@ -579,3 +579,48 @@ def test_a_size_is_not_asked_of_what_comes_later() -> None:
     folded = converted(model, x)
     assert convs_ran(folded, x) == 3
     torch.testing.assert_close(folded(x), model(x))
+
+
+class _AskedAlone(nn.Module):
+    """Asks for the size of what nobody reads, behind a write to what a convolution has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1)
+        self.bn = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.first(x)
+        y.neg_()
+        part = y[:, :, 1::2]
+        nothing = y - y
+        rows = nothing.mean((2,)).size(0)
+        return self.second(nothing) / rows, self.bn(nothing), part
+
+
+def test_what_is_only_asked_for_its_size_does_not_write_into_the_input() -> None:
+    model = _AskedAlone()
+    folded = converted(model, torch.randn(1, 4, 3))
+    x = torch.randn(1, 4, 4)
+    before = x.clone()
+    for ours, theirs in zip(folded(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert torch.equal(x, before)
+
+
+class _OthersWeight(nn.Module):
+    """Uses the computed weight of a convolution for a second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = weight_norm(nn.Conv1d(1, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(self.conv(x), self.conv.weight * 0.5)
+
+
+def test_two_edits_may_take_away_one_computed_weight() -> None:
+    x = torch.randn(1, 1, 5)
+    model = draw_statistics(draw_constants(_OthersWeight())).eval()
+    folded = reparam.reparameterize(model, x, fixed_size=True)
+    torch.testing.assert_close(folded(x), model(x))
