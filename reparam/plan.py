@@ -224,9 +224,15 @@ class _Region:
             nodes = between(base, [node])
             if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
                 parts = any(map(_picks, nodes))
-                return None if base.written or node.written or (parts and not _fixes_channels(base, nodes)) else value
+                written = self._written_later(base, node)
+                return None if written or (parts and not _fixes_channels(base, nodes)) else value
             return value if _fixes_channels(base, nodes) and self._pays(value, nodes) else None
         return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
+
+    def _written_later(self, base: Node, node: Node) -> bool:
+        """Whether the memory of either is written to once both may exist, be it through a view."""
+        writes = (*self.record.writes.get(base.memory, ()), *self.record.writes.get(node.memory, ()))
+        return base.written or node.written or any(self.order[base] < self.order[write] for write in writes)
 
     def _overwritten(self, base: Node, node: Node) -> bool:
         """Whether the memory of `base` is written to before `node` is computed, where a fold may want to read it."""

@@ -624,3 +624,29 @@ def test_two_edits_may_take_away_one_computed_weight() -> None:
     model = draw_statistics(draw_constants(_OthersWeight())).eval()
     folded = reparam.reparameterize(model, x, fixed_size=True)
     torch.testing.assert_close(folded(x), model(x))
+
+
+class _DoublesAPart(nn.Module):
+    """Writes to what it is given through a view of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, :1] *= 2
+        return x
+
+
+class _HandsOnACopy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _DoublesAPart()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(0 + x)
+
+
+def test_a_copy_that_is_written_to_through_a_view_stays_one() -> None:
+    x = torch.randn(1, 1, 3, 3)
+    before = x.clone()
+    model = _HandsOnACopy().eval()
+    folded = reparam.reparameterize(model, x, verify=False)
+    torch.testing.assert_close(folded(x), model(before.clone()))
+    assert torch.equal(x, before)
