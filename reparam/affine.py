@@ -292,7 +292,7 @@ class AffineConv:
         if list(rows) == list(range(self.out_channels)):
             return self
         groups = _groups_of(rows, self.out_channels, self.groups)
-        index = torch.tensor(rows)
+        index = torch.tensor(rows, dtype=torch.long)  # of none as well
         kernel = Deferred(lambda: regroup(self.kernel(), self.groups, groups)[index])
         number = None if self.bias is None else Deferred(lambda: self.bias_value()[index])
         return AffineConv(

@@ -650,3 +650,10 @@ def test_a_copy_that_is_written_to_through_a_view_stays_one() -> None:
     folded = reparam.reparameterize(model, x, verify=False)
     torch.testing.assert_close(folded(x), model(before.clone()))
     assert torch.equal(x, before)
+
+
+def test_all_channels_but_a_padded_one_may_be_cropped() -> None:
+    x = torch.randn(2, 3, 5)
+    model = nn.Sequential(nn.Linear(5, 1), nn.ConstantPad1d((1, -1), 0.0), nn.Linear(1, 2))
+    folded = converted(model, x)
+    torch.testing.assert_close(folded(x), model(x))
