@@ -657,3 +657,64 @@ def test_all_channels_but_a_padded_one_may_be_cropped() -> None:
     model = nn.Sequential(nn.Linear(5, 1), nn.ConstantPad1d((1, -1), 0.0), nn.Linear(1, 2))
     folded = converted(model, x)
     torch.testing.assert_close(folded(x), model(x))
+
+
+class _PoolsAndMixes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(2, 2, 1), nn.AvgPool2d(2, 1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.pool(x), self.conv.weight)
+
+
+class _TwiceAndDoubled(nn.Module):
+    """Calls a block twice; what follows the second call would like to have its code written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = _PoolsAndMixes()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        once = self.block(x)
+        twice = self.block(once)
+        return twice + twice, twice, once
+
+
+def test_code_that_is_called_twice_is_edited_for_both_calls() -> None:
+    x = torch.randn(1, 2, 1, 1)
+    model = _TwiceAndDoubled().eval()
+    folded = reparam.reparameterize(model, x, verify=False)
+    for ours, theirs in zip(folded(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+class _Shifts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+
+class _ShiftsTwice(nn.Module):
+    """A shift that one fold takes away with its module, and another would write out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.rand(4, 1, 1))
+        self.inner = _Shifts()
+        self.head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.inner(x - self.mean)
+        return self.head(y), y
+
+
+def test_a_module_is_not_taken_away_where_its_code_is_written_out() -> None:
+    x = torch.randn(2, 4, 5, 3)
+    model = draw_statistics(draw_constants(_ShiftsTwice())).eval()
+    folded = reparam.reparameterize(model, x, verify=False)
+    for ours, theirs in zip(folded(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
