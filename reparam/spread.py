@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from reparam.affine import AffineConv, Anchor, Deferred, Number
 from reparam.axis import Axis
@@ -19,7 +20,7 @@ from reparam.capture import Node, Record, leaves_of, served
 from reparam.cost import KERNELS
 from reparam.fold import Fold
 from reparam.interpret import Interpretation
-from reparam.rules import operation
+from reparam.rules import RULES, operation
 
 _SUMS = ("add", "sub")
 
@@ -46,7 +47,7 @@ def spreads(record: Record, found: Interpretation, folds: Mapping[Node, Fold], l
                 yield spread
 
 
-class _Taken(Exception):
+class _Kept(Exception):
     """A side that cannot take its part."""
 
 
@@ -67,7 +68,7 @@ class _Spreader:
         nodes, map_ = behind
         try:
             ahead = tuple(self._sides(join, map_))
-        except _Taken:
+        except _Kept:
             return None
         given = {fold.sink: fold.advance for fold in ahead if fold.advance is not None}
         nothing = AffineConv.of(Anchor(join, join.shape), len(map_.axes))
@@ -99,7 +100,7 @@ class _Spreader:
         """The folds that compute the sides of a join, each with its part of a scale and shift."""
         for side, part in self._parts(join, map_):
             if not self._alone(side) or side.dtype != join.dtype:
-                raise _Taken
+                raise _Kept
             fold = self.folds.get(side) or self._kernel(side)
             if fold is not None and fold.value.identity and self._alone(fold.base):  # a dropout, a check
                 fold = self.folds.get(fold.base) or self._kernel(fold.base)
@@ -108,26 +109,27 @@ class _Spreader:
             elif operation(side.function or "") in (*_SUMS, "cat") and side not in self.inside:
                 yield from self._sides(side, part)
             else:
-                raise _Taken
+                raise _Kept
 
     def _parts(self, join: Node, map_: AffineConv) -> Iterator[tuple[Node, AffineConv]]:
         """Each side of a join with its part of the map."""
-        if operation(join.function or "") == "cat":
-            sides, axis = join.args[0], join.args[1] if len(join.args) > 1 else join.kwargs.get("dim", 0)
+        given = _arguments(join)
+        joined = operation(join.function or "") == "cat"
+        sides = given["tensors"] if joined else [given["input"], given["other"]]
+        if not all(isinstance(side, Node) and not side.constant for side in sides):
+            raise _Kept
+        if joined:
             channel = 1 if map_.axes else len(join.shape) - 1
-            if not all(isinstance(side, Node) and not side.constant for side in sides):
-                raise _Taken
-            if axis % len(join.shape) != channel:
-                raise _Taken
+            if given["dim"] % len(join.shape) != channel:
+                raise _Kept
             start = 0
             for side in sides:
                 stop = start + side.shape[channel]
                 yield side, _part(map_, side, start, stop)
                 start = stop
         else:
-            sides = join.args[:2]
-            if not all(isinstance(side, Node) and not side.constant and side.shape == join.shape for side in sides):
-                raise _Taken
+            if not all(side.shape == join.shape for side in sides):
+                raise _Kept
             for i, side in enumerate(sides):
                 yield side, _part(map_, side, 0, map_.out_channels, shifted=i == 0)
 
@@ -146,8 +148,18 @@ class _Spreader:
             not served(reader, fold.nodes) for leaf in leaves_of(fold.nodes) for reader in self.readers[id(leaf)]
         )
         if not kernels or shared or fold.steps or len(fold.value.axes) != len(part.axes):
-            raise _Taken
+            raise _Kept
         return replace(fold, value=fold.value.scale_shift(_flat(part.kernel), part.bias), advance=part)
+
+
+def _arguments(join: Node) -> Mapping[str, Any]:
+    """What the join is called with, by the names that its rule gives it."""
+    try:
+        bound = RULES[operation(join.function or "")].signature.bind(*join.args, **join.kwargs)
+    except TypeError:  # a call that has no rule
+        raise _Kept from None
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _part(map_: AffineConv, side: Node, start: int, stop: int, shifted: bool = True) -> AffineConv:

@@ -23,6 +23,18 @@ def _sum(m: nn.Module, x: Tensor) -> Tensor:
     return m.norm(torch.add(m.a(x.relu()), m.b(x.sigmoid()), alpha=-0.5))
 
 
+def _named_sum(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(torch.add(input=m.a(x.relu()), other=m.b(x.sigmoid()), alpha=-0.5))
+
+
+def _half_named_sum(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(torch.sub(m.a(x.relu()), other=m.b(x.sigmoid())))
+
+
+def _named_cat(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(torch.cat(tensors=[m.a(x.relu()), m.b(x.sigmoid())], dim=-3)).relu_()
+
+
 def _nested(m: nn.Module, x: Tensor) -> Tensor:
     y = m.a(x.relu())
     y -= m.drop(m.b(x.sigmoid()))
@@ -45,6 +57,9 @@ def _conv(out: int = 4, kernel: int = 1) -> nn.Conv2d:
 TAKEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "cat": (lambda: Block(_cat, a=_conv(4, 3), b=_conv(6), norm=nn.BatchNorm2d(10)), 2),
     "sum": (lambda: Block(_sum, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4)), 2),
+    "cat by names": (lambda: Block(_named_cat, a=_conv(4, 3), b=_conv(6), norm=nn.BatchNorm2d(10)), 2),
+    "sum by names": (lambda: Block(_named_sum, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4)), 2),
+    "difference by a name": (lambda: Block(_half_named_sum, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4)), 2),
     "nested": (
         lambda: Block(_nested, a=_conv(4, 3), b=_conv(), c=_conv(4, 3), drop=nn.Dropout(0.5), norm=nn.BatchNorm2d(4)),
         3,
