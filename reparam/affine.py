@@ -29,7 +29,7 @@ from torch import Tensor
 
 from reparam.axis import ZEROS, Axis
 from reparam.errors import BorderRefusal, Refusal
-from reparam.kernels import CONV, convolved, densified, laid, reframed, regroup, rows, spread
+from reparam.kernels import CONV, column, convolved, densified, laid, reframed, regroup, rows
 
 T = TypeVar("T")
 
@@ -172,7 +172,7 @@ class AffineConv:
         value = self.bias_value()
         if self.mapped or not mapped:
             return value
-        return spread(value, value.new_empty(self.out_channels, *self.shape()[2:])).expand(-1, *self.shape()[2:])
+        return column(value, 1 + len(self.axes)).expand(-1, *self.shape()[2:])
 
     def __call__(self, x: Tensor) -> Tensor:
         """The meaning: the result for an anchor tensor x, computed in x's dtype. The laws are tested against this."""
@@ -225,7 +225,7 @@ class AffineConv:
                 seen = CONV[len(axes)](
                     self.bias_value()[None], outer.kernel(), None, strides, 0, dilations, outer.groups
                 )
-                return seen[0] + spread(outer.bias_value(), seen[0])
+                return seen[0] + column(outer.bias_value(), seen[0].dim())
             blocks = self.bias_value().view(outer.groups, -1, 1)
             sums = outer.kernel().flatten(1).view(outer.groups, -1, blocks.shape[1], outer.taps).sum(3)
             return (sums @ blocks).flatten() + outer.bias_value()
@@ -246,7 +246,7 @@ class AffineConv:
 
         def bias() -> Tensor:
             scaled = self.bias_value() if scale is None else rows(scale(), self.bias_value())
-            return scaled if shift is None else scaled + spread(shift(), scaled)
+            return scaled if shift is None else scaled + column(shift(), scaled.dim())
 
         number = None if self.bias is None and shift is None else Deferred(bias)
         return replace(self, kernel=Deferred(kernel), bias=number, identity=False, mean=False)
@@ -368,7 +368,7 @@ class AffineConv:
         )
         return replace(self, axes=axes, identity=False, mean=False)
 
-    def spread(self, steps: Sequence[int]) -> AffineConv:
+    def stuffed(self, steps: Sequence[int]) -> AffineConv:
         """Per axis one output every so many pixels and zeros between them, which a transposed convolution runs over.
 
         Exact for a map of single pixels without a bias: what it makes of zeros is zeros.
@@ -507,7 +507,7 @@ class Bordered:
             raise self.why
 
         def bias() -> Tensor:
-            around = spread(inside.bias_value(), inside.bias_value().new_empty(inside.shape()[1:]))
+            around = column(inside.bias_value(), 1 + len(inside.axes))
             before = [size - lo - hi for size, (lo, hi) in zip(inside.shape()[2:], self.pads, strict=True)]
             return reframed(around.expand(-1, *before), self.pads, self.value)
 

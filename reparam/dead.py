@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture import Call, Node, Record, nodes_in
-from reparam.plan import alive
 
 # Counted while training, never read in eval: part of a dead norm, but nothing to name in one that is alive.
 _COUNTERS = ("num_batches_tracked",)
@@ -56,12 +55,11 @@ def around(record: Record, modules: Collection[nn.Module]) -> set[Node]:
     return {node for call in calls for node in nodes_in((call.args, call.kwargs, call.result)) if not node.constant}
 
 
-def dead_weight(model: nn.Module, record: Record) -> list[Dead]:
-    """Everything dead, in the order of the model, each at the outermost module that is dead as a whole.
+def dead_weight(model: nn.Module, record: Record, live: Collection[Node]) -> list[Dead]:
+    """Everything that `live` does not need, in the order of the model, each at the outermost module that is dead.
 
     Nothing where the output depends on a tensor of unknown origin: any weight may have gone into that one.
     """
-    live = alive(record)
     if any(node.name.startswith("unknown") and not node.inputs for node in live):
         return []
     return list(_Walk(record, live, model).below(model, ""))

@@ -14,7 +14,6 @@ from reparam.affine import AffineConv
 from reparam.capture import WEIGHT_HOOKS, Node, Record, entry, leaves_of, served
 from reparam.fold import Fold
 from reparam.plain import plain
-from reparam.plan import alive
 from reparam.prepare import Edits, Piece, Rewrite, only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
@@ -41,13 +40,13 @@ class Emitted:
     names: dict[Fold, str]
 
 
-def emit(model: nn.Module, record: Record, edits: Edits) -> Emitted:
-    """Make the edits on `model`, in place (the record is of this very model)."""
-    return _Emitter(model, record).emit(edits)
+def emit(model: nn.Module, record: Record, edits: Edits, live: Collection[Node]) -> Emitted:
+    """Make the edits on `model`, in place; the record is of this very model, and `live` is what its outputs need."""
+    return _Emitter(model, record, live).emit(edits)
 
 
 class _Emitter:
-    def __init__(self, model: nn.Module, record: Record) -> None:
+    def __init__(self, model: nn.Module, record: Record, live: Collection[Node]) -> None:
         self.model = model
         self.record = record
         self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
@@ -58,7 +57,7 @@ class _Emitter:
         self.weights: dict[Tensor, Tensor] = {}
         self.made: dict[nn.Module, Fold] = {}
         self.readers = record.readers()
-        self.idle = set(record.nodes) - alive(record)
+        self.idle = set(record.nodes).difference(live)
 
     def emit(self, edits: Edits) -> Emitted:
         removed = edits.removed
@@ -173,6 +172,8 @@ class _Emitter:
             parent = module.get_submodule(parent_path)
         except AttributeError:
             return  # gone with the module around it
+        if parent is not module and len(self.parents[parent]) > 1:
+            return  # others have it as well
         parent._modules.pop(name, None)
         if parent_path and not parent._modules and isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             self._dropped(module, parent_path)

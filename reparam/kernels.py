@@ -94,12 +94,12 @@ def convolved(first: Tensor, second: Tensor, groups: int) -> Tensor:
 
 def rows(factor: Tensor, kernel: Tensor) -> Tensor:
     """Each output channel times its factor."""
-    return spread(factor, kernel) * kernel
+    return column(factor, kernel.dim()) * kernel
 
 
-def spread(factor: Tensor, onto: Tensor) -> Tensor:
-    """One number per channel (or one for all) as it broadcasts onto a tensor whose first dimension is the channels."""
-    return factor.view(-1, *[1] * (onto.dim() - 1))
+def column(factor: Tensor, dims: int) -> Tensor:
+    """One number per channel (or one for all) as it broadcasts onto so many dimensions, the first of them channels."""
+    return factor.view(-1, *[1] * (dims - 1))
 
 
 def reframed(biases: Tensor, pads: Sequence[tuple[int, int]], value: Callable[[], Tensor] | None) -> Tensor:
@@ -107,5 +107,5 @@ def reframed(biases: Tensor, pads: Sequence[tuple[int, int]], value: Callable[[]
     sides = [side for pad in reversed(pads) for side in pad]
     if value is None:
         return F.pad(biases, sides)
-    around = spread(value(), biases)
+    around = column(value(), biases.dim())
     return F.pad(biases - around, sides) + around

@@ -89,7 +89,7 @@ def reparameterize(
     verification = None
     if verify:
         generator = torch.Generator().manual_seed(0)
-        naive = {node: border.error(generator) for node, border in conversion.plan.borders.items()}
+        naive = {node: border.error(generator) for node, border in conversion.plan.borders().items()}
     if verify and conversion.changed:
         say("checking each fold")
         errors = _checked_folds(conversion)
@@ -148,9 +148,9 @@ def _convert(
         cuts.update(edits.cuts)
     say(f"folding {len(planned.folds)} regions")
     planned = replace(planned, refusals={**planned.refusals, **_behind(cuts), **refused})
-    dead = dead_weight(target, recorded)
+    dead = dead_weight(target, recorded, planned.live)
     pruner = Pruner(target, dead)
-    emitted = emit(target, recorded, edits)
+    emitted = emit(target, recorded, edits, planned.live)
     fates = dict.fromkeys(dead, "left")
     if asked.prune and dead:
         say(f"pruning {len(dead)} pieces of dead weight")

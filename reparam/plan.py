@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reparam import cost
-from reparam.affine import AffineConv, Bordered
+from reparam.affine import AffineConv, Bordered, Deferred
 from reparam.axis import Axis
 from reparam.border import Border, borders
 from reparam.capture import Node, Record
@@ -38,8 +38,8 @@ _PARTING = (
     "expand",
     "repeat",
 )
-_MULTIPLYING = ("cat", "concat", "concatenate", "pixel_unshuffle", "repeat", "tile", "repeat_interleave")
-_JOINING = ("cat", "concat", "concatenate")  # they have no kernel that could take a scale
+_MULTIPLYING = ("cat", "pixel_unshuffle", "repeat", "tile", "repeat_interleave")
+_JOINING = ("cat",)  # they have no kernel that could take a scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Plan:
 
     live: every node that an output depends on; removed: those of them that need not be computed any more.
     before, after: the cost of all regions (microseconds).
-    borders: what those of the refusals that are about a border would have folded.
+    borders: what those of the refusals that are about a border would have folded; worked out for the plan that is kept.
     """
 
     folds: tuple[Fold, ...]
@@ -57,7 +57,7 @@ class Plan:
     removed: frozenset[Node]
     before: float
     after: float
-    borders: Mapping[Node, Border] = field(default_factory=dict)
+    borders: Deferred[dict[Node, Border]]
 
 
 def plan(
@@ -96,7 +96,8 @@ def plan(
     folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - _computed(record, folds, live)
-    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after, borders(found, refusals))
+    named = Deferred(lambda: borders(found, refusals))
+    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after, named)
 
 
 def _first(

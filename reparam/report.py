@@ -278,7 +278,7 @@ def _looks(record: Record) -> tuple[Look, ...]:
 
 def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
     """Why a norm is left that no rule has refused."""
-    sink = next((sink for sink, border in plan.borders.items() if norm in border.nodes), None)
+    sink = next((sink for sink, border in plan.borders().items() if norm in border.nodes), None)
     if sink is not None:
         refusal = plan.refusals[sink]
         reason = f"{operation(sink.function)} cannot take it: {refusal.reason}"  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,17 @@ def trained(model: nn.Module, *inputs: Any, dtype: torch.dtype = torch.float64) 
 def image(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     """A drawn input."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def accepted(model: nn.Module, channels: int, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    """Pairs of images, of those sizes that the model takes."""
+    for size in sizes:
+        x = image(2, channels, *size)
+        try:
+            model(x)
+        except (RuntimeError, ValueError):
+            continue
+        yield x
 
 
 class _Operations(TorchDispatchMode):

@@ -513,9 +513,9 @@ def test_spread(data: st.DataObject, spatial: int) -> None:
     strided = any(axis.stride > 1 for axis in v.axes)
     if spread and (v.bias is not None or strided or not all(axis.single for axis in spread)):
         with pytest.raises(Refusal):
-            v.spread(by)
+            v.stuffed(by)
     else:
-        check(v.spread(by), lambda x: stuffed(v(x), by), v)
+        check(v.stuffed(by), lambda x: stuffed(v(x), by), v)
 
 
 faces = st.tuples(st.integers(0, 1), st.integers(0, 1), st.booleans())
@@ -601,7 +601,7 @@ def _lengthened(draw: st.DrawFn, kind: str, v: AffineConv, f: Function) -> tuple
         return v.then(outer), lambda x: convolved(outer, f(x))
     if kind == "spread":
         by = [2] + [draw(steps) for _ in v.axes[1:]] if v.axes else []
-        return v.spread(by), lambda x: stuffed(f(x), by)
+        return v.stuffed(by), lambda x: stuffed(f(x), by)
     if kind == "scale":
         scale, shift = integers(v.out_channels), integers(v.out_channels)
         return v.scale_shift(known(scale), known(shift)), lambda x: f(x) * column(scale, x) + column(shift, x)

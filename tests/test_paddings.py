@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, trained
+from helpers import EXACT, Block, accepted, convs_ran, distance, image, norms_ran, plain_convs, trained
 
 MODES = ["reflect", "replicate", "circular"]
 
@@ -28,21 +28,14 @@ def normed(*layers: nn.Module, channels: int = 4) -> nn.Module:
     return nn.Sequential(*layers, nn.BatchNorm2d(channels))
 
 
-def accepted(model: nn.Module, spatial: int = 2, channels: int = 4) -> Iterator[Tensor]:
-    """Images of all small sizes that the model takes (among them the smallest), and some larger ones."""
-    for size in (*product(range(1, 8), repeat=spatial), (11, 9, 8)[:spatial], (10, 17, 9)[:spatial]):
-        x = image(2, channels, *size)
-        try:
-            model(x)
-        except (RuntimeError, ValueError):
-            continue
-        yield x
+# By number of axes: all small ones, among them the smallest that a model takes, and some larger ones.
+SIZES = {n: [*product(range(1, 8), repeat=n), (11, 9, 8)[:n], (10, 17, 9)[:n]] for n in (1, 2, 3)}
 
 
 def check_one(model: nn.Module, spatial: int = 2, channels: int = 4) -> nn.Module:
     """One convolution and no norm; the same function at every size, and no size that is not taken any more."""
     model = trained(model)
-    images = list(accepted(model, spatial, channels))
+    images = list(accepted(model, channels, SIZES[spatial]))
     result = reparam.reparameterize(model, images[-1])
     assert convs_ran(result, images[-1]) == 1, result.reparam_report
     assert norms_ran(result, images[-1]) == 0, result.reparam_report
@@ -152,7 +145,7 @@ def test_a_layer_alone_is_left_as_it_is() -> None:
 def test_two_kinds_of_border_stay_two_convolutions(make: Callable[[], nn.Module], why: str) -> None:
     """The convolutions stay; a norm finds its place in one of them."""
     model = trained(make())
-    images = list(accepted(model))
+    images = list(accepted(model, 4, SIZES[2]))
     result = reparam.reparameterize(model, images[-1])
     assert convs_ran(result, images[-1]) == 2
     assert norms_ran(result, images[-1]) == 0

@@ -718,3 +718,33 @@ def test_a_module_is_not_taken_away_where_its_code_is_written_out() -> None:
     folded = reparam.reparameterize(model, x, verify=False)
     for ours, theirs in zip(folded(x), model(x), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+class _HandsOn(nn.Module):
+    """A container that does nothing, and a slice that takes everything."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[..., :]
+
+
+class _TwoThatHandOn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Sequential(nn.Identity(), nn.Identity())
+        self.first, self.second = _HandsOn(shared), _HandsOn(shared)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x)
+        return self.second(y), y
+
+
+def test_what_one_block_does_not_need_stays_in_a_container_of_two() -> None:
+    x = torch.randn(1, 2, 3)
+    model = _TwoThatHandOn().eval()
+    folded = reparam.reparameterize(model, x, verify=False)
+    for ours, theirs in zip(folded(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs)

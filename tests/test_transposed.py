@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, ran, trained
+from helpers import EXACT, Block, accepted, convs_ran, distance, image, norms_ran, ran, trained
 
 DECONVS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -21,21 +20,14 @@ def added(*branches: nn.Module) -> nn.Module:
     return Block(lambda m, x: torch.relu(sum(branch(x) for branch in m.branches)), branches=nn.ModuleList(branches))
 
 
-def accepted(model: nn.Module, channels: int, spatial: int = 2) -> Iterator[Tensor]:
-    """Images of the smallest sizes that the model takes, and of some odd ones."""
-    for size in (*product(range(1, 4 if spatial < 3 else 2), repeat=spatial), (7, 5, 6)[:spatial], (6, 9, 5)[:spatial]):
-        x = image(2, channels, *size)
-        try:
-            model(x)
-        except (RuntimeError, ValueError):
-            continue
-        yield x
+# By number of axes: the smallest ones, and some odd ones.
+SIZES = {n: [*product(range(1, 4 if n < 3 else 2), repeat=n), (7, 5, 6)[:n], (6, 9, 5)[:n]] for n in (1, 2, 3)}
 
 
 def check(model: nn.Module, channels: int = 4, spatial: int = 2, convs: int = 1, norms: int = 0) -> nn.Module:
     """So many convolutions and norms are left, and the same function at every size."""
     model = trained(model)
-    images = list(accepted(model, channels, spatial))
+    images = list(accepted(model, channels, SIZES[spatial]))
     result = reparam.reparameterize(model, images[-1], verify=spatial < 3)  # its own images are large
     assert convs_ran(result, images[-1]) == convs, result.reparam_report
     assert norms_ran(result, images[-1]) == norms, result.reparam_report
@@ -183,7 +175,7 @@ def test_a_size_that_is_asked_for_is_kept(behind: str) -> None:
 
     up, other = nn.ConvTranspose2d(4, 4, 3, 2, 1), nn.ConvTranspose2d(4, 4, 2, 2)
     model = trained(Block(forward, up=up, other=other, bn=nn.BatchNorm2d(4)))
-    images = list(accepted(model, 4))
+    images = list(accepted(model, 4, SIZES[2]))
     result = reparam.reparameterize(model, images[-1])
     assert norms_ran(result, images[-1]) == (0 if behind == "norm" else 1)
     for x in images:
