@@ -310,6 +310,35 @@ def test_the_summary_says_where_the_models_were_compared() -> None:
     assert alone.endswith("; at the example's size and batch alone")
 
 
+@pytest.mark.parametrize(("step", "tried"), [(1, (12, 32, 48)), (32, (64, 96, 96))])
+def test_volumes_grow_by_little_where_the_original_takes_it(step: int, tried: tuple[int, ...]) -> None:
+    """By 32 along each axis a small volume becomes a hundred of them; networks of many levels take nothing less."""
+    sizes = []
+
+    def forward(x: Tensor) -> Tensor:
+        sizes.append(tuple(x.shape[2:]))
+        if any(size % step for size in x.shape[2:]):
+            raise ValueError("of no size that can be halved so often")
+        return x * 2
+
+    first = (4, 16, 16) if step == 1 else (32, 32, 32)
+    verification = verify(Do(forward).eval(), Do(lambda x: x + x).eval(), torch.randn(1, 2, *first))
+    assert verification.ok
+    assert "another resolution" in verification.summary.split("; the original itself")[0]
+    assert max(sizes) == tried
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_weights_are_re_rounded_only_where_the_bound_depends_on_it(known: bool) -> None:
+    original, candidate, exact = pair(torch.float32)
+    runs = []
+    counting = nn.Sequential(Do(lambda x: runs.append(x.dtype) or x), original).eval()
+    given = {f"1.{name}": value for name, value in exact.items()}
+    same = nn.Sequential(nn.Identity(), candidate).eval()
+    assert verify(counting, same, X, exact=given if known else None).ok
+    assert runs.count(torch.float64) == runs.count(torch.float32) * (1 if known else 2)
+
+
 def test_without_variants_only_the_example_is_compared() -> None:
     original, candidate, _ = pair(torch.float64)
     assert {check.inputs for check in verify(original, candidate, X.double(), variants=False).checks} == {
