@@ -404,6 +404,17 @@ class AffineConv:
 
         return replace(self, axes=axes, bias=Deferred(bias))
 
+    def fed(self, inner: AffineConv) -> AffineConv:
+        """This, which pads and reads its anchor, reading `inner` instead: what padding makes of that is for its law."""
+        value = inner.stuffed([axis.stretch for axis in self.axes])
+        for mode in self.modes - {ZEROS}:
+            here = [axis.framed and axis.mode == mode for axis in self.axes]
+            sides = [(max(a.lo, 0), max(a.hi, 0)) if pads else (0, 0) for a, pads in zip(self.axes, here, strict=True)]
+            value = value.continued(sides, mode)
+        ends = [(min(a.lo, 0), min(a.hi, 0)) if a.copies else (a.lo, a.hi) for a in self.axes]
+        framed = value.pad(ends)
+        return (framed.settled() if isinstance(framed, Bordered) else framed).then(self)
+
     def with_axes(self, spatial: int) -> AffineConv:
         """A pixelwise map with another number of spatial axes: what it does to channels, nothing to pixels."""
         if not self.pixelwise:

@@ -266,10 +266,13 @@ class _Region:
         if not any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
             return False
         at = nodes.index(last_kernel(nodes))
-        if at > nodes.index(steps[0]):
+        before = sum(nodes.index(step) < at for step in steps)
+        if before:
             here = self.found.value(base, nodes[at])
-            if not value.inside.pixelwise or (isinstance(here, Viewed) and here.spread > 1):
+            if isinstance(here, Viewed) and here.spread > 1:
                 return False
+        if not value.inside.pixelwise and before != value.ahead:
+            return False
         seen = [value.inside.in_channels if nodes.index(step) < at else value.inside.out_channels for step in steps]
         return all(len(each.operands) == 1 for each in nodes) and all(
             self._channels(base, step.operands[0]) in (None, count)

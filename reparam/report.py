@@ -316,7 +316,7 @@ def _named(names: Iterable[str]) -> str:
 
 def _macs(fold: Fold) -> int:
     """Multiply-adds of a fold; behind steps there are as many pixels as where it stands."""
-    if not fold.steps:
+    if not fold.steps or not fold.value.pixelwise:
         return cost.macs_of_fold(fold.value)
     return math.prod(last_kernel(fold.nodes).shape) * (fold.value.in_channels // fold.value.groups)
 

@@ -14,6 +14,8 @@ class Viewed:
 
     Reshapes and transposes that leave the channels whole, and means over pixels, commute with every map of channels
     (a mean keeps a bias because its weights sum to 1). So a map behind them can be moved in front of them and back.
+    ahead: so many of the steps come before `inside`, which reads neighbours of the pixels that they have rearranged;
+    its anchor stands for what these steps make of the anchor proper.
     shape: of the tensor now; channel: which of its dimensions holds the channels.
     spread: how many channels of `inside` each of them was, side by side, before they were moved into pixels. Then only
     a scale and shift per channel can still be moved in front.
@@ -24,6 +26,7 @@ class Viewed:
     channel: int
     steps: int = 1
     spread: int = 1
+    ahead: int = 0
 
     def seen(self) -> AffineConv:
         """The tensor as if it were an anchor: what the next rule reads."""
@@ -41,15 +44,30 @@ class Viewed:
             raise Refusal("it reads other dimensions as channels than those that hold them")
         if isinstance(result, Viewed) and result.inside.pixelwise:
             steps, spread = self.steps + result.steps, self.spread * result.spread
-            return Viewed(self._mapped(result.inside), result.shape, result.channel, steps, spread)
+            return Viewed(self._mapped(result.inside), result.shape, result.channel, steps, spread, self.ahead)
         if isinstance(result, AffineConv) and result.mean:
             return replace(self, shape=result.shape(), steps=self.steps + 1)
         if isinstance(result, AffineConv) and result.pixelwise:
             return replace(self, inside=self._mapped(result), shape=result.shape())
+        if isinstance(result, AffineConv) and self._behind:
+            return replace(self, inside=result.fed(self._moved(len(result.axes))), shape=result.shape(), ahead=self.steps)
         raise Refusal(
             "it reads the neighbours of pixels that were rearranged before it",
             "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",
         )
+
+    @property
+    def _behind(self) -> bool:
+        """Whether there is something inside that may stand behind all of the steps."""
+        movable = self.inside.pixelwise and self.spread == 1
+        return not self.inside.identity and (movable or self.ahead == self.steps)
+
+    def _moved(self, spatial: int) -> AffineConv:
+        """What stands inside, behind the steps."""
+        if self.ahead == self.steps:
+            return self.inside
+        shape = (*self.shape[: self.channel], self.inside.in_channels, *self.shape[self.channel + 1 :])
+        return replace(self.inside.with_axes(spatial), anchor=replace(self.inside.anchor, key=object(), shape=shape))
 
     def _mapped(self, outer: AffineConv) -> AffineConv:
         """What stands inside, with a map of the channels behind it."""

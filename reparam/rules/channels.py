@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from reparam.affine import AffineConv, Constant
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, constant, dimension, each, rule
+from reparam.viewed import Viewed
 
 
 def _along_channels(x: AffineConv, dim: int, what: str) -> AffineConv:
@@ -107,40 +109,73 @@ def chunk(input: Value, chunks: int, dim: int = 0) -> tuple[AffineConv, ...]:
             spatial=1,
             channels_last=True,
         ),
+        Case(Op(lambda m, x: m.inner[1](m.inner[0](x)[:, 0]), nn.Linear(4, 3), nn.Linear(3, 2)), spatial=1,
+             channels_last=True),
+        Case(Op(lambda m, x: m.inner[1](m.inner[0](x)[:, 1:, None]), nn.Linear(4, 3), nn.Linear(3, 2)), spatial=1,
+             smallest=2, channels_last=True),
+        Case(Op(lambda m, x: m.inner[1](m.inner[0](x)[..., -2:, 0]), nn.Conv2d(4, 3, 3), nn.BatchNorm1d(3)),
+             smallest=4),
     ],
     keeps=lambda: [
-        (Case(Op(lambda m, x: x[0])), "picks pixels"),
-        (Case(Op(lambda m, x: x[:, :, :2]), smallest=3), "fixed pixel"),
-        (Case(Op(lambda m, x: x[:, :, :0])), "fixed pixel"),
-        (Case(Op(lambda m, x: x[..., -2:]), smallest=2), "far end"),
-        (Case(Op(lambda m, x: x[:1])), "neither"),
+        (Case(nn.Sequential(Op(lambda m, x: x[0]), nn.Conv2d(4, 4, 1))), "dimension 0 of 3"),
+        (Case(nn.Sequential(Op(lambda m, x: x[:, :, :2]), nn.Conv2d(4, 4, (2, 1))), smallest=3), "neighbours"),
+        (Case(Op(lambda m, x: x[:, :, :0])), "nothing"),
+        (Case(Op(lambda m, x: x[:, 0])), "drops the channels"),
         (Case(Op(lambda m, x: x[:, :, [2, 0]]), smallest=3), "picks pixels"),
-        (Case(Op(lambda m, x: x[:, [0, 1], [0, 1]]), smallest=3), "picks pixels"),
+        (Case(Op(lambda m, x: x[:, [0, 1], [0, 1]]), smallest=3), "together with pixels"),
         (Case(Op(lambda m, x: x[:, m.index], index=torch.tensor(2))), "plain list"),
         (Case(Op(lambda m, x: x[:, :, : torch.tensor(3)])), "computed"),
     ],
 )
-def getitem(x: Value, index: Value) -> AffineConv:
-    """An entry of a tuple, a range of channels, a strided crop."""
+def getitem(x: Value, index: Value) -> AffineConv | Viewed:
+    """An entry of a tuple, a range of channels, a crop, pixels or tokens by their number."""
     if isinstance(x, tuple):
         return affine(x[index])
     value = affine(x)
     entries = list(index) if isinstance(index, tuple) else [index]
     rank = len(value.anchor.shape)
-    if any(entry is Ellipsis for entry in entries):
-        at = next(i for i, entry in enumerate(entries) if entry is Ellipsis)
-        entries[at : at + 1] = [slice(None)] * (rank + 1 - len(entries))
+    named = sum(entry is not None and entry is not Ellipsis for entry in entries)
+    at = next((i for i, entry in enumerate(entries) if entry is Ellipsis), len(entries))
+    entries[at : at + 1] = [slice(None)] * (rank - named)
+    bounds = [bound for part in entries if isinstance(part, slice) for bound in (part.start, part.stop, part.step)]
+    if not all(bound is None or isinstance(bound, int) for bound in bounds):
+        raise Refusal("it slices at a position that is computed from a tensor", "a fixed position would fold")
+    if not all(_shifts(value, dim, part) for dim, part in enumerate(entries)):
+        return _picked(value, entries)
     for dim, part in enumerate(entries):
-        if dim == channel_dimension(value) and isinstance(part, (list, Constant)):
-            value = value.take(_listed(part, value.out_channels))
-        elif not isinstance(part, slice):
-            raise Refusal(
-                "its index is computed, drops a dimension or picks pixels",
-                "slices, and a list or constant tensor of channels, would fold",
-            )
-        else:
-            value = _sliced(value, dim, part)
+        value = _sliced(value, dim, part)
     return value
+
+
+def _shifts(x: AffineConv, dim: int, part: Value) -> bool:
+    """Whether it takes channels, or such pixels that a convolution may take in their stead, whatever their number."""
+    if dim == channel_dimension(x):
+        return isinstance(part, (slice, list, Constant))
+    if not isinstance(part, slice):
+        return False
+    ends = (part.start or 0) >= 0 and (part.stop is None or part.stop < 0)
+    return part == slice(None) or (dim > 1 and bool(x.axes) and ends)
+
+
+def _picked(x: AffineConv, entries: Sequence[Value]) -> Viewed:
+    """Pixels, tokens or entries of the batch, whichever these are: dimensions go or come, the channels stay whole."""
+    shape: list[int] = []
+    dims, channel = iter(enumerate(x.shape())), 0
+    for part in entries:
+        dim, size = (-1, 1) if part is None else next(dims)
+        if dim == channel_dimension(x):
+            channel = len(shape)
+            if part != slice(None):
+                raise Refusal("it drops the channels, or picks some of them together with pixels")
+        if part is not None and type(part) is not int and not isinstance(part, slice):
+            raise Refusal(
+                "its index is computed, or picks pixels by a list",
+                "numbers, slices, and a list or constant tensor of channels, would fold",
+            )
+        shape += [] if type(part) is int else [len(range(size)[part or slice(None)])]
+    if 0 in shape:
+        raise Refusal("it takes nothing at this size")
+    return Viewed(x, tuple(shape), channel)
 
 
 def _listed(index: Value, count: int) -> list[int]:
@@ -154,22 +189,10 @@ def _listed(index: Value, count: int) -> list[int]:
     return [int(place) % count for place in places.tolist()]
 
 
-def _sliced(x: AffineConv, dim: int, part: slice) -> AffineConv:
-    if part == slice(None):
-        return x
-    if not all(bound is None or isinstance(bound, int) for bound in (part.start, part.stop, part.step)):
-        raise Refusal("it slices at a position that is computed from a tensor", "a fixed position would fold")
+def _sliced(x: AffineConv, dim: int, part: Value) -> AffineConv:
     if dim == channel_dimension(x):
-        return x.take(range(x.out_channels)[part])
-    if not x.axes or dim < 2:
-        raise Refusal("it slices a dimension that is neither channels nor space")
-    start, step = part.start or 0, part.step or 1
-    if start < 0 or (part.stop is not None and part.stop >= 0):
-        raise Refusal(
-            "it counts from the far end or stops at a fixed pixel, so what it takes depends on the size of the input",
-            "a start counted from the front and a stop counted from the end would fold",
-        )
-    return x.slice(dim - 2, start, -(part.stop or 0), step)
+        return x.take(range(x.out_channels)[part] if isinstance(part, slice) else _listed(part, x.out_channels))
+    return x.slice(dim - 2, part.start or 0, -(part.stop or 0), part.step or 1) if part != slice(None) else x
 
 
 # --- channels in another order, or several times
@@ -197,7 +220,6 @@ def narrow(input: Value, dim: int, start: int, length: int) -> AffineConv:
     ],
     keeps=lambda: [
         (Case(Op(lambda m, x: x.index_select(2, m.index), index=torch.tensor([0]))), "not the channels"),
-        (Case(Op(lambda m, x: x.index_select(1, x[0, :2, 0, 0].long() % 2))), "index"),
     ],
 )  # fmt: skip
 def index_select(input: Value, dim: int, index: Value) -> AffineConv:

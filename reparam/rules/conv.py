@@ -49,7 +49,7 @@ def _pads(padding: Value, spans: list[int]) -> list[tuple[int, int]]:
         (Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1))), "bias"),
         (Case(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))), "bias"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False))), "border"),
-        (Case(Op(lambda m, x: F.conv2d(x, x[:, :, :1, :1])), channels=1), "kernel"),
+        (Case(Op(lambda m, x: F.conv2d(x, x.relu()[:, :, :1, :1])), channels=1), "kernel"),
     ],
 )
 def conv(
@@ -89,7 +89,7 @@ def conv(
         (Case(nn.Sequential(nn.Conv2d(4, 4, 2), nn.ConvTranspose2d(4, 4, 2, stride=2)), smallest=2), "neighbouring"),
         (Case(nn.Sequential(nn.ConvTranspose2d(4, 4, 2, stride=2), nn.AvgPool2d(2))), "stride"),
         (Case(nn.Sequential(nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1), nn.ZeroPad2d(1))), "border"),
-        (Case(Op(lambda m, x: F.conv_transpose2d(x, x[:1, :, :1, :1].transpose(0, 1)))), "kernel"),
+        (Case(Op(lambda m, x: F.conv_transpose2d(x, x.relu()[:1, :, :1, :1].transpose(0, 1)))), "kernel"),
     ],
 )
 def conv_transpose(

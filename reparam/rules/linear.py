@@ -25,7 +25,7 @@ from reparam.rules.table import Case, Op, Value, affine, channels_at, constant, 
     ],
     keeps=lambda: [
         (Case(nn.Sequential(nn.Conv1d(4, 4, 1), nn.Linear(7, 7)), spatial=1, smallest=7, fixed=True), "channels"),
-        (Case(Op(lambda m, x: F.linear(x, x[:3])), spatial=0), "kernel"),
+        (Case(Op(lambda m, x: F.linear(x, x.relu()[:3])), spatial=0), "kernel"),
         (Case(Op(lambda m, x: F.linear(x, m.w), w=torch.randn(4)), spatial=1, channels_last=True), "vector"),
     ],
 )
