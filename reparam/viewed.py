@@ -50,7 +50,9 @@ class Viewed:
         if isinstance(result, AffineConv) and result.pixelwise:
             return replace(self, inside=self._mapped(result), shape=result.shape())
         if isinstance(result, AffineConv) and self._behind:
-            return replace(self, inside=result.fed(self._moved(len(result.axes))), shape=result.shape(), ahead=self.steps)
+            return replace(
+                self, inside=result.fed(self._moved(len(result.axes))), shape=result.shape(), ahead=self.steps
+            )
         raise Refusal(
             "it reads the neighbours of pixels that were rearranged before it",
             "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",

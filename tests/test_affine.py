@@ -244,6 +244,23 @@ def test_then(data: st.DataObject, spatial: int) -> None:
     check(law, lambda x: convolved(outer, v(x)))
 
 
+@given(st.data(), st.integers(1, 3), st.booleans())
+def test_fed(data: st.DataObject, spatial: int, single: bool) -> None:
+    """What pads and reads its anchor, reading what another made of that: exact wherever it is not refused."""
+    outer = data.draw(values(spatial))
+    inner = data.draw(values(spatial, [Axis()] * spatial if single else None, CHANNELS))
+    try:
+        law = outer.fed(inner)
+    except Refusal:
+        padded = any(axis.framed or axis.stretch > 1 for axis in outer.axes)
+        assert padded or inner.stretched
+        return
+    for x in images(law, inner):
+        y = inner(x)
+        if all(length >= axis.smallest for length, axis in zip(y.shape[2:], outer.axes, strict=True)):
+            assert torch.equal(law(x), outer(y))
+
+
 @given(st.data(), spatials)
 def test_scale_shift(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+from helpers import EXACT, Block, accepted, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
 from reparam.kernels import finest_groups, regroup
 
 SIZES = [(2, 4, 9, 7), (1, 4, 1, 1), (3, 4, 6, 11), (1, 4, 2, 13)]
@@ -149,6 +149,71 @@ def test_a_norm_behind_a_flattened_convolution_goes_into_it() -> None:
         assert norms_ran(result, image(*SIZES[0])) == 0, result.reparam_report
         for size in SIZES:
             assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+REARRANGED: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
+    "transposed": (
+        lambda: between(lambda y: y.transpose(2, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, (3, 2), 2)),
+        [(2, 4, 9, 7), (1, 4, 2, 3), (3, 4, 6, 11)],
+    ),
+    "to the end and back": (
+        lambda: Block(
+            lambda m, x: m.conv(m.bn(m.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))),
+            linear=nn.Linear(4, 5), bn=nn.BatchNorm2d(5), conv=nn.Conv2d(5, 6, 2, 2),
+        ),
+        [(2, 4, 8, 6), (1, 4, 2, 3)],
+    ),
+    "steps on both sides": (
+        lambda: Block(
+            lambda m, x: m.last(m.conv(m.first(x).transpose(2, 3)).flatten(2)),
+            first=nn.BatchNorm2d(4), conv=nn.Conv2d(4, 6, 3), last=nn.BatchNorm1d(6),
+        ),
+        [(2, 4, 9, 7), (1, 4, 3, 3)],
+    ),
+    "pooled": (
+        lambda: nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d((5, 4)), nn.Conv2d(4, 6, 3)), SIZES
+    ),
+    "pixels by their number": (
+        lambda: between(lambda y: y[:, :, :5, 1], nn.BatchNorm2d(4), nn.Conv1d(4, 6, 3)),
+        [(2, 4, 9, 7), (1, 4, 5, 2)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REARRANGED)
+def test_a_norm_passes_what_is_rearranged_on_its_way_to_an_unpadded_convolution(name: str) -> None:
+    make, sizes = REARRANGED[name]
+    model = trained(make(), image(*sizes[0]))
+    result = reparam.reparameterize(model, image(*sizes[0]))
+    assert norms_ran(result, image(*sizes[0])) == 0, result.reparam_report
+    assert convs_ran(result, image(*sizes[0])) == 1
+    for size in sizes:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda: nn.Conv2d(4, 6, 3, padding=1),
+        lambda: nn.Conv2d(4, 6, 3, padding=(1, 0), bias=False),
+        lambda: nn.ConvTranspose2d(4, 6, 2, 2),
+    ],
+)
+def test_a_shift_passes_no_border_of_zeros_behind_what_is_rearranged(second: Callable[[], nn.Module]) -> None:
+    model = trained(between(lambda y: y.transpose(2, 3), nn.BatchNorm2d(4), second()), image(*SIZES[0]))
+    result = reparam.reparameterize(model, image(*SIZES[0]))
+    assert norms_ran(result, image(*SIZES[0])) == 1
+    for x in accepted(model, 4, [size[2:] for size in SIZES]):
+        assert distance(model, result, x) < EXACT
+
+
+def test_an_image_that_is_repeated_at_its_border_takes_the_norm() -> None:
+    second = nn.Conv2d(4, 6, 3, padding=1, padding_mode="replicate")
+    model = trained(between(lambda y: y.transpose(2, 3), nn.BatchNorm2d(4), second), image(*SIZES[0]))
+    result = reparam.reparameterize(model, image(*SIZES[0]))
+    assert norms_ran(result, image(*SIZES[0])) == 0
+    for size in SIZES:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
 def test_groups_that_a_shuffle_hides_are_found_again() -> None:

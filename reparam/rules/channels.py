@@ -109,12 +109,20 @@ def chunk(input: Value, chunks: int, dim: int = 0) -> tuple[AffineConv, ...]:
             spatial=1,
             channels_last=True,
         ),
-        Case(Op(lambda m, x: m.inner[1](m.inner[0](x)[:, 0]), nn.Linear(4, 3), nn.Linear(3, 2)), spatial=1,
-             channels_last=True),
-        Case(Op(lambda m, x: m.inner[1](m.inner[0](x)[:, 1:, None]), nn.Linear(4, 3), nn.Linear(3, 2)), spatial=1,
-             smallest=2, channels_last=True),
-        Case(Op(lambda m, x: m.inner[1](m.inner[0](x)[..., -2:, 0]), nn.Conv2d(4, 3, 3), nn.BatchNorm1d(3)),
-             smallest=4),
+        Case(
+            Op(lambda m, x: m.inner[1](m.inner[0](x)[:, 0]), nn.Linear(4, 3), nn.Linear(3, 2)),
+            spatial=1,
+            channels_last=True,
+        ),
+        Case(
+            Op(lambda m, x: m.inner[1](m.inner[0](x)[:, 1:, None]), nn.Linear(4, 3), nn.Linear(3, 2)),
+            spatial=1,
+            smallest=2,
+            channels_last=True,
+        ),
+        Case(
+            Op(lambda m, x: m.inner[1](m.inner[0](x)[..., -2:, 0]), nn.Conv2d(4, 3, 3), nn.BatchNorm1d(3)), smallest=4
+        ),
     ],
     keeps=lambda: [
         (Case(nn.Sequential(Op(lambda m, x: x[0]), nn.Conv2d(4, 4, 1))), "dimension 0 of 3"),
@@ -162,17 +170,21 @@ def _picked(x: AffineConv, entries: Sequence[Value]) -> Viewed:
     shape: list[int] = []
     dims, channel = iter(enumerate(x.shape())), 0
     for part in entries:
-        dim, size = (-1, 1) if part is None else next(dims)
+        if part is None:
+            shape.append(1)
+            continue
+        dim, size = next(dims)
         if dim == channel_dimension(x):
             channel = len(shape)
             if part != slice(None):
                 raise Refusal("it drops the channels, or picks some of them together with pixels")
-        if part is not None and type(part) is not int and not isinstance(part, slice):
+        if isinstance(part, slice):
+            shape.append(len(range(size)[part]))
+        elif type(part) is not int:
             raise Refusal(
                 "its index is computed, or picks pixels by a list",
                 "numbers, slices, and a list or constant tensor of channels, would fold",
             )
-        shape += [] if type(part) is int else [len(range(size)[part or slice(None)])]
     if 0 in shape:
         raise Refusal("it takes nothing at this size")
     return Viewed(x, tuple(shape), channel)
