@@ -42,7 +42,7 @@ def reparameterize(
     cost: str = "static",
     prune: bool = False,
     fixed_size: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[str], object] = False,
 ) -> nn.Module:
     """The same model with every linear region folded into plain convolutions and linear layers, where that pays.
 
@@ -57,7 +57,7 @@ def reparameterize(
         proven to do the same without it. What only training calls is gone then: the result cannot be trained on.
     fixed_size: every image will be as large as the example (batches may differ): what zero padding makes of a bias is
         then folded into one number per channel and pixel, where that is cheaper. Other sizes raise an error afterwards.
-    progress: say on stderr what is being done.
+    progress: say on stderr what is being done, or hand each step to this function.
 
     Returns a model of the same class, dtype, device and memory format, in eval mode, whose new weights do not require
     gradients; `reparam_report` on it says what was done. Raises TrainModeError, InputError, ModelError for what cannot
@@ -277,5 +277,7 @@ def _moved_into(model: nn.Module, folded: nn.Module) -> nn.Module:
     return model
 
 
-def _speaker(progress: bool) -> Callable[[str], object]:
+def _speaker(progress: bool | Callable[[str], object]) -> Callable[[str], object]:
+    if callable(progress):
+        return progress
     return (lambda text: sys.stderr.write(f"reparam: {text}\n")) if progress else lambda text: None

@@ -139,8 +139,10 @@ class Verification:
         if self.worst is not None:
             failed = sum(not check.passed for check in self.checks)
             return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"
+        doubled = any(check.kind == _FP64 for check in self.checks)
+        exactly = f"float64 error {self.fp64_error:.2g}; " if doubled else ""
         return (
-            f"equal: float64 error {self.fp64_error:.2g}; in its own dtype the candidate is {self.own_error:.2g} from "
+            f"equal: {exactly}in its own dtype the candidate is {self.own_error:.2g} from "
             f"the truth, the original {self.noise_floor:.2g}; {self._where()}"
         )
 
@@ -156,7 +158,7 @@ class Verification:
 
 def verify(
     original: nn.Module,
-    candidate: nn.Module,
+    candidate: Callable[..., Any],
     example_inputs: Any,
     *,
     exact: Mapping[str, Tensor] | None = None,
@@ -165,6 +167,9 @@ def verify(
     fixed_size: bool = False,
 ) -> Verification:
     """Compare two models in eval mode, whoever converted the second one. Neither is changed: copies are run.
+
+    A candidate that is no module (a compiled function, an exported program, a session of another runtime) is called as
+    it is and compared in its own dtype alone, with the float64 truth of the original.
 
     `example_inputs` is a tensor, a tuple of positional arguments or a dict of keyword arguments, on the models' device;
     floating tensors are used as they are and drawn anew in their likeness. `exact` maps names of parameters and buffers
@@ -183,11 +188,14 @@ def verify(
     the original takes is a failed check.
     """
     require_eval(original, "original")
-    require_eval(candidate, "candidate")
+    if isinstance(candidate, nn.Module):
+        require_eval(candidate, "candidate")
+    elif exact:
+        raise InputError("exact: the candidate is no module and has no weights to compare; leave it out")
     inputs = Inputs.of(example_inputs)
     generator = torch.Generator().manual_seed(seed)
     bench = _Bench.of(original, candidate, inputs, exact, seed)
-    checks = [*_rounding_checks(candidate, exact or {})]
+    checks = [*_rounding_checks(candidate, exact)] if isinstance(candidate, nn.Module) and exact else []
     checks += _compare("example", inputs, bench, generator, _DRAWS)
     if variants:
         for name, tries in _variants(inputs, fixed_size).items():
@@ -306,23 +314,29 @@ class _Bench:
     """Private copies of both models in both precisions, and how far a comparison of them may be off."""
 
     original: nn.Module
-    candidate: nn.Module
+    candidate: Callable[..., Any]
     truth: nn.Module
-    twin: nn.Module  # the candidate in float64, unrounded as far as `exact` is known
+    twin: nn.Module | None  # the candidate in float64, unrounded as far as `exact` is known; None if it is no module
     rounded: bool  # the twin's weights are rounded, so its float64 bound has to be measured
     eps: float
     seed: int
 
     @classmethod
     def of(
-        cls, original: nn.Module, candidate: nn.Module, inputs: Inputs, exact: Mapping[str, Tensor] | None, seed: int
+        cls,
+        original: nn.Module,
+        candidate: Callable[..., Any],
+        inputs: Inputs,
+        exact: Mapping[str, Tensor] | None,
+        seed: int,
     ) -> _Bench:
+        twin = _restored(double(candidate), exact or {}) if isinstance(candidate, nn.Module) else None
         eps = max((_eps(tensor) for _, tensor in (*_state(original), *inputs.tensors())), default=0.0)
         return cls(
             original=copied(original),
-            candidate=copied(candidate),
+            candidate=copied(candidate) if isinstance(candidate, nn.Module) else candidate,
             truth=double(original),
-            twin=_restored(double(candidate), exact or {}),
+            twin=twin,
             rounded=exact is None and eps > torch.finfo(torch.float64).eps,
             eps=eps,
             seed=seed,
@@ -337,6 +351,11 @@ class _Bench:
         summing = SUMMING * torch.finfo(torch.float32).eps if self.eps > EXACT else 0.0
         return max(EXACT, FLOOR * self.eps, summing, NOISE * slack)
 
+    @property
+    def kind(self) -> str:
+        """The strictest comparison there is."""
+        return _OWN if self.twin is None else _FP64
+
     def measure(self, inputs: Inputs, generator: torch.Generator, shaking: bool) -> list[_Reading]:
         """Both models on one draw. Raises _ModelFailure where the original fails; a failing candidate is a reading.
 
@@ -347,19 +366,20 @@ class _Bench:
         truth = _run(self.truth, wide, self.seed, Float64())
         shaken = _run(rerounded(self.original, generator), wide, self.seed, Float64()) if shaking else {}
         try:
-            value = _run(self.twin, wide, self.seed, Float64())
+            value = None if self.twin is None else _run(self.twin, wide, self.seed, Float64())
             own = _run(self.candidate, inputs, self.seed)
+            own = own if isinstance(self.candidate, nn.Module) else _named_alike(own, plain)
         except _ModelFailure as failure:
-            return [_broken(_FP64, f"the candidate fails where the original runs: {failure}")]
-        for kind, expected, found in ((_FP64, truth, value), (_OWN, plain, own)):
-            if difference := _difference(expected, found):
+            return [_broken(self.kind, f"the candidate fails where the original runs: {failure}")]
+        for kind, expected, other in ((_FP64, truth, value), (_OWN, plain, own)):
+            if other is not None and (difference := _difference(expected, other)):
                 return [_broken(kind, difference)]
         if not _numbers(truth):
-            return [_broken(_FP64, "the output holds no tensor and no number to compare")]
-        found, *others = (_numbers(run) for run in (value, shaken, plain, own))
+            return [_broken(self.kind, "the output holds no tensor and no number to compare")]
+        found, *others = (_numbers(run or {}) for run in (value, shaken, plain, own))
         return list(
             chain.from_iterable(
-                _readings(name, tensor, found[name], *(other.get(name) for other in others))
+                _readings(name, tensor, found.get(name), *(other.get(name) for other in others))
                 for name, tensor in _numbers(truth).items()
             )
         )
@@ -379,18 +399,20 @@ def _broken(kind: str, detail: str) -> _Reading:
 
 
 def _readings(
-    name: str, truth: Tensor, value: Tensor, shaken: Tensor | None, plain: Tensor | None, own: Tensor | None
+    name: str, truth: Tensor, value: Tensor | None, shaken: Tensor | None, plain: Tensor | None, own: Tensor | None
 ) -> Iterator[_Reading]:
+    """`value` is None for a candidate without a float64 twin: then its own dtype has to do for every tensor."""
     weights = _error_where_comparable(truth, shaken)
     weights = weights if weights < float("inf") else 0.0  # re-rounding pushed it over a cliff: that measures nothing
-    if not _is_floating(truth):
+    if value is not None and not _is_floating(truth):
         detail = "share of entries that differ, in float64 only"
         yield _Reading(name, _FP64, relative_error(truth, value), weights, weights, detail)
         return
     detail = (
         "" if truth.isfinite().all() else "non-finite in the original, and the same in the candidate where it passes"
     )
-    yield _Reading(name, _FP64, relative_error(truth, value), weights, weights, detail)
+    if value is not None:
+        yield _Reading(name, _FP64, relative_error(truth, value), weights, weights, detail)
     # New weights have to be rounded, which the original's, true by definition, never are: that is no one's mistake.
     noise = _error_where_comparable(truth, plain)
     lost = "the original in its own dtype is not comparable with its float64 truth" if noise == float("inf") else ""
@@ -414,6 +436,15 @@ def _difference(expected: _Leaves, found: _Leaves) -> str:
     return ""
 
 
+def _named_alike(found: _Leaves, expected: _Leaves) -> _Leaves:
+    """A runtime returns its tensors in a row: they are those of the original in order, where there are as many."""
+    ours = [leaf for leaf in found.values() if isinstance(leaf, Tensor)]
+    paths = [path for path, leaf in expected.items() if isinstance(leaf, Tensor)]
+    if set(found) == set(expected) or len(ours) != len(paths):
+        return found
+    return expected | dict(zip(paths, ours, strict=True))
+
+
 def _form(leaf: Any) -> str:
     """All of a leaf that must be equal outright. Objects of unknown kinds compare by type: they may hold addresses."""
     if isinstance(leaf, Tensor):
@@ -427,7 +458,9 @@ def _numbers(output: _Leaves) -> dict[str, Tensor]:
     return floats | {path: leaf for path, leaf in output.items() if isinstance(leaf, Tensor)}
 
 
-def _run(model: nn.Module, inputs: Inputs, seed: int, mode: AbstractContextManager[Any] | None = None) -> _Leaves:
+def _run(
+    model: Callable[..., Any], inputs: Inputs, seed: int, mode: AbstractContextManager[Any] | None = None
+) -> _Leaves:
     """One call on clones (a model may write to its input), under a seed of its own."""
     fresh = inputs.map(Tensor.clone)
     try:
@@ -438,9 +471,10 @@ def _run(model: nn.Module, inputs: Inputs, seed: int, mode: AbstractContextManag
 
 
 @contextmanager
-def _own_tables(model: nn.Module) -> Iterator[None]:
+def _own_tables(model: Callable[..., Any]) -> Iterator[None]:
     """Nothing stays in functions with a cache, where user code keeps tables, of what is made in float64."""
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if not _of_torch(kind)}
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    kinds = {kind for module in modules for kind in type(module).__mro__ if not _of_torch(kind)}
     scopes = [scope for kind in kinds for scope in (vars(kind), vars(sys.modules.get(kind.__module__, kind)))]
     caches = {id(each): each for scope in scopes for each in scope.values() if isinstance(each, _CACHED)}
     before = {key: each.cache_info().misses for key, each in caches.items()}

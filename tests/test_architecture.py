@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "reparam"
 # Every unit of the package on its floor: a file, or a folder with all its files. A new one must be given a floor here.
 FLOORS = {
     "errors": 0,
+    "files": 1,
     "axis": 1,
     "kernels": 1,
     "affine": 1,
@@ -47,8 +48,10 @@ FLOORS = {
     "report": 5,
     "pipeline": 5,
     "bench": 6,
-    "export": 6,
     "checkpoint": 6,
+    "source": 6,
+    "programs": 6,
+    "data": 6,
     "cli": 7,
     "__init__": 7,
 }
@@ -87,6 +90,7 @@ SAME_FLOOR = {
     ("foldcheck", "fold"),
     ("dead", "plan"),
     ("foldcheck", "verify"),
+    ("data", "bench"),
     ("pipeline", "prune"),
     ("pipeline", "report"),
 }
@@ -95,7 +99,7 @@ SAME_FLOOR = {
 APART = "nn"
 
 # What may be imported besides Python's own library: the dependencies of pyproject.toml.
-THIRD_PARTY = {"torch", "numpy", "tabulate", "typer"}
+THIRD_PARTY = {"torch", "numpy", "tabulate", "typer", "safetensors"}
 
 MAX_LINES = 600
 

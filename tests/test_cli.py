@@ -1,66 +1,275 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
-import reparam.cli
-from reparam.errors import InputError, ReparamError, VerificationError
+import reparam
+from console import NETWORK, refused, run
+from reparam.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("explain", "verify", "bench", "ops", "doctor", "demo")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a user's network in it, which is the current one."""
+    (tmp_path / "mynet.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    return tmp_path
+
+
+def as_process(*arguments: str, **more: str) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "reparam.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+# --- the commands as such
 
 
 def test_version() -> None:
-    result = CliRunner().invoke(reparam.cli.app, ["--version"])
-    assert result.exit_code == 0
-    assert result.stdout.startswith("reparam 0.")
+    ended = run("--version")
+    assert (ended.code, ended.out) == (0, f"reparam {reparam.__version__}\n")
 
 
 def test_help_shows_the_commands_and_an_example() -> None:
-    result = CliRunner().invoke(reparam.cli.app, ["--help"])
-    assert result.exit_code == 0
-    assert "demo" in result.stdout
-    assert "Example: reparam demo" in result.stdout
+    ended = run("--help")
+    assert ended.code == 0
+    assert all(f"  {command} " in ended.out for command in COMMANDS)
+    assert "Example: reparam demo" in ended.out
 
 
-def test_an_unknown_command_is_refused() -> None:
-    assert CliRunner().invoke(reparam.cli.app, ["fold"]).exit_code != 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_and_json(command: str) -> None:
+    ended = run(command, "--help")
+    assert ended.code == 0
+    assert f"Example: reparam {command}" in ended.out
+    assert "--json" in ended.out
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(InputError("no such file"), 1), (VerificationError("they differ"), 2)], ids=str
+    "arguments", [("nonsense",), ("explain",), ("explain", "mynet:make", "--nonsense"), ("bench", "a", "--rounds", "x")]
 )
-def test_an_error_is_one_line_and_a_code(
-    error: ReparamError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(model: nn.Module, example_inputs: torch.Tensor) -> nn.Module:
-        raise error
+def test_a_mistake_in_usage_ends_with_1(arguments: tuple[str, ...]) -> None:
+    ended = run(*arguments)
+    assert ended.code == 1
+    assert "reparam" in ended.err
+    assert not ended.out
 
-    monkeypatch.setattr(reparam.cli, "reparameterize", fail)
-    monkeypatch.setattr(sys, "argv", ["reparam", "demo"])
-    with pytest.raises(SystemExit) as exit_:
-        reparam.cli.main()
-    assert exit_.value.code == code
-    assert capsys.readouterr().err == f"reparam: {error}\n"
+
+def test_ops_lists_the_rules() -> None:
+    operations = [row["operation"] for row in run("ops", "--json").data()["operations"]]
+    assert "batch_norm" in operations
+    assert "pixel_unshuffle" in run("ops", "pixel").out
+    assert "conv2d" not in run("ops", "pixel").out
+
+
+def test_doctor_knows_this_machine() -> None:
+    ended = run("doctor", "--json")
+    packages = {each["package"]: each for each in ended.data()["packages"]}
+    assert packages["torch"]["version"] == torch.__version__
+    assert packages["torch"]["state"] == "ok"
+    assert ended.data()["machine"]["reparam"] == reparam.__version__
+
+
+def test_doctor_names_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> str:
+        raise reparam.cli.about.PackageNotFoundError(name)
+
+    monkeypatch.setattr("reparam.cli.about.version", lambda name: "1" if name != "onnx" else nowhere(name))
+    assert "not installed: pip install 'reparam[onnx]'" in run("doctor").out
 
 
 @pytest.mark.slow
 def test_demo_folds_verifies_and_compares() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "reparam.cli", "demo"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    process = as_process("demo")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "Conv2d" in out
+    assert "original" in out
+    assert "folded" in out
+    assert not err
+
+
+# --- naming a model
+
+
+def test_explain_says_what_folds_and_writes_nothing(here: Path) -> None:
+    before = sorted(here.rglob("*.py"))
+    ended = run("explain", "mynet:make", "--arg", "width=4", "--input", "1x3x17x19")
+    assert ended.code == 0, ended.err
+    assert "Conv2d 3->4 3x3 s2 p1" in ended.out
+    assert "No --checkpoint" in ended.out
+    assert sorted(each for each in here.rglob("*") if each.suffix != ".pyc" and each.is_file()) == before
+
+
+def test_explain_as_json() -> None:
+    data = run("explain", "mynet:make", "--input", "1x3x17x19", "--json", "--verify").data()
+    assert data["report"]["folds"][0]["after"] == "Conv2d 3->8 3x3 s2 p1"
+    assert data["report"]["verification"]["ok"] is True
+    assert data["inputs"] == "1x3x17x19"
+
+
+def test_keep_is_passed_on() -> None:
+    data = run("explain", "mynet:make", "-i", "1x3x17x19", "--keep", "body.0", "--json").data()
+    assert len(data["report"]["folds"]) == 3
+    assert "keep='bogus'" in refused("explain", "mynet:make", "-i", "1x3x17x19", "--keep", "bogus")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mynet", "package.module:factory"),
+        ("weights.pth", "--checkpoint weights.pth"),
+        ("nowhere:make", "no module nowhere"),
+        ("mynet:mak", "did you mean make"),
+        ("mynet:text", "is a str"),
+        ("mynet:number", "returns a int"),
+        ("mynet:fails", "RuntimeError: no data set here"),
+        ("torchvision:resnet19", "did you mean"),
+        ("timm:repvgg_a00", "did you mean"),
+    ],
+)
+def test_a_model_that_cannot_be_had(name: str, said: str) -> None:
+    assert said in refused("explain", name, "--input", "1x3x8x8")
+
+
+def test_arguments_are_literals() -> None:
+    assert "key=value" in refused("explain", "mynet:make", "--arg", "width")
+    assert "unexpected keyword argument 'depth'" in refused("explain", "mynet:make", "--arg", "depth=true")
+
+
+def test_a_module_that_cannot_be_imported(here: Path) -> None:
+    (here / "broken.py").write_text("import not_a_library\n")
+    assert "broken imports not_a_library" in refused("explain", "broken:make")
+    (here / "worse.py").write_text("def make(:\n")
+    assert "SyntaxError" in refused("explain", "worse:make")
+
+
+@pytest.mark.zoo
+def test_models_of_the_zoos() -> None:
+    data = run("explain", "timm:repvgg_a0", "--input", "1x3x64x64", "--json").data()
+    assert len(data["report"]["folds"]) == 22
+    data = run("explain", "torchvision:resnet18", "--input", "1x3x64x64", "--json").data()
+    assert data["report"]["after"]["norms"] == 0
+
+
+def test_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install 'reparam[zoo]'" in refused("explain", "timm:repvgg_a0")
+
+
+# --- inputs
+
+
+@pytest.mark.parametrize("text", ["1x3", "3", "1x3x0x8", "ax3", "1x3x8x8:float99", "1 3 8 8", "2bad=1x3x8x8"])
+def test_inputs_that_cannot_be_used(text: str) -> None:
+    refused("explain", "mynet:make", "--input", text)
+
+
+def test_inputs_by_keyword_and_from_files(here: Path) -> None:
+    assert run("explain", "mynet:make", "-i", "x=1x3x9x9", "--json").data()["inputs"] == "1x3x9x9"
+    np.save(here / "x.npy", np.random.default_rng(0).normal(size=(2, 3, 11, 13)).astype(np.float32))
+    assert run("explain", "mynet:make", "--input-file", "x.npy", "--json").data()["inputs"] == "2x3x11x13"
+    torch.save((torch.randn(1, 3, 9, 8),), here / "x.pt")
+    assert run("explain", "mynet:make", "--input-file", "x.pt", "--json").data()["inputs"] == "1x3x9x8"
+    (here / "bad.npy").write_bytes(b"nothing")
+    assert "cannot be read as input" in refused("explain", "mynet:make", "--input-file", "bad.npy")
+    assert "no such file" in refused("explain", "mynet:make", "--input-file", "none.npy")
+    assert "two ways" in refused("explain", "mynet:make", "--input-file", "x.npy", "--input", "1x3x9x8")
+
+
+def test_without_inputs_they_are_read_off_the_model() -> None:
+    assert run("explain", "mynet:make", "--json").data()["inputs"] == "2x3x64x64"
+
+
+def test_devices_and_dtypes() -> None:
+    assert "choose one of" in refused("explain", "mynet:make", "--dtype", "int8")
+    assert "cannot be used here" in refused("explain", "mynet:make", "--device", "abacus")
+    assert run("explain", "mynet:make", "--dtype", "bfloat16", "-i", "1x3x9x9", "--verify").code == 0
+
+
+# --- verify and bench
+
+
+def test_verify_finds_equal_models_equal() -> None:
+    ended = run("verify", "mynet:make", "mynet:make", "-i", "1x3x17x19")
+    assert ended.code == 0
+    assert "equal: float64 error 0" in ended.out
+
+
+def test_verify_ends_with_2_where_they_differ() -> None:
+    ended = run("verify", "mynet:make", "mynet:make", "--other-arg", "seed=1", "-i", "1x3x17x19", "--json")
+    assert ended.code == 2
+    assert ended.data()["ok"] is False
+    assert ended.err.startswith("reparam: the candidate is not equal")
+    assert ended.err.count("\n") == 1
+
+
+def test_verify_needs_a_truth(here: Path) -> None:
+    (here / "a.onnx").write_bytes(b"")
+    assert "no float64 truth" in refused("verify", "a.onnx", "mynet:make", "-i", "1x3x17x19")
+    assert "damaged" in refused("verify", "mynet:make", "a.onnx", "-i", "1x3x17x19")
+    (here / "a.pt2").write_bytes(b"PK")
+    assert "damaged" in refused("verify", "a.pt2", "mynet:make", "-i", "1x3x17x19")
+    assert "no such file" in refused("verify", "mynet:make", "b.onnx", "-i", "1x3x17x19")
+
+
+def test_bench_times_a_model_and_its_fold() -> None:
+    ended = run("bench", "mynet:make", "-i", "1x3x17x19", "--rounds", "2", "--threads", "1", "--json")
+    assert [each["name"] for each in ended.data()["models"]] == ["original", "folded"]
+    assert ended.data()["checked"] is True
+
+
+def test_bench_refuses_models_that_differ() -> None:
+    arguments = ("mynet:make", "mynet:make", "--other-arg", "seed=1", "-i", "1x3x17x19", "--rounds", "2")
+    refused("bench", *arguments, code=2)
+    assert run("bench", *arguments, "--no-check").code == 0
+
+
+# --- how it ends
+
+
+def test_a_model_in_train_mode_is_named(here: Path) -> None:
+    (here / "stubborn.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Stubborn(nn.BatchNorm2d):\n    def train(self, mode=True):\n        return super().train(True)\n\n\n"
+        "def make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), Stubborn(4))\n"
     )
-    assert done.returncode == 0, done.stderr
-    assert "Conv2d" in done.stdout
-    assert "original" in done.stdout
-    assert "folded" in done.stdout
-    assert not done.stderr
+    assert "in train mode: 1" in refused("explain", "stubborn:make", "-i", "1x3x8x8")
+
+
+def test_inputs_that_the_model_does_not_take() -> None:
+    refused("explain", "mynet:make", "-i", "1x5x8x8")
+
+
+def test_an_interrupted_run_says_so(here: Path) -> None:
+    (here / "slow.py").write_text("import time\n\n\ndef make():\n    print('ready', flush=True)\n    time.sleep(60)\n")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = as_process("explain", "slow:make")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert err == "reparam: interrupted; nothing was written\n"
+
+
+def test_a_defect_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> nn.Module:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr("reparam.cli.fold.reparameterize", broken)
+    with pytest.raises(AssertionError, match="ours"):
+        main(["explain", "mynet:make", "-i", "1x3x8x8"])

@@ -527,3 +527,39 @@ def test_a_network_that_magnifies_roundings_is_measured_by_its_own() -> None:
     assert max(check.error for check in checks) > EXACT  # as any two orders of summation are
     original, candidate, exact = _steep(1e-13)  # far below an ulp of float32
     assert not verify(original, candidate, x, exact=exact).ok
+
+
+def test_a_candidate_that_is_no_module_is_compared_in_its_own_dtype() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 9, 11)
+
+    def flat(x: Tensor) -> list[Tensor]:
+        return [model(x)]
+
+    outcome = verify(model, flat, x)
+    assert outcome.ok
+    assert {check.kind for check in outcome.checks} == {"own dtype"}
+    assert "float64" not in outcome.summary
+    assert not verify(model, lambda x: model(x) * 1.001, x).ok
+    assert not verify(model, lambda x: model(x)[:1], x).ok
+    with pytest.raises(InputError, match="no weights to compare"):
+        verify(model, flat, x, exact={"0.weight": torch.ones(1)})
+
+
+def test_a_candidate_that_is_no_module_and_returns_whole_numbers() -> None:
+    model = nn.Conv2d(3, 4, 3).eval()
+    x = torch.randn(2, 3, 9, 11)
+
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.model(x)
+            return {"scores": y, "classes": y.argmax(1)}
+
+    original = Classes().eval()
+    assert verify(original, lambda x: tuple(original(x).values()), x).ok
+    assert not verify(original, lambda x: (original(x)["scores"], original(x)["classes"] * 0), x).ok
+    assert not verify(original, lambda x: original(x)["scores"], x).ok

@@ -1,0 +1,87 @@
+"""The command line: the package's own functions, and what they return, printed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from reparam.cli.about import demo, doctor, ops
+from reparam.cli.compare import bench, verify
+from reparam.cli.fold import explain
+from reparam.errors import ReparamError, VerificationError
+
+FAILED = 1
+NOT_EQUAL = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    name="reparam",
+    help="Folds multi-branch networks into plain convolutions, proven equal.",
+    epilog="Example: reparam demo",
+    no_args_is_help=True,
+    add_completion=False,  # two words to type need none
+    rich_markup_mode=None,  # plain text, the same in a terminal, a log and a document
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"reparam {version('reparam')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What comes before the command."""
+
+
+_EXAMPLES: dict[Callable[..., None], str] = {
+    explain: "reparam explain timm:resnet50 --checkpoint resnet50.safetensors",
+    verify: "reparam verify mynet:make_model deployed.onnx --checkpoint best.pth --input 1x3x224x224",
+    bench: "reparam bench timm:resnet50 --input 1x3x224x224 --threads 2",
+    ops: "reparam ops",
+    doctor: "reparam doctor",
+    demo: "reparam demo",
+}
+for command, example in _EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(command)
+
+
+class _Interrupted(BaseException):
+    """A signal asks for the end; typer, which knows KeyboardInterrupt, leaves this one alone."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; exits with 0, 1 for a mistake in usage or input, 2 for models that are not equal.
+
+    Whatever the user could mend is one line on stderr.
+    """
+    before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        app(args=arguments, prog_name="reparam")
+    except SystemExit as end:
+        raise SystemExit(FAILED if end.code else 0) from None  # typer's own code for a mistake in usage is 2
+    except ReparamError as error:
+        typer.echo(f"reparam: {error}", err=True)
+        raise SystemExit(NOT_EQUAL if isinstance(error, VerificationError) else FAILED) from None
+    except _Interrupted:
+        typer.echo("reparam: interrupted; nothing was written", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """A polite end is one that tidies up."""
+    raise _Interrupted

@@ -1,0 +1,5 @@
+"""`python -m reparam.cli`."""
+
+from reparam.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""Commands about the tool itself: `ops`, `doctor` and `demo`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import torch
+import typer
+from tabulate import tabulate
+
+from reparam.bench import benchmark
+from reparam.cli import options
+from reparam.cli.fold import STEPS, folded
+from reparam.cli.shown import Bar, show
+from reparam.data import comparison_data, report_data
+from reparam.inputs import Inputs
+from reparam.nn import demo_network, draw_constants, draw_statistics
+from reparam.rules import RULES
+
+_PACKAGES = {
+    "torch": "", "numpy": "", "safetensors": "", "timm": "zoo", "torchvision": "zoo",
+    "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
+}  # fmt: skip
+
+
+def ops(
+    word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="Only those with this in it.")] = None,
+    json: options.Json = False,
+) -> None:
+    """List the operations that fold; docs/ops.md says what each is refused for."""
+    rules = {entry.name: entry for entry in RULES.values()}
+    rows = [
+        {"operation": ", ".join(entry.keys), "meaning": entry.meaning}
+        for entry in rules.values()
+        if not word or word.lower() in f"{', '.join(entry.keys)} {entry.meaning}".lower()
+    ]
+    table = tabulate([list(row.values()) for row in rows], headers=("torch names", "what it is"))
+    show({"operations": rows}, [table if rows else f"No operation with {word!r} in it folds."], json)
+
+
+def doctor(json: options.Json = False) -> None:
+    """Say which versions are here, which extras are missing, and what this machine can do."""
+    packages = [{"package": name, **_state(name, extra)} for name, extra in _PACKAGES.items()]
+    machine = _machine()
+    rows = [(each["package"], each["version"], each["state"]) for each in packages]
+    parts = [
+        tabulate(list(machine.items()), tablefmt="plain", disable_numparse=True),
+        tabulate(rows, headers=("package", "version", "state"), disable_numparse=True),
+    ]
+    show({"machine": machine, "packages": packages}, parts, json)
+
+
+def demo(json: options.Json = False) -> None:
+    """Fold a small multi-branch network, prove the result equal, and time both."""
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 96, 96)
+    # An untrained network is too regular to prove anything on: these draws stand for training.
+    model = draw_statistics(draw_constants(demo_network()), inputs=(images,)).eval()
+    with Bar(STEPS + 1) as bar:
+        deployed, report = folded(model, Inputs.of(images), bar, keep=None)
+        bar("timing both")
+        timed = benchmark({"original": model, "folded": deployed}, images)
+    show({"report": report_data(report), "benchmark": comparison_data(timed)}, [report, timed], json)
+
+
+def _state(name: str, extra: str) -> dict[str, str]:
+    """The version of a package, and whether it can be imported."""
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        remedy = f"pip install 'reparam[{extra}]'" if extra else f"pip install {name}"
+        return {"version": "", "state": f"not installed: {remedy}"}
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - whatever a broken package raises is what is asked for
+        return {"version": found, "state": f"cannot be imported: {str(error).splitlines()[0]}"}
+    return {"version": found, "state": "ok"}
+
+
+def _machine() -> dict[str, Any]:
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "reparam": version("reparam"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count() or 1,
+        "threads of torch": torch.get_num_threads(),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "oneDNN": "yes" if torch.backends.mkldnn.is_available() else "no",
+        "cuda": ", ".join(cuda) or "none",
+        "devices": ", ".join(["cpu", *(f"cuda:{i}" for i in range(len(cuda)))]),
+        "executable": sys.executable,
+    }

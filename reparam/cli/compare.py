@@ -1,0 +1,130 @@
+"""Commands that compare: `verify` and `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from reparam.bench import benchmark
+from reparam.cli import options
+from reparam.cli.fold import STEPS, folded
+from reparam.cli.shown import Bar, show
+from reparam.data import comparison_data, verification_data
+from reparam.errors import InputError
+from reparam.files import require_file
+from reparam.inputs import Inputs
+from reparam.programs import SUFFIXES, exported_module, open_program
+from reparam.verify import verify as verify_models
+
+Original = Annotated[
+    str,
+    typer.Argument(metavar="A", help="The original: package.module:factory, timm:NAME, torchvision:NAME or FILE.pt2."),
+]
+Candidate = Annotated[str, typer.Argument(metavar="B", help="Another of these, or FILE.onnx.")]
+OtherArguments = Annotated[
+    list[str] | None, typer.Option("--other-arg", metavar="KEY=VALUE", help="An argument of B's factory; repeatable.")
+]
+OtherCheckpoint = Annotated[Path | None, typer.Option(metavar="FILE", help="The weights of B.")]
+
+
+def verify(
+    original: Original,
+    candidate: Candidate,
+    arg: options.Arguments = None,
+    other_arg: OtherArguments = None,
+    checkpoint: options.CheckpointFile = None,
+    other_checkpoint: OtherCheckpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
+    checkpoint_prefix: options.CheckpointPrefix = None,
+    partial: options.Partial = False,
+    input_: options.Input = None,
+    input_file: options.InputFile = None,
+    fixed_size: options.FixedSize = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Are A and B the same function, whoever converted B? Ends with code 2 where they are not."""
+    named = options.Named(original, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with Bar(2) as bar:
+        bar("loading the models")
+        truth, inputs, notes, data = _original(named, input_, input_file)
+        other = options.Named(candidate, other_arg, other_checkpoint, device=device, dtype=dtype)
+        found, more = _candidate(other)
+        bar("comparing them")
+        outcome = verify_models(truth, found, inputs, fixed_size=fixed_size)
+    show({**data, "other": candidate, **verification_data(outcome)}, [*notes, *more, outcome], json)
+    outcome.raise_if_failed()
+
+
+def bench(
+    model: Original,
+    other: Annotated[str | None, typer.Argument(metavar="B", help="What to time beside it; else its fold.")] = None,
+    arg: options.Arguments = None,
+    other_arg: OtherArguments = None,
+    checkpoint: options.CheckpointFile = None,
+    other_checkpoint: OtherCheckpoint = None,
+    checkpoint_key: options.CheckpointKey = None,
+    checkpoint_prefix: options.CheckpointPrefix = None,
+    partial: options.Partial = False,
+    input_: options.Input = None,
+    input_file: options.InputFile = None,
+    keep: options.Keep = None,
+    cost: options.Cost = "static",
+    prune: options.Prune = False,
+    fixed_size: options.FixedSize = False,
+    rounds: Annotated[int, typer.Option(help="How often each is timed, in turns.")] = 30,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; as many as it takes by itself, else.")] = None,
+    check: Annotated[bool, typer.Option(help="Refuse to time models whose outputs differ.")] = True,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Time a model and its fold, or any two models, in turns."""
+    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with Bar(STEPS + 2) as bar:
+        bar("loading the model")
+        truth, inputs, notes, data = _original(named, input_, input_file)
+        if other is None:
+            deployed, _ = folded(truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
+            models: dict[str, Callable[..., Any]] = {"original": truth, "folded": deployed}
+        else:
+            found, more = _candidate(options.Named(other, other_arg, other_checkpoint, device=device, dtype=dtype))
+            notes += more
+            models = {model: truth, other if other != model else f"{other} (B)": found}
+        bar(f"timing {rounds} rounds")
+        outcome = benchmark(models, inputs, rounds=rounds, threads=threads, check=check)
+    show({**data, **comparison_data(outcome)}, [*notes, outcome], json)
+
+
+def _original(
+    named: options.Named, shapes: list[str] | None, file: Path | None
+) -> tuple[nn.Module, Inputs, list[str], dict[str, Any]]:
+    """The module that says what is true, its inputs, and what to say of it."""
+    suffix = Path(named.model).suffix
+    if suffix == ".onnx":
+        raise InputError(f"{named.model}: an ONNX file has no float64 truth; name the PyTorch model, or a .pt2, first")
+    if suffix not in SUFFIXES:
+        loaded = named.load()
+        return loaded.model, loaded.inputs(shapes, file), loaded.notes, loaded.data()
+    if named.checkpoint is not None or named.arguments:
+        raise InputError(f"{named.model} has its weights inside; leave out --checkpoint and --arg")
+    module = exported_module(require_file(Path(named.model)))
+    if not shapes and file is None:
+        raise InputError(f"{named.model} does not say what it takes; give --input or --input-file")
+    loaded = options.Loaded(named, module, None, None)
+    return module, loaded.inputs(shapes, file), [], {"model": named.model}
+
+
+def _candidate(named: options.Named) -> tuple[Callable[..., Any], list[str]]:
+    """Whatever can be called like the original."""
+    if Path(named.model).suffix in SUFFIXES:
+        if named.checkpoint is not None or named.arguments:
+            raise InputError(f"{named.model} has its weights inside; leave out --other-checkpoint and --other-arg")
+        return open_program(named.model), []
+    loaded = named.load()
+    return loaded.model, [f"B: {note}" for note in loaded.notes]

@@ -1,0 +1,69 @@
+"""Commands that convert: `explain`, which writes nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from torch import nn
+
+from reparam.cli import options
+from reparam.cli.shown import Bar, show
+from reparam.data import report_data
+from reparam.inputs import Inputs
+from reparam.pipeline import reparameterize
+from reparam.report import Report
+
+STEPS = 5  # that `reparameterize` speaks of
+
+
+def folded(
+    model: nn.Module,
+    inputs: Inputs,
+    bar: Bar,
+    *,
+    keep: list[str] | None,
+    cost: str = "static",
+    prune: bool = False,
+    fixed_size: bool = False,
+    verify: bool = True,
+    inplace: bool = False,
+) -> tuple[nn.Module, Report]:
+    """The conversion, with its report."""
+    deployed = reparameterize(
+        model, inputs, keep=keep or (), cost=cost, prune=prune, fixed_size=fixed_size, verify=verify, progress=bar,
+        inplace=inplace,
+    )  # fmt: skip
+    report = deployed.reparam_report
+    assert isinstance(report, Report)
+    return deployed, report
+
+
+def explain(
+    model: options.Model,
+    arg: options.Arguments = None,
+    checkpoint: options.CheckpointFile = None,
+    checkpoint_key: options.CheckpointKey = None,
+    checkpoint_prefix: options.CheckpointPrefix = None,
+    partial: options.Partial = False,
+    input_: options.Input = None,
+    input_file: options.InputFile = None,
+    keep: options.Keep = None,
+    cost: options.Cost = "static",
+    prune: options.Prune = False,
+    fixed_size: options.FixedSize = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every fold and the whole model as well.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Say what would be folded, what would not and why, and write nothing."""
+    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with Bar(STEPS + 1) as bar:
+        bar("loading the model")
+        loaded = named.load()
+        inputs = loaded.inputs(input_, input_file)
+        _, report = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size,
+                           verify=verify)  # fmt: skip
+    data = {**loaded.data(), "inputs": str(inputs), "report": report_data(report)}
+    show(data, [*loaded.notes, f"Inputs: {inputs}.", report], json)

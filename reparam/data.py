@@ -1,0 +1,60 @@
+"""Results as plain data: what `json.dumps` takes, for programs and for files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from reparam.bench import Comparison, Spread
+from reparam.report import Report
+from reparam.verify import Verification
+
+
+def plain_data(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists, floats that JSON has no number for as text ("inf", "nan")."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain_data(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain_data(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def verification_data(verification: Verification) -> dict[str, Any]:
+    """The verdict, what it rests on, and every check."""
+    names = ("ok", "summary", "fp64_error", "own_error", "noise_floor")
+    found = {name: plain_data(getattr(verification, name)) for name in names}
+    return {**found, "checks": plain_data(verification.checks)}
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """Everything that the report says, under the names of its fields."""
+    checked = report.verification
+    return {**plain_data(dataclasses.replace(report, verification=None)),
+            "verification": None if checked is None else verification_data(checked)}  # fmt: skip
+
+
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """Seconds per call and ratios to the first model, each as median and quartiles, and every sample."""
+    models = [
+        {
+            "name": timing.name,
+            "wall": _spread(timing.wall),
+            "cpu": _spread(timing.cpu),
+            "ratio": _spread(comparison.ratio(timing.name)),
+            "repeats": timing.repeats,
+            "wall_samples": list(timing.wall_samples),
+        }
+        for timing in comparison.timings
+    ]
+    about = {name: getattr(comparison, name) for name in ("inputs", "device", "threads", "checked")}
+    return {"models": models, **about}
+
+
+def _spread(spread: Spread) -> dict[str, float]:
+    return {"median": spread.median, "low": spread.low, "high": spread.high}

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from reparam.checkpoint import fit, read_checkpoint
+from reparam.errors import InputError
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def saved(tmp_path: Path, content: Any, name: str = "best.pth") -> Path:
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def same(model: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+# --- where the weights are
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "key"),
+    [
+        (lambda s: s, ""),
+        (lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, "state_dict"),
+        (lambda s: {"model": {k: v + 1 for k, v in s.items()}, "model_ema": s}, "model_ema"),
+        (lambda s: {"model": {"x": torch.ones(1)}, "ema": {"module": s, "updates": 4}}, "ema.module"),
+        (lambda s: {"net": s, "acc": 0.9}, "net"),
+        (lambda s: {"model": {"state_dict": s}}, "model.state_dict"),
+        (lambda s: {**s, "version": 2}, ""),
+    ],
+)
+def test_the_weights_are_found(tmp_path: Path, wrapped: Any, key: str) -> None:
+    trained, fresh = net(), net()
+    checkpoint = read_checkpoint(saved(tmp_path, wrapped(trained.state_dict())))
+    assert checkpoint.key == key
+    found = fit(checkpoint, fresh)
+    assert same(fresh, trained)
+    assert not found.missing
+    assert not found.unexpected
+
+
+def test_what_else_was_there_is_said(tmp_path: Path) -> None:
+    state = net().state_dict()
+    path = saved(tmp_path, {"model": state, "ema": {k: v + 1 for k, v in state.items()}})
+    assert str(read_checkpoint(path)).endswith("9 tensors under 'ema' (also there: 'model')")
+    chosen = read_checkpoint(path, "model")
+    assert chosen.key == "model"
+    assert torch.equal(chosen.state["0.bias"], state["0.bias"])
+    with pytest.raises(InputError, match=r"no weights under 'swa': it is a dict of model, ema"):
+        read_checkpoint(path, "swa")
+
+
+def test_a_key_with_points_leads_inside(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"runs": {"1.5": net().state_dict()}})
+    assert read_checkpoint(path, "runs.1.5").key == "runs.1.5"
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"model": {"epoch": 1}}, torch.ones(3)], ids=str)
+def test_files_without_weights(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(InputError, match="holds no weights"):
+        read_checkpoint(saved(tmp_path, content))
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    trained, fresh = net(), net()
+    save_file(trained.state_dict(), tmp_path / "best.safetensors")
+    fit(read_checkpoint(tmp_path / "best.safetensors"), fresh)
+    assert same(fresh, trained)
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("prefix", "stripped"),
+    [
+        ("module.", ("module.",)),
+        ("_orig_mod.", ("_orig_mod.",)),
+        ("module._orig_mod.", ("module.", "_orig_mod.")),
+        ("_orig_mod.module.", ("_orig_mod.", "module.")),
+        ("model.", ("model.",)),
+        ("net.backbone.", ("net.backbone.",)),
+        ("module.model.", ("module.", "model.")),
+    ],
+)
+def test_prefixes_are_stripped(tmp_path: Path, prefix: str, stripped: tuple[str, ...]) -> None:
+    trained, fresh = net(), net()
+    found = fit(read_checkpoint(saved(tmp_path, prefixed(trained.state_dict(), prefix))), fresh)
+    assert same(fresh, trained)
+    assert found.stripped == stripped
+
+
+def test_a_part_that_was_compiled(tmp_path: Path) -> None:
+    trained, fresh = nn.Sequential(net(), net()), nn.Sequential(net(), net())
+    state = {name.replace("1.", "1._orig_mod.", 1) if name.startswith("1.") else name: tensor
+             for name, tensor in trained.state_dict().items()}  # fmt: skip
+    assert fit(read_checkpoint(saved(tmp_path, state)), fresh).stripped == ("_orig_mod.",)
+    assert same(fresh, trained)
+
+
+def test_a_model_that_is_wrapped_itself_keeps_its_names(tmp_path: Path) -> None:
+    trained, fresh = nn.DataParallel(net()), nn.DataParallel(net())
+    assert fit(read_checkpoint(saved(tmp_path, trained.state_dict())), fresh).stripped == ()
+    assert same(fresh, trained)
+
+
+def test_what_is_outside_the_wrapped_part_is_counted(tmp_path: Path) -> None:
+    trained, fresh = net(), net()
+    state = {**prefixed(trained.state_dict(), "model."), "loss.weight": torch.ones(2)}
+    found = fit(read_checkpoint(saved(tmp_path, state)), fresh)
+    assert found.left_out == 1
+    assert "1 tensors outside" in str(found)
+
+
+def test_two_models_in_one_checkpoint(tmp_path: Path) -> None:
+    student, teacher, fresh = net(), net(), net()
+    state = {**prefixed(student.state_dict(), "student."), **prefixed(teacher.state_dict(), "teacher.")}
+    checkpoint = read_checkpoint(saved(tmp_path, state))
+    with pytest.raises(InputError, match=r"under 'student\.' and under 'teacher\.'"):
+        fit(checkpoint, fresh)
+    fit(checkpoint, fresh, prefix="teacher.")
+    assert same(fresh, teacher)
+
+
+def test_missing_and_unexpected_tensors_stop_it(tmp_path: Path) -> None:
+    state = net().state_dict()
+    state["9.weight"] = state.pop("3.weight")
+    checkpoint = read_checkpoint(saved(tmp_path, state))
+    with pytest.raises(InputError, match=r"missing 3\.weight; unexpected 9\.weight"):
+        fit(checkpoint, net())
+    found = fit(checkpoint, net(), partial=True)
+    assert (found.missing, found.unexpected) == (("3.weight",), ("9.weight",))
+
+
+def test_old_checkpoints_do_not_count_batches(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in net().state_dict().items() if "num_batches" not in name}
+    assert not fit(read_checkpoint(saved(tmp_path, state)), net()).missing
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_other_shapes_are_never_loaded(tmp_path: Path, partial: bool) -> None:
+    state = net().state_dict() | {"3.weight": torch.ones(7, 4, 1, 1)}
+    with pytest.raises(InputError, match=r"3\.weight has shape \(7, 4, 1, 1\) there and \(2, 4, 1, 1\) in the model"):
+        fit(read_checkpoint(saved(tmp_path, state)), net(), partial=partial)
+
+
+# --- files that are no checkpoints, or worse
+
+
+class Hostile:
+    """What a pickle does to whoever loads it."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch was-run",)
+
+
+@pytest.mark.parametrize("protocol", ["torch", "pickle", "zip with state"])
+def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pth"
+    if protocol == "pickle":
+        path.write_bytes(pickle.dumps({"state_dict": Hostile()}))
+    else:
+        torch.save(Hostile() if protocol == "torch" else {"state_dict": net().state_dict(), "args": Hostile()}, path)
+    with pytest.raises(InputError) as error:
+        read_checkpoint(path)
+    assert not (tmp_path / "was-run").exists()
+    assert "posix.system" in str(error.value) or "damaged" in str(error.value)
+    assert "\n" not in str(error.value)
+    if protocol != "pickle":
+        assert "torch.save(model.state_dict(), 'weights.pt')" in str(error.value)
+
+
+def test_a_whole_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"asks for the code of torch\.nn\.modules\.container\.Sequential"):
+        read_checkpoint(saved(tmp_path, net()))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_were_cut_off(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"best{suffix}"
+    state = net().state_dict()
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(InputError, match="damaged") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert share or "it is empty" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+        (b"<!DOCTYPE html><html>Not found</html>", "a web page"),
+        (b"hello", "damaged"),
+        (bytes(range(256)), "damaged"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_of_other_kinds(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
+    path = tmp_path / f"best{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_checkpoint(path)
+
+
+def test_a_torchscript_program(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), tmp_path / "net.pt")
+    with pytest.raises(InputError, match="TorchScript"):
+        read_checkpoint(tmp_path / "net.pt")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_checkpoint(tmp_path / "none.pth")
