@@ -7,11 +7,8 @@ original has. All of it is repeated at other batch sizes and resolutions, wherev
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -21,7 +18,8 @@ from torch import Tensor, nn
 
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
 from reparam.inputs import Inputs
-from reparam.precision import Float64, copied, double, leaves
+from reparam.precision import Float64, copied, double
+from reparam.trial import Leaves, ModelFailure, run
 
 T = TypeVar("T")
 
@@ -47,7 +45,6 @@ _VOLUME = 5  # axes of a batch of 3-D images
 _LITTLE = (8, 16, 32)  # by how much its depth, height and width grow
 _HUGE = 1e30  # masks are filled with finfo(dtype).min, which differs by dtype and would dwarf every real value
 
-_CACHED = type(cache(len))
 _FP64, _OWN, _REJECTED = "fp64", "own dtype", "not accepted"
 _OTHERS = {"batch": "another batch size", "size": "another resolution", "odd size": "odd changes of it"}
 
@@ -290,8 +287,6 @@ def rerounded(original: nn.Module, generator: torch.Generator) -> nn.Module:
 
 # How one draw of inputs is measured.
 
-_Leaves = dict[str, Any]  # the leaves of an output by path: tensors, and whatever else a model returns
-
 
 @dataclass(frozen=True)
 class _Reading:
@@ -303,10 +298,6 @@ class _Reading:
     noise: float = 0.0
     slack: float = 0.0
     detail: str = ""
-
-
-class _ModelFailure(Exception):
-    """A model raised on inputs that it was given; the text says what."""
 
 
 @dataclass(frozen=True)
@@ -357,19 +348,19 @@ class _Bench:
         return _OWN if self.twin is None else _FP64
 
     def measure(self, inputs: Inputs, generator: torch.Generator, shaking: bool) -> list[_Reading]:
-        """Both models on one draw. Raises _ModelFailure where the original fails; a failing candidate is a reading.
+        """Both models on one draw. Raises ModelFailure where the original fails; a failing candidate is a reading.
 
         shaking: measure as well what re-rounding the original's weights does to it.
         """
         wide = inputs.as_float64()
-        plain = _run(self.original, inputs, self.seed)
-        truth = _run(self.truth, wide, self.seed, Float64())
-        shaken = _run(rerounded(self.original, generator), wide, self.seed, Float64()) if shaking else {}
+        plain = run(self.original, inputs, self.seed)
+        truth = run(self.truth, wide, self.seed, Float64())
+        shaken = run(rerounded(self.original, generator), wide, self.seed, Float64()) if shaking else {}
         try:
-            value = None if self.twin is None else _run(self.twin, wide, self.seed, Float64())
-            own = _run(self.candidate, inputs, self.seed)
+            value = None if self.twin is None else run(self.twin, wide, self.seed, Float64())
+            own = run(self.candidate, inputs, self.seed)
             own = own if isinstance(self.candidate, nn.Module) else _named_alike(own, plain)
-        except _ModelFailure as failure:
+        except ModelFailure as failure:
             return [_broken(self.kind, f"the candidate fails where the original runs: {failure}")]
         for kind, expected, other in ((_FP64, truth, value), (_OWN, plain, own)):
             if other is not None and (difference := _difference(expected, other)):
@@ -424,7 +415,7 @@ def _error_where_comparable(truth: Tensor, value: Tensor | None) -> float:
     return float("inf") if value is None or value.shape != truth.shape else relative_error(truth, value)
 
 
-def _difference(expected: _Leaves, found: _Leaves) -> str:
+def _difference(expected: Leaves, found: Leaves) -> str:
     """Where two outputs differ in anything but numbers, in words; empty where they do not."""
     if missing := [path for path in expected if path not in found]:
         return f"{missing[0]} is missing from the output of the candidate"
@@ -436,7 +427,7 @@ def _difference(expected: _Leaves, found: _Leaves) -> str:
     return ""
 
 
-def _named_alike(found: _Leaves, expected: _Leaves) -> _Leaves:
+def _named_alike(found: Leaves, expected: Leaves) -> Leaves:
     """A runtime returns its tensors in a row: they are those of the original in order, where there are as many."""
     ours = [leaf for leaf in found.values() if isinstance(leaf, Tensor)]
     paths = [path for path, leaf in expected.items() if isinstance(leaf, Tensor)]
@@ -452,50 +443,10 @@ def _form(leaf: Any) -> str:
     return repr(leaf) if isinstance(leaf, bool | int | str | bytes | None) else f"a {type(leaf).__name__}"
 
 
-def _numbers(output: _Leaves) -> dict[str, Tensor]:
+def _numbers(output: Leaves) -> dict[str, Tensor]:
     """What can be off by a little: tensors, and Python floats as tensors."""
     floats = {path: torch.tensor(leaf, dtype=torch.float64) for path, leaf in output.items() if isinstance(leaf, float)}
     return floats | {path: leaf for path, leaf in output.items() if isinstance(leaf, Tensor)}
-
-
-def _run(
-    model: Callable[..., Any], inputs: Inputs, seed: int, mode: AbstractContextManager[Any] | None = None
-) -> _Leaves:
-    """One call on clones (a model may write to its input), under a seed of its own."""
-    fresh = inputs.map(Tensor.clone)
-    try:
-        with _seeded(seed), _own_tables(model) if mode else nullcontext(), mode or nullcontext():
-            return dict(leaves(fresh.call(model)))
-    except Exception as error:
-        raise _ModelFailure(f"{type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _own_tables(model: Callable[..., Any]) -> Iterator[None]:
-    """Nothing stays in functions with a cache, where user code keeps tables, of what is made in float64."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    kinds = {kind for module in modules for kind in type(module).__mro__ if not _of_torch(kind)}
-    scopes = [scope for kind in kinds for scope in (vars(kind), vars(sys.modules.get(kind.__module__, kind)))]
-    caches = {id(each): each for scope in scopes for each in scope.values() if isinstance(each, _CACHED)}
-    before = {key: each.cache_info().misses for key, each in caches.items()}
-    try:
-        yield
-    finally:
-        for key, each in caches.items():
-            if each.cache_info().misses != before[key]:
-                each.cache_clear()
-
-
-def _of_torch(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in ("torch", "builtins")
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
 
 
 # From readings to checks.
@@ -526,7 +477,7 @@ def _checks(
     for count in range(1, _MORE_DRAWS + 1):
         try:
             readings += bench.measure(draw, generator, shaking)
-        except _ModelFailure as failure:
+        except ModelFailure as failure:
             if name == "example":
                 raise ModelError(f"original: fails on inputs {inputs}: {failure}; mend that first") from failure
             return [Check("call", where, _REJECTED, 0.0, 0.0, 0.0, True, f"by the original: {failure}".split("\n")[0])]

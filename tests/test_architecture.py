@@ -25,6 +25,7 @@ FLOORS = {
     "inputs": 1,
     "state": 1,
     "split": 1,
+    "trial": 2,
     "rules": 2,
     "capture": 3,
     "interpret": 3,
