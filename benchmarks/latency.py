@@ -1,115 +1,156 @@
-"""How long a forward pass takes: the original, folded by reparam, by torch.fx's fuse, and by timm's own conversion.
+"""How long a forward pass takes, against everything that a user could deploy instead, and how far it is from the truth.
 
     python benchmarks/latency.py --quick
+    python benchmarks/latency.py --json latency.json && python benchmarks/latency_page.py latency.json
 
-The forms of one model take turns. One that cannot be made, or that does not compute what the original computes, is not
-timed, and the reason is printed below the table.
+Each network, batch and memory format is a case with a process of its own; within it all forms take turns (A B A B ...),
+and a ratio is formed within each turn, so that whatever else the machine does meets all of them. A form that cannot be
+made, or that does not compute what the original computes, is not timed, and the reason is printed.
 """
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from latency_forms import FORMS, ORIGINAL, Run, equal
+from latency_models import MODELS, build
+from rounding import rounding
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 import reparam
-from common import chosen_models, parser, shown, write_json
-from reparam.bench import Comparison
-from zoo_models import build, example_input
+from common import parser, shown, write_json
+from reparam.bench import Comparison, Spread
 
-Conversion = Callable[[nn.Module, Tensor], nn.Module]
-
-
-def by_reparam(model: nn.Module, x: Tensor) -> nn.Module:
-    return reparam.reparameterize(model, x, verify=False)
+QUICK = ("mobileone_s0", "ecbsr_m4c16")
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+FEWEST = 7  # rounds: below, quartiles say nothing
 
 
-def by_fx(model: nn.Module, x: Tensor) -> nn.Module:
-    return fuse(model).eval()  # the modules that it makes are in train mode
+@dataclass(frozen=True)
+class Case:
+    """What one process measures."""
+
+    model: str
+    batch: int
+    memory_format: str
+    forms: tuple[str, ...]
+    threads: int
+    rounds: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.model}, batch {self.batch}, {self.memory_format}"
 
 
-def by_timm(model: nn.Module, x: Tensor) -> nn.Module:
-    from timm.utils.model import reparameterize_model
+@dataclass(frozen=True)
+class Measured:
+    """One form of a case: its time over that of the original, over that of the original in the same runtime, seconds.
 
-    converted: nn.Module = reparameterize_model(model)
-    return converted.eval()  # here, too
+    The ratios are formed round by round, on the clock ("wall") and in processor time ("cpu").
+    """
 
-
-CONVERSIONS: dict[str, Conversion] = {
-    "reparam": by_reparam,
-    "torch.fx fuse": by_fx,
-    "timm": by_timm,
-}
-
-
-def attempt(convert: Conversion, model: nn.Module, x: Tensor) -> nn.Module | str:
-    """The converted model, or why there is none to time."""
-    try:
-        converted = convert(model, x)
-    except Exception as error:  # noqa: BLE001 - whatever stops another tool is a result here
-        return f"cannot convert it: {type(error).__name__}: {str(error).splitlines()[0]}"
-    worst = reparam.verify(model, converted, x, variants=False).worst
-    return converted if worst is None else f"computes something else: {worst}"
+    form: str
+    ratio: Spread
+    cpu_ratio: Spread
+    wall: Spread
+    cpu: Spread
 
 
-def compare(name: str, batch: int, threads: int, rounds: int) -> tuple[Comparison, dict[str, str]]:
-    """The timings of every form of one model, and why the forms that are missing are missing."""
-    model = build(name)
-    x = example_input(model, batch)
-    attempts = {form: attempt(convert, model, x) for form, convert in CONVERSIONS.items()}
-    models = {"original": model} | {form: made for form, made in attempts.items() if isinstance(made, nn.Module)}
-    # `attempt` has verified each of them already.
-    comparison = reparam.benchmark(models, x, rounds=rounds, threads=threads, check=False)
-    return comparison, {form: reason for form, reason in attempts.items() if isinstance(reason, str)}
+@dataclass(frozen=True)
+class Result:
+    """One case: its forms, those that are missing, and the share of the own conversion and of each runtime alone."""
+
+    case: Case
+    rounds: int
+    forms: list[Measured]
+    against: dict[str, Spread]
+    missing: dict[str, str]
+    rounding: dict[str, dict[str, float]]
 
 
-def rows(name: str, comparison: Comparison) -> list[list[str]]:
+def measure(case: Case) -> Result:
+    """Builds, converts, checks and times. Runs in a process of its own."""
+    torch.set_num_threads(case.threads)
+    torch.backends.mkldnn.set_flags(True)
+    model, x = build(case.model, case.batch)
+    layout = FORMATS[case.memory_format]
+    model, x = model.to(memory_format=layout), x.to(memory_format=layout)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        made = {form.name: form.made(model, x) for form in FORMS if form.name in case.forms}
+        missing = {name: run for name, run in made.items() if isinstance(run, str)}
+        runs: dict[str, Run] = {name: run for name, run in made.items() if not isinstance(run, str)}
+    missing |= equal(runs, x)
+    runs = {name: run for name, run in runs.items() if name not in missing}
+    began = time.perf_counter()
+    reparam.benchmark(runs, x, rounds=1, check=False)
+    lasts = time.perf_counter() - began
+    rounds = max(FEWEST, min(case.rounds, math.ceil(case.seconds / lasts)))
+    comparison = reparam.benchmark(runs, x, rounds=rounds, threads=case.threads, check=False)
+    forms = [
+        Measured(each.name, comparison.ratio(each.name), comparison.cpu_ratio(each.name), each.wall, each.cpu)
+        for each in comparison.timings
+    ]
+    rounded = rounding(model, x) if (case.batch, case.memory_format) == (1, "contiguous") else {}
+    return Result(case, rounds, forms, against(comparison), missing, rounded)
+
+
+def against(comparison: Comparison) -> dict[str, Spread]:
+    """The time of reparam over that of each form that it is to beat, in the same runtime."""
+    names = {timing.name for timing in comparison.timings}
+    pairs = {"own conversion": "reparam", "torch.fx fuse": "reparam"}
+    pairs |= {form.name: form.name.replace(ORIGINAL.name, "reparam") for form in FORMS if ORIGINAL.name in form.name}
+    return {theirs: comparison.ratio(ours, theirs) for theirs, ours in pairs.items() if {theirs, ours} <= names}
+
+
+def in_fresh_process(case: Case) -> Result:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (case,))
+
+
+def rows(result: Result) -> list[list[str]]:
     return [
-        [
-            name if timing is comparison.timings[0] else "",
-            timing.name,
-            shown(comparison.ratio(timing.name)),
-            f"{1e3 * timing.wall.median:.2f}",
-            f"{1e3 * timing.cpu.median:.2f}",
-        ]
-        for timing in comparison.timings
+        [str(result.case) if form is result.forms[0] else "", form.form, shown(form.ratio), shown(form.cpu_ratio)]
+        for form in result.forms
     ]
 
 
-def as_data(name: str, comparison: Comparison, missing: dict[str, str]) -> dict[str, Any]:
-    forms = {
-        timing.name: {
-            "ratio": asdict(comparison.ratio(timing.name)),
-            "wall": asdict(timing.wall),
-            "cpu": asdict(timing.cpu),
-        }
-        for timing in comparison.timings
-    }
-    return {"model": name, "forms": forms, "missing": missing}
+def cases(options: Any) -> list[Case]:
+    models = options.models or (QUICK if options.quick else MODELS)
+    batches = [options.batch] if options.quick else options.batches
+    formats = ["contiguous"] if options.quick else list(FORMATS)
+    forms = tuple(form.name for form in FORMS)
+    rest = (options.threads, FEWEST if options.quick else options.rounds, 5.0 if options.quick else options.seconds)
+    return [Case(m, b, f, forms, *rest) for m in models for b in batches for f in formats]
 
 
 def main() -> None:
-    options = parser(__doc__ or "", rounds=30).parse_args()
-    torch.set_num_threads(options.threads)
-    table, notes, results = [], [], []
-    for name in chosen_models(options):
-        comparison, missing = compare(name, options.batch, options.threads, 5 if options.quick else options.rounds)
-        table += rows(name, comparison)
-        notes += [f"{name}: {form} {reason}" for form, reason in missing.items()]
-        results.append(as_data(name, comparison, missing))
-        print(f"{name} done", file=sys.stderr)
-    headers = ["model", "form", "time / original", "wall ms", "cpu ms"]
-    print(tabulate(table, headers=headers, colalign=("left", "left", "right", "right", "right"), disable_numparse=True))
-    if notes:
-        print("", *notes, sep="\n")
-    if options.json:
-        write_json(options.json, options, results)
+    arguments = parser(__doc__ or "", rounds=30)
+    arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="sizes of batches (default: 1 8)")
+    arguments.add_argument("--seconds", type=float, default=45.0, help="timed per case, about (default: %(default)s)")
+    options = arguments.parse_args()
+    results = []
+    for case in cases(options):
+        results.append(in_fresh_process(case))
+        print(f"{case}: {results[-1].rounds} rounds", file=sys.stderr)
+        if options.json:
+            write_json(options.json, options, [asdict(result) for result in results])
+    headers = ["network", "form", "time / original (wall)", "(cpu)"]
+    table = [row for result in results for row in rows(result)]
+    print(tabulate(table, headers=headers, colalign=("left", "left", "right", "right"), disable_numparse=True))
+    errors = [
+        [result.case.model, dtype, f"{each['original']:.2g}", f"{each['reparam']:.2g}"]
+        for result in results
+        for dtype, each in result.rounding.items()
+    ]
+    print("", tabulate(errors, headers=["network", "dtype", "error of the original", "folded"]), sep="\n")
+    notes = [f"{result.case}: {form}: {why}" for result in results for form, why in result.missing.items()]
+    print("", *notes, sep="\n")
 
 
 if __name__ == "__main__":

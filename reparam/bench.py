@@ -79,14 +79,19 @@ class Comparison:
     threads: int
     checked: bool
 
-    def ratio(self, name: str) -> Spread:
-        """Wall time over the baseline's, formed round by round: what slows a whole round cancels. Below 1 is faster.
+    def ratio(self, name: str, to: str | None = None) -> Spread:
+        """Wall time over that of `to` (the baseline's), formed round by round: what slows a whole round cancels.
 
-        Raises KeyError for a name that was not timed.
+        Below 1 is faster. Raises KeyError for a name that was not timed.
         """
-        timing = {timing.name: timing for timing in self.timings}[name]
-        pairs = zip(timing.wall_samples, self.timings[0].wall_samples, strict=True)
-        return Spread.of([mine / base for mine, base in pairs])
+        return _ratio(self._timing(name).wall_samples, self._timing(to).wall_samples)
+
+    def cpu_ratio(self, name: str, to: str | None = None) -> Spread:
+        """The same of processor time, which does not count the time that others take away."""
+        return _ratio(self._timing(name).cpu_samples, self._timing(to).cpu_samples)
+
+    def _timing(self, name: str | None) -> Timing:
+        return self.timings[0] if name is None else {timing.name: timing for timing in self.timings}[name]
 
     def __str__(self) -> str:
         headers = ("model", "wall ms", "IQR", "CPU ms", "IQR", "x baseline", "IQR", "repeats")
@@ -107,6 +112,10 @@ class Comparison:
             f"{table}\n\nper call, median of {rounds} interleaved rounds; inputs {self.inputs} on {self.device}, "
             f"{self.threads} threads, torch {torch.__version__}; {outputs}"
         )
+
+
+def _ratio(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
+    return Spread.of([one / other for one, other in zip(mine, theirs, strict=True)])
 
 
 def benchmark(

@@ -32,6 +32,9 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COSTS = ("static",)
 
 
+@torch.inference_mode(
+    False
+)  # a recording follows writes by the versions of tensors, which inference mode does not keep
 def reparameterize(
     model: nn.Module,
     example_inputs: Any = None,
@@ -206,7 +209,8 @@ def _require_finite(held: Sequence[tuple[str, torch.Tensor]]) -> None:
 
 def _copied(model: nn.Module, sharing: bool) -> nn.Module:
     """A copy to work on; `sharing` its tensors with the model, as edits replace tensors and never write into them."""
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())} if sharing else {}
+    held = (*model.parameters(), *model.buffers()) if sharing else ()
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in held if not tensor.is_inference()}
     try:
         return copied(model, memo)
     except Exception as error:

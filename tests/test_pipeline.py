@@ -260,6 +260,16 @@ def test_in_place_of_a_model_that_is_one_block() -> None:
     assert isinstance(pickle.loads(pickle.dumps(model)), RepVGGBlock)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_weights_and_calls_of_inference_mode(inplace: bool) -> None:
+    with torch.inference_mode():
+        model, x = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())), image(2, 3, 7, 10)
+        expected = model(x)
+        deployed = reparam.reparameterize(model, x, inplace=inplace)
+        assert norms_ran(deployed, x) == 0
+        assert distance(deployed(x), expected) < EXACT
+
+
 # --- example inputs
 
 
