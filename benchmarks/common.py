@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,22 @@ def chosen_models(options: argparse.Namespace) -> list[str]:
     return list(options.models or (QUICK if options.quick else ZOO))
 
 
+_TOLD = ("torch", "timm", "onnxruntime")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def write_json(file: Path, options: argparse.Namespace, results: Sequence[dict[str, Any]]) -> None:
     """Writes the results with what they depend on, whole or not at all: an interrupted run leaves the old file."""
     content = {
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
+        "versions": ", ".join(f"{name} {version}" for name in _TOLD if (version := _version(name))),
+        "machine": f"a CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)",
         "threads": options.threads,
         "batch": options.batch,
         "results": list(results),

@@ -1,7 +1,8 @@
 """How long a forward pass takes, against everything that a user could deploy instead, and how far it is from the truth.
 
     python benchmarks/latency.py --quick
-    python benchmarks/latency.py --json latency.json && python benchmarks/latency_page.py latency.json
+    python benchmarks/latency.py --json latency.json
+    python benchmarks/latency.py --json latency.json --page docs   # writes the page, measures nothing
 
 Each network, batch and memory format is a case with a process of its own; within it all forms take turns (A B A B ...),
 and a ratio is formed within each turn, so that whatever else the machine does meets all of them. A form that cannot be
@@ -15,11 +16,13 @@ import multiprocessing
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from latency_forms import FORMS, ORIGINAL, Run, equal
 from latency_models import MODELS, build
+from latency_page import write_page
 from rounding import rounding
 from tabulate import tabulate
 
@@ -133,7 +136,11 @@ def main() -> None:
     arguments = parser(__doc__ or "", rounds=30)
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="sizes of batches (default: 1 8)")
     arguments.add_argument("--seconds", type=float, default=45.0, help="timed per case, about (default: %(default)s)")
+    arguments.add_argument("--page", type=Path, metavar="FOLDER", help="only write the page of what --json holds there")
     options = arguments.parse_args()
+    if options.page:
+        write_page(options.json, options.page)
+        return
     results = []
     for case in cases(options):
         results.append(in_fresh_process(case))

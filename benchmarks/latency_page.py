@@ -1,0 +1,159 @@
+"""The page of latencies: tables and plots made from the numbers that `latency.py --json` has written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from reparam.errors import InputError
+
+Case = dict[str, Any]
+NOISE = 1.02  # two runs of one and the same network differ by that much here
+
+_HEAD = """# Benchmarks
+
+What a forward pass of the folded network costs, beside everything else that could be deployed, as ratios to the
+original network run eagerly: below 1 is faster. Made by
+
+    python benchmarks/latency.py --json latency.json
+    python benchmarks/latency.py --page docs --json latency.json
+
+with {versions}
+on {machine}, {threads} thread(s).
+
+All forms of a network take turns in one process, {rounds} rounds; a ratio is formed within each round. A cell is the
+median of the ratios and, in brackets, the distance of their quartiles. Weights are random, statistics drawn; nothing is
+downloaded. "compiled" is `torch.compile` with freezing, for one size; ONNX Runtime runs what `torch.onnx.export` makes.
+A form that fails, or computes something else than the original, is not timed.
+"""
+
+
+def write_page(file: Path, folder: Path) -> None:
+    """Writes `folder`/benchmarks.md and its plots from the results in `file`; raises InputError without matplotlib."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    cases: list[Case] = content["results"]
+    rounds = sorted({case["rounds"] for case in cases})
+    parts = [
+        _HEAD.format(
+            versions=content["versions"],
+            machine=content["machine"],
+            threads=content["threads"],
+            rounds=" to ".join(map(str, dict.fromkeys((rounds[0], rounds[-1])))),
+        )
+    ]
+    for batch, memory_format in dict.fromkeys(_kind(case) for case in cases):
+        chosen = [case for case in cases if _kind(case) == (batch, memory_format)]
+        plot = Path("figures") / f"latency-{batch}-{memory_format}.svg"
+        _plot(chosen, folder / plot)
+        title = f"Batch {batch}, {memory_format.replace('_', ' ')}"
+        parts += [f"## {title}\n", f"![{title}: time over that of the original]({plot.as_posix()})\n", _ratios(chosen)]
+    parts += ["## Against each alternative\n", _AGAINST, _against(cases)]
+    parts += ["## Half precision\n", _ROUNDING, _rounding(cases)]
+    parts += ["## Not timed\n", _missing(cases)]
+    unfinished = folder / "benchmarks.md.unfinished"
+    unfinished.write_text("\n".join(parts), encoding="utf-8")
+    unfinished.replace(folder / "benchmarks.md")
+
+
+def _kind(case: Case) -> tuple[int, str]:
+    return case["case"]["batch"], case["case"]["memory_format"]
+
+
+def _cell(spread: dict[str, float] | None) -> str:
+    return "" if spread is None else f"{spread['median']:.2f} ({spread['high'] - spread['low']:.2f})"
+
+
+def _forms(cases: Sequence[Case]) -> list[str]:
+    return list(dict.fromkeys(name for case in cases for name in case["case"]["forms"] if name != "original"))
+
+
+def _ratio(case: Case, form: str) -> dict[str, float] | None:
+    found: list[dict[str, float]] = [each["ratio"] for each in case["forms"] if each["form"] == form]
+    return found[0] if found else None
+
+
+def _table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def _ratios(cases: Sequence[Case]) -> str:
+    forms = _forms(cases)
+    lines = [[case["case"]["model"], *(_cell(_ratio(case, form)) for form in forms)] for case in cases]
+    return _table(["network", *forms], lines)
+
+
+_AGAINST = f"""The time of the folded network over that of the alternative in the same runtime, over all networks,
+batches and memory formats. "slower" names those above {NOISE}, which is noise.
+"""
+
+
+def _against(cases: Sequence[Case]) -> str:
+    lines = []
+    for form in dict.fromkeys(name for case in cases for name in case["against"]):
+        ratios = {_name(case): case["against"][form]["median"] for case in cases if form in case["against"]}
+        ordered = sorted(ratios.values())
+        slower = [f"{name}: {ratio:.2f}" for name, ratio in ratios.items() if ratio > NOISE]
+        middle = ordered[len(ordered) // 2]
+        ends = f"{ordered[0]:.2f} .. {ordered[-1]:.2f}"
+        lines.append([form, str(len(ratios)), f"{middle:.2f}", ends, "; ".join(slower) or "none"])
+    return _table(["alternative", "cases", "median", "from .. to", "slower"], lines)
+
+
+def _name(case: Case) -> str:
+    return f"{case['case']['model']} ({case['case']['batch']}, {case['case']['memory_format']})"
+
+
+_ROUNDING = """The distance of the outputs from the float64 truth, over their length, for the original and for the
+folded network, both rounded to the dtype once.
+"""
+
+
+def _rounding(cases: Sequence[Case]) -> str:
+    lines = [
+        [case["case"]["model"], dtype, f"{each['original']:.2g}", f"{each['reparam']:.2g}"]
+        for case in cases
+        for dtype, each in case["rounding"].items()
+    ]
+    return _table(["network", "dtype", "original", "folded"], lines)
+
+
+def _missing(cases: Sequence[Case]) -> str:
+    why: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        for form, reason in case["missing"].items():
+            why.setdefault((form, reason), []).append(_name(case))
+    lines = [[form, ", ".join(names), reason.replace("|", "\\|")] for (form, reason), names in why.items()]
+    return _table(["form", "cases", "why"], lines)
+
+
+def _plot(cases: Sequence[Case], file: Path) -> None:
+    """One row a network, one mark a form: the median, and a line between the quartiles."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise InputError("plots need matplotlib: pip install 'reparam[plots]'") from error
+    forms = _forms(cases)
+    figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(cases) + 1.6), layout="constrained")
+    for i, form in enumerate(forms):
+        there = [(row, ratio) for row, case in enumerate(cases) if (ratio := _ratio(case, form))]
+        middles = [ratio["median"] for _, ratio in there]
+        sides = [
+            [ratio["median"] - ratio["low"] for _, ratio in there],
+            [ratio["high"] - ratio["median"] for _, ratio in there],
+        ]
+        heights = [row + 0.09 * (i - (len(forms) - 1) / 2) for row, _ in there]
+        axes.errorbar(middles, heights, xerr=sides, fmt="osD^vPX"[i % 7], color=f"C{i}", markersize=5, label=form)
+    axes.axvline(1.0, color="0.5", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(cases)), [case["case"]["model"] for case in cases])
+    axes.invert_yaxis()
+    axes.set_xlabel("time / that of the original (left is faster)")
+    axes.grid(axis="x", which="both", alpha=0.25)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.9 / (0.42 * len(cases) + 1.6)), ncols=4, frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
