@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,10 @@ class Fold:
         size = None if self.steps else self.sizes.get(node)
         return next((end for end in (self.sink, self.base) if size is not None and self.sizes.get(end) == size), None)
 
+    def stretches(self) -> list[tuple[Node, tuple[Node, ...]]]:
+        """See the function of this name."""
+        return stretches(self.base, self.nodes, self.steps)
+
     def takes_output_size(self, nodes: Sequence[Node], value: AffineConv | None) -> bool:
         """Whether what `nodes` become may be told its output size at every call, if they hold a transposed convolution.
 
@@ -50,3 +54,23 @@ class Fold:
 def last_kernel(nodes: Sequence[Node]) -> Node:
     """The last of the nodes that is a convolution, a linear layer or a product with a constant."""
     return next(each for each in reversed(nodes) if operation(each.function) in cost.KERNELS)  # type: ignore[arg-type]
+
+
+def stretches(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> list[tuple[Node, tuple[Node, ...]]]:
+    """What stands between the steps, one of which every path leads through: the tensor read, and its operations."""
+    found: list[tuple[Node, tuple[Node, ...]]] = []
+    start, own = base, list[Node]()
+    for node in nodes:
+        if node not in steps:
+            own.append(node)
+        if own and (node in steps or node is nodes[-1]):
+            found.append((start, tuple(own)))
+        if node in steps:
+            start, own = node, []
+    return found
+
+
+def carrying(found: Sequence[tuple[Node, tuple[Node, ...]]]) -> int:
+    """Which of the stretches a folded map of channels takes the place of: the last that has a kernel."""
+    kernels = [any(operation(each.function) in cost.KERNELS for each in nodes) for _, nodes in found]  # type: ignore[arg-type]
+    return max(i for i, kernel in enumerate(kernels) if kernel)

@@ -63,9 +63,17 @@ class Interpretation:
 
     def _quietly(self, node: Node, known: Mapping[Node, Value]) -> Value:
         try:
-            return step(node, known, self.fixed)
+            return self._step(node, known)
         except Refusal:
             return None
+
+    def _step(self, node: Node, known: Mapping[Node, Value]) -> Value:
+        """`step`; what joins tensors behind rearranged pixels is put behind the tensor that all of them come from."""
+        views = [operand for operand in node.operands if isinstance(known.get(operand), Viewed)]
+        nearest = self._meet(node.operands) if len(node.operands) > 1 and views else None
+        view = None if nearest is None else known.get(nearest)
+        joined = self.value(nearest, node) if nearest is not None and isinstance(view, Viewed) else None
+        return step(node, known, self.fixed) if joined is None else view.then(joined)  # type: ignore[union-attr]
 
     def _ruled(self, node: Node) -> bool:
         """Whether there is a rule for it, and every operand is a feature map or waits to become one."""
@@ -107,7 +115,7 @@ class Interpretation:
                 if operand is not base:
                     self.value(base, operand)
         try:
-            value = step(node, known, self.fixed)
+            value = self._step(node, known)
         except Refusal as refusal:
             self.refusals.setdefault(node, refusal)
             return False

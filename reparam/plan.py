@@ -20,7 +20,7 @@ from reparam.axis import Axis
 from reparam.border import Border, borders
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
-from reparam.fold import Fold, last_kernel
+from reparam.fold import Fold, carrying, stretches
 from reparam.interpret import REACH, Interpretation, between
 from reparam.rules import Value, operation
 from reparam.spread import Spread, spreads
@@ -257,7 +257,7 @@ class _Region:
         return not value.pointwise or sum(self.prices[each] > self.device.view for each in nodes) > 1
 
     def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
-        """Whether a map behind steps has a place to stand: a chain from base to node, with a kernel in it.
+        """Whether a map behind steps has a place to stand: a stretch between them with a kernel in it.
 
         The steps before that place then see as many channels as the base has, and those behind it as many as the map
         gives, which is another number than some of them may name.
@@ -265,20 +265,25 @@ class _Region:
         nodes, steps = between(base, [node]), self.steps(base, node)
         if not any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
             return False
-        at = nodes.index(last_kernel(nodes))
+        start, place = self._place(base, node)
+        here = None if start is base else self.found.value(base, start)
+        if isinstance(here, Viewed) and here.spread > 1:
+            return False
+        at = nodes.index(place[0])
         before = sum(nodes.index(step) < at for step in steps)
-        if before:
-            here = self.found.value(base, nodes[at])
-            if isinstance(here, Viewed) and here.spread > 1:
-                return False
         if not value.inside.pixelwise and before != value.ahead:
             return False
         seen = [value.inside.in_channels if nodes.index(step) < at else value.inside.out_channels for step in steps]
-        return all(len(each.operands) == 1 for each in nodes) and all(
+        return all(
             self._channels(base, step.operands[0]) in (None, count)
             for step, count in zip(steps, seen, strict=True)
             if operation(step.function) in _NAMING  # type: ignore[arg-type]
         )
+
+    def _place(self, base: Node, node: Node) -> tuple[Node, tuple[Node, ...]]:
+        """What a map behind steps takes the place of, and the tensor that it reads there."""
+        found = stretches(base, between(base, [node]), self.steps(base, node))
+        return found[carrying(found)]
 
     def _channels(self, base: Node, node: Node) -> int | None:
         """How many channels the node has, None for the base itself."""
@@ -287,12 +292,15 @@ class _Region:
         return inside.out_channels if isinstance(inside, AffineConv) else None
 
     def steps(self, base: Node, node: Node) -> tuple[Node, ...]:
-        """The nodes between the two that rearrange or average pixels, and copies of what was rearranged."""
+        """The nodes that all between the two passes through and that rearrange or average pixels; copies behind one."""
+        way = [node]
+        while way[-1] is not base:
+            way.append(self.found.above[way[-1]])
         found = []
         before = 0
-        for each in between(base, [node]):
+        for each in way[-2::-1]:
             value = self.found.value(base, each)
-            count = value.steps if isinstance(value, Viewed) else 0
+            count = value.steps if isinstance(value, Viewed) else before
             copies = count > 0 and operation(each.function) == "contiguous"  # type: ignore[arg-type]
             found += [each] if count > before or copies else []
             before = count
@@ -321,8 +329,9 @@ class _Region:
         steps = sum(self.prices[step] for step in self.steps(base, node) if step not in paid)
         if not value.inside.pixelwise:
             return cost.of_fold(self.device, value.inside) + steps
-        place = last_kernel(between(base, [node]))
-        read, written = math.prod(place.operands[0].shape), math.prod(place.shape)
+        start, _ = self._place(base, node)
+        pixels = math.prod(start.shape) // (self._channels(base, start) or value.inside.in_channels)
+        read, written = pixels * value.inside.in_channels, pixels * value.inside.out_channels
         return cost.of_map(self.device, value.inside, read, written) + steps
 
     def _fold(self, base: Node, sink: Node) -> Fold:
@@ -335,7 +344,7 @@ class _Region:
         sizes = {base: start, **{node: _size(self.found.value(base, node), space) for node in nodes}}
         if isinstance(value, AffineConv):
             return Fold(base, sink, value, nodes, (), sizes)
-        here = self.found.value(base, last_kernel(nodes))
+        here = self.found.value(base, self._place(base, sink)[1][-1])
         read = here.seen() if isinstance(here, Viewed) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
@@ -346,7 +355,7 @@ def _size(value: Value, space: bool) -> Any:
     """What is equal for two values of one tensor if they have equally many channels and, in space, pixels."""
     if isinstance(value, Viewed):
         value = value.inside
-    if not isinstance(value, AffineConv):
+    if not isinstance(value, AffineConv) or not (space or value.pixelwise):
         return None
     return value.out_channels, [axis.sizing for axis in value.axes if space]
 

@@ -27,9 +27,9 @@ from reparam.affine import AffineConv
 from reparam.arguments import bare, form, unproven
 from reparam.branches import follow
 from reparam.capture import GIVEN, Call, Node, Record, common, leaves_of, served, within
-from reparam.cost import KERNELS
+from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.errors import Refusal
-from reparam.fold import Fold, last_kernel
+from reparam.fold import Fold
 from reparam.plan import Plan
 from reparam.rules import operation
 from reparam.split import SCALED, affine_part
@@ -102,20 +102,13 @@ class _Editor:
     def edits(self, whole: Sequence[Fold], removed: Collection[Node]) -> Edits:
         """Every fold by its smallest edit; if any is refused, the others have to be planned anew."""
         self.removed = removed
-        self.whole = {_behind_norm(fold): fold for fold in whole}
-        folds = list(self.whole)
-        self.unmade = set(removed) - {fold.sink for fold in folds}
-        alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
-        for fold in folds:
-            alike[self._signature(self.whole[fold].nodes)].append(fold)
-        inside: dict[Node, list[Fold]] = defaultdict(list)
-        for fold in folds:
-            for node in fold.nodes:
-                inside[node].append(fold)
-        chains = [fold for fold in folds if _is_chain(fold, inside, removed)]
-        self.carriers = {fold: carrier for fold in chains for carrier in _carriers(fold)}
-        self.fates = {call: fate for fold in folds for call, fate in self._fates(fold)}
+        self.unmade = set(removed) - {fold.sink for fold in whole}
         result = Edits(removed=removed)
+        folds = self._edited(result, whole)
+        alike: dict[tuple[tuple[tuple[str, int], ...], ...], list[Fold]] = defaultdict(list)
+        for fold in folds:
+            alike[self._signature(self.whole[fold].nodes), self._signature(fold.nodes)].append(fold)
+        self.fates = {call: fate for fold in folds for call, fate in self._fates(fold)}
         pieces = self._unscaled(result, whole)
         for group in alike.values():
             try:
@@ -133,6 +126,25 @@ class _Editor:
             except Refusal as refusal:
                 self._refuse(result, [self.whole[fold] for fold in group], refusal)
         return result
+
+    def _edited(self, result: Edits, folds: Iterable[Fold]) -> list[Fold]:
+        """The folds as they are edited, chains among them, and what of them is carried where: see `carriers`."""
+        starts = {behind_norm(fold): fold for fold in folds}
+        inside: dict[Node, list[Fold]] = defaultdict(list)
+        for fold in starts:
+            for node in fold.nodes:
+                inside[node].append(fold)
+        for fold, whole in starts.items():
+            try:
+                parts = [fold]
+                if fold.steps and not is_chain(fold, inside, self.removed):
+                    parts = parted(fold, inside, self.removed)
+                self.whole.update(dict.fromkeys(parts, whole))
+            except Refusal as refusal:
+                self._refuse(result, [whole], refusal)
+        chains = [fold for fold in self.whole if is_chain(fold, inside, self.removed)]
+        self.carriers = {fold: carrier for fold in chains for carrier in carriers(fold)}
+        return list(self.whole)
 
     def _signature(self, nodes: Iterable[Node]) -> tuple[tuple[str, int], ...]:
         """Which operations of which code these are: equal for the same code in another call of its module."""
@@ -192,11 +204,11 @@ class _Editor:
         carrier = self.carriers.get(fold)
         if fold not in self.carriers:
             raise _NoChain
-        if not _keeps_sizes(fold, len(fold.nodes) if carrier is None else fold.nodes.index(carrier)):
+        if not keeps_sizes(fold, len(fold.nodes) if carrier is None else fold.nodes.index(carrier)):
             raise _NoChain
         swaps: list[Swap] = []
         pieces: list[Piece] = []
-        for call, nodes in _runs(fold):
+        for call, nodes in runs(fold):
             value = fold.value if carrier in nodes else None
             told = len(call.args) > 1 or call.kwargs
             if told and not user_code(call.module) and not fold.takes_output_size(nodes, value):
@@ -216,7 +228,7 @@ class _Editor:
         """One convolution in the smallest call that holds all operations of the fold."""
         fold = group[0]
         if fold.steps:
-            raise Refusal("what comes behind the pixels' rearrangement is also read elsewhere")
+            raise Refusal(ELSEWHERE)
         call = common(fold.nodes)
         if call is None:
             raise Refusal("it runs outside the model's forward")
@@ -234,7 +246,7 @@ class _Editor:
         if fold in self.carriers:
             carrier = self.carriers[fold]
             whole = self._signature(self.whole[fold].nodes)
-            for call, nodes in _runs(fold):
+            for call, nodes in runs(fold):
                 yield call, (whole if carrier in nodes else None)
 
     def _require_proven(self, fold: Fold) -> None:
@@ -370,7 +382,8 @@ class _Editor:
             own = [node for node in fold.nodes if node.call is around]
             handed = [] if own else [node for node in _handed(fold, around) if node not in self.cuts]
             result.cuts.update((node, refusal) for node in handed)
-            for node in [] if handed else fold.nodes[:1] if fold.steps else own or fold.nodes[-1:]:
+            steps = self.whole.get(fold, fold).steps
+            for node in [] if handed else steps[:1] or own or fold.nodes[-1:]:
                 result.refused.setdefault(node, refusal)
 
     # --- rewriting
@@ -451,7 +464,7 @@ class _Editor:
                     and piece.fold.as_large(node) is None
                     and _asked(trace, node, gone)
                 ):
-                    raise _At(next(reader for reader in piece.nodes if node in reader.operands), _MEASURED)
+                    raise _At(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
         return Rewrite(trace, [replace(piece, fold=self.whole.get(piece.fold, piece.fold)) for piece in pieces])
 
 
@@ -461,15 +474,6 @@ class _At(Refusal):
     def __init__(self, node: Node, reason: str) -> None:
         super().__init__(reason)
         self.node = node
-
-
-_MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
-
-
-def _behind_norm(fold: Fold) -> Fold:
-    """The fold without the affine part of a normalisation, which is no step of its own: it starts from that step."""
-    half, *rest = fold.nodes
-    return replace(fold, base=half, nodes=tuple(rest)) if half.function is affine_part else fold
 
 
 def _is_own(call: Call, affine: Node) -> bool:
@@ -501,54 +505,6 @@ def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = (), cuts
     return _Editor(record, pinned, cuts).edits(plan.folds, plan.removed - steps)
 
 
-def _is_chain(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> bool:
-    """Whether each operation reads the one before, and whoever else reads that is folded from the same base as well.
-
-    No tensor on the way is what another fold computes: its place is taken.
-    """
-    before = fold.base
-    for node in fold.nodes:
-        if node.operands != (before,) or node.call is None:
-            return False
-        if before is not fold.base:
-            gone = before in removed or before in fold.steps
-            if (
-                not gone
-                or any(other.sink is before for other in inside[before])
-                or not all(_only_from(fold.base, inside[reader]) for reader in before.readers)
-            ):
-                return False
-        before = node
-    return True
-
-
-def _only_from(base: Node, folds: Collection[Fold]) -> bool:
-    return bool(folds) and all(fold.base is base for fold in folds)
-
-
-def _carriers(fold: Fold) -> list[Node | None]:
-    """The one operation of a chain whose place the convolution takes (None: there is nothing to compute), if any can.
-
-    It stands behind what other folds share with this one: the first that has a kernel, or the last if there are steps.
-    """
-    if fold.value.identity:
-        return [None]
-    shared = max((i for i, node in enumerate(fold.nodes[:-1]) if len(set(node.readers)) > 1), default=-1)
-    own = [node for node in fold.nodes[shared + 1 :] if node not in fold.steps]
-    kernels = [node for node in own if operation(node.function) in KERNELS]  # type: ignore[arg-type]
-    candidates = [node for node in own if node is last_kernel(fold.nodes)] if fold.steps else [*kernels, *own]
-    return [*candidates[:1]]
-
-
-def _keeps_sizes(fold: Fold, at: int) -> bool:
-    """Whether tensors on the way whose size is asked for are as large as what stands there: base, from `at` on sink."""
-    places = [fold.base if i < at else fold.sink for i in range(len(fold.nodes) - 1)]
-    return all(
-        not n.measured or (fold.sizes[n] is not None and fold.sizes[n] == fold.sizes[place])
-        for n, place in zip(fold.nodes, places, strict=False)
-    )
-
-
 def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
     """Whether something besides what is gone, and checks, uses the size of a tensor."""
     waiting = [step for step in trace.at[node].users if step not in trace.tree]
@@ -563,21 +519,6 @@ def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
 
 def _returned(trace: Trace, node: Node) -> bool:
     return any(step.op == "output" for step in trace.at[node].users)
-
-
-def _runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
-    """The chain without its steps, cut there and where it passes from the code of one call to that of another."""
-    runs: list[tuple[Call, tuple[Node, ...]]] = []
-    before: Node | None = None
-    for node in fold.nodes:
-        assert node.call is not None
-        if node not in fold.steps:
-            if before is not None and before.call is node.call:
-                runs[-1] = (node.call, (*runs[-1][1], node))
-            else:
-                runs.append((node.call, (node,)))
-        before = None if node in fold.steps else node
-    return runs
 
 
 def _handed(fold: Fold, around: Call | None) -> list[Node]:

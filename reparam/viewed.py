@@ -49,7 +49,7 @@ class Viewed:
             return replace(self, shape=result.shape(), steps=self.steps + 1)
         if isinstance(result, AffineConv) and result.pixelwise:
             return replace(self, inside=self._mapped(result), shape=result.shape())
-        if isinstance(result, AffineConv) and self._behind:
+        if isinstance(result, AffineConv) and not result.mapped and self._behind:
             return replace(
                 self, inside=result.fed(self._moved(len(result.axes))), shape=result.shape(), ahead=self.steps
             )

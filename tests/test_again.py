@@ -1,0 +1,163 @@
+"""A conversion is a fixed point: converting what came out finds nothing more. Truth is the original in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
+
+
+def settled(model: nn.Module, *others: Tensor, like: Tensor) -> nn.Module:
+    """The model folded: equal on the example and on others, and a second time nothing is found."""
+    folded = reparam.reparameterize(model, like)
+    for x in (like, *others):
+        assert distance(model, folded, x) < EXACT
+    assert not reparam.reparameterize(folded, like).reparam_report.folds
+    return folded
+
+
+def two_heads(m: Block, x: Tensor) -> Tensor:
+    x = m.norm(x).mean((2, 3))
+    return (m.head(x) + m.other(x)) / 2
+
+
+def test_two_heads_behind_a_mean_become_one_with_the_norm_in_front_of_it() -> None:
+    model = trained(Block(two_heads, norm=nn.BatchNorm2d(5), head=nn.Linear(5, 3), other=nn.Linear(5, 3)))
+    x = image(2, 5, 3, 7)
+    folded = settled(model, image(1, 5, 1, 1), image(3, 5, 4, 2), like=x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+
+
+def residual_tokens(m: Block, x: Tensor) -> Tensor:
+    y = x + m.conv(x)
+    return m.head(y.flatten(2).transpose(1, 2))
+
+
+def test_a_residual_branch_in_front_of_rearranged_pixels_goes_into_the_layer_behind_them() -> None:
+    model = trained(Block(residual_tokens, conv=nn.Conv2d(4, 4, 1), head=nn.Linear(4, 3)))
+    x = image(2, 4, 5, 3)
+    folded = settled(model, image(1, 4, 1, 1), image(3, 4, 2, 6), like=x)
+    assert convs_ran(folded, x) == 1
+    assert folded.reparam_report.after.elementwise == 0
+
+
+def both_ends(m: Block, x: Tensor) -> Tensor:
+    y = m.norm(x) - 0.5 * m.conv(x)
+    y = y.permute(0, 2, 3, 1)
+    return m.head(y) + m.low(m.down(y))
+
+
+def test_stretches_that_are_no_chains_on_both_sides_of_a_rearrangement() -> None:
+    layers = {"head": nn.Linear(6, 5), "down": nn.Linear(6, 1), "low": nn.Linear(1, 5)}
+    model = trained(Block(both_ends, norm=nn.BatchNorm2d(6), conv=nn.Conv2d(6, 6, 1), **layers))
+    x = image(2, 6, 5, 3)
+    folded = settled(model, image(1, 6, 1, 1), image(3, 6, 2, 7), like=x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+
+
+def kernels_in_front(m: Block, x: Tensor) -> Tensor:
+    y = m.conv(x) + m.other(x)
+    return m.norm(y.flatten(2))
+
+
+def test_branches_with_kernels_in_front_take_the_norm_behind_rearranged_pixels() -> None:
+    layers = {"conv": nn.Conv2d(4, 6, 3, padding=1), "other": nn.Conv2d(4, 6, 1)}
+    model = trained(Block(kernels_in_front, norm=nn.BatchNorm1d(6), **layers))
+    x = image(2, 4, 5, 3)
+    folded = settled(model, image(1, 4, 1, 1), image(3, 4, 2, 6), like=x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+
+
+class Low(nn.Module):
+    """A low-rank branch beside its input, in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(5, 2), nn.Linear(2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(self.down(x))
+
+
+def test_a_block_behind_a_mean_takes_the_scale_in_front_of_it() -> None:
+    model = trained(Block(lambda m, x: m.low(m.norm(x).mean((2, 3))), norm=nn.BatchNorm2d(5), low=Low()))
+    x = image(2, 5, 3, 7)
+    folded = settled(model, image(1, 5, 1, 1), like=x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+
+
+def also_read(m: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x + m.conv(x)
+    return m.head(y.flatten(2).transpose(1, 2)), torch.relu(y)
+
+
+def twice_read(m: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = (x + m.conv(x)).flatten(2).transpose(1, 2)
+    return torch.relu(m.head(y)), m.other(y)
+
+
+def carried_twice(m: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = (x + m.conv(x)).flatten(2)
+    return torch.relu(m.norm(y)), m.second(y)
+
+
+def inner_size(m: Block, x: Tensor) -> Tensor:
+    z = m.conv(x)
+    y = (x + z).flatten(2).transpose(1, 2)
+    return m.head(y) * z.shape[2]
+
+
+def outer_size(m: Block, x: Tensor) -> Tensor:
+    y = m.conv(x) + m.other(x)
+    b, c, h, w = y.shape
+    return m.head(y.reshape(b, c, h * w).transpose(1, 2)) / c
+
+
+def channels_asked(m: Block, x: Tensor) -> Tensor:
+    y = (m.conv(x) + m.other(x)).flatten(2).transpose(1, 2)
+    return m.head(y) / y.shape[-1]
+
+
+def padded_and_cropped(m: Block, x: Tensor) -> Tensor:
+    y = nn.functional.pad(m.conv(x), (2, 2, 1, 1), value=0.0)
+    rows = y.shape[2]
+    return m.head(y[:, :, 1:-1, 2:-2].flatten(2).transpose(1, 2)) * rows
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [also_read, twice_read, carried_twice, inner_size, outer_size, channels_asked, padded_and_cropped],
+    ids=lambda forward: forward.__name__,
+)
+def test_what_else_is_read_on_the_way_stays_what_it_was(forward: Callable[[Block, Tensor], object]) -> None:
+    wide = 7 if forward in (outer_size, channels_asked) else 4
+    layers = {name: nn.Conv2d(4, wide, 1, bias=forward is not padded_and_cropped) for name in ("conv", "other")}
+    if forward in (twice_read, carried_twice):
+        layers["other"] = nn.Linear(4, 2)
+    norms = {"norm": nn.BatchNorm1d(4), "second": nn.BatchNorm1d(4)}
+    model = trained(Block(forward, head=nn.Linear(wide, 3), **layers, **norms))
+    x = image(2, 4, 5, 3)
+    folded = reparam.reparameterize(model, x)
+    for other in (x, image(1, 4, 1, 1), image(3, 4, 2, 7)):
+        assert distance(model, folded, other) < EXACT
+
+
+def test_what_cannot_be_rewritten_behind_a_rearrangement_costs_no_fold_in_front_of_it() -> None:
+    """The code decides by a value, so the sum stays; the norm in front of it is in its convolution all the same."""
+
+    def forward(m: Block, x: Tensor) -> Tensor:
+        x = x if x.sum() < 1e9 else -x
+        y = m.stem(x)
+        y = y + m.conv(y)
+        return m.head(y.flatten(2).transpose(1, 2))
+
+    stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model = trained(Block(forward, stem=stem, conv=nn.Conv2d(4, 4, 1), head=nn.Linear(4, 3)))
+    folded = reparam.reparameterize(model, image(2, 3, 5, 3))
+    assert distance(model, folded, image(2, 3, 5, 3)) < EXACT
+    assert norms_ran(folded, image(2, 3, 5, 3)) == 0
