@@ -10,7 +10,7 @@ as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ class Spread:
 
 def spreads(record: Record, found: Interpretation, folds: Mapping[Node, Fold], live: set[Node]) -> Iterator[Spread]:
     """Every scale and shift behind a join whose sides can all take their part; `folds` are those planned, by sink."""
-    spreader = _Spreader(record, found, folds)
+    spreader = _Spreader(record, found, folds, live)
     for node in record.nodes:
         if node in live and node not in spreader.inside and not node.constant:
             spread = spreader.over(node)
@@ -52,7 +52,8 @@ class _Kept(Exception):
 
 
 class _Spreader:
-    def __init__(self, record: Record, found: Interpretation, folds: Mapping[Node, Fold]) -> None:
+    def __init__(self, record: Record, found: Interpretation, folds: Mapping[Node, Fold], live: Set[Node]) -> None:
+        self.live = live
         self.found = found
         self.folds = folds
         self.inside = {node for fold in folds.values() for node in fold.nodes}
@@ -80,12 +81,12 @@ class _Spreader:
         """The scale and shift that alone reads `join`, and the operations that it is made of."""
         if operation(join.function or "") not in (*_SUMS, "cat") or not self._alone(join):
             return None
-        reader = join.readers[0]
+        (reader,) = self._readers(join)
         fold = self.based.get(join)
         nodes = fold.nodes if fold is not None else (reader,)
         if fold is None and (reader in self.inside or reader not in self.found.above):
             return None
-        within = all(set(node.readers) <= set(nodes) for node in nodes[:-1])
+        within = all(self._readers(node) <= set(nodes) for node in nodes[:-1])
         if not within or not self.found.dominates(join, nodes[-1]):
             return None
         value = self.found.value(join, nodes[-1])
@@ -94,7 +95,12 @@ class _Spreader:
 
     def _alone(self, node: Node) -> bool:
         """Whether one operation, once, is all that reads it."""
-        return len(node.readers) == 1 and node.readers[0].inputs.count(node) == 1 and node not in self.fixed
+        inputs = [operand for reader in self._readers(node) for operand in reader.inputs]
+        return len(self._readers(node)) == 1 and inputs.count(node) == 1 and node not in self.fixed
+
+    def _readers(self, node: Node) -> set[Node]:
+        """The operations that read it and that an output depends on."""
+        return {reader for reader in node.readers if reader in self.live}
 
     def _sides(self, join: Node, map_: AffineConv) -> Iterator[Fold]:
         """The folds that compute the sides of a join, each with its part of a scale and shift."""
@@ -142,11 +148,13 @@ class _Spreader:
         return Fold(base, side, value, (side,), (), {}) if isinstance(value, AffineConv) else None
 
     def _advanced(self, fold: Fold, part: AffineConv) -> Fold:
-        """The fold with its part; its kernels must be read by nobody else, not even by another call of them."""
-        kernels = any(operation(node.function or "") in KERNELS for node in fold.nodes)
-        shared = any(
-            not served(reader, fold.nodes) for leaf in leaves_of(fold.nodes) for reader in self.readers[id(leaf)]
-        )
+        """The fold with its part; its kernels must be read by nobody else, not even by another call of them.
+
+        The batch norm of a fold may be: then the fold is written beside it.
+        """
+        kernels = [node for node in fold.nodes if operation(node.function or "") in KERNELS]
+        readers = {reader for leaf in leaves_of(kernels) for reader in self.readers[id(leaf)]} & self.live
+        shared = any(not served(reader, fold.nodes) for reader in readers)
         if not kernels or shared or fold.steps or len(fold.value.axes) != len(part.axes):
             raise _Kept
         return replace(fold, value=fold.value.scale_shift(_flat(part.kernel), part.bias), advance=part)

@@ -50,11 +50,29 @@ def _two_heads(m: nn.Module, x: Tensor) -> Tensor:
     return (m.head(x[:, :, 0].relu()) + m.other(x[:, :, 1].tanh())) / 2
 
 
+def _also_read_for_nothing(m: nn.Module, x: Tensor) -> Tensor:
+    y, z = m.a(x.relu()), m.b(x.sigmoid())
+    torch.stack([y, z]).sum(0)
+    return m.norm(y + z)
+
+
+def _norm_of_two(m: nn.Module, x: Tensor) -> Tensor:
+    return m.norm(m.norm(m.a(x.relu())) + m.b(x.tanh()))
+
+
 def _conv(out: int = 4, kernel: int = 1) -> nn.Conv2d:
     return nn.Conv2d(4, out, kernel, padding=kernel // 2)
 
 
 TAKEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "a result that nobody needs": (
+        lambda: Block(_also_read_for_nothing, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4)),
+        2,
+    ),
+    "a norm that is also one of a side": (
+        lambda: Block(_norm_of_two, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4)),
+        2,
+    ),
     "cat": (lambda: Block(_cat, a=_conv(4, 3), b=_conv(6), norm=nn.BatchNorm2d(10)), 2),
     "sum": (lambda: Block(_sum, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4)), 2),
     "cat by names": (lambda: Block(_named_cat, a=_conv(4, 3), b=_conv(6), norm=nn.BatchNorm2d(10)), 2),
