@@ -11,18 +11,12 @@ for. It tells its rank, and a parameter its value, as neither depends on the inp
 
 from __future__ import annotations
 
-import builtins
 import copy
-import dis
 import inspect
-import math
 import operator
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache, wraps
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,8 +25,10 @@ from torch import fx, nn
 from reparam.arguments import LITERALS, arguments, unproven
 from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
+from reparam.frames import required, unpacked
 from reparam.precision import leaves
 from reparam.rules import operation
+from reparam.sizes import IMPORTED, Scope, scope, symbolic
 from reparam.split import affine_part
 from reparam.state import Attributes
 
@@ -63,14 +59,26 @@ class Trace:
         self.call = call
         self.module = call.module
         self.opened = opened
+        self.given = arguments(call)
         self.tree: dict[fx.Node, Any] = {}
         self.at: dict[Node, fx.Node] = {}
         self.inner: dict[fx.Node, Call] = {}
         self.lengths: dict[fx.Node, int] = {}
         self.literals: dict[str, torch.Tensor] = {}
-        self.given = arguments(call)
-        self._left = _entries(call, opened)
-        self.graph = _traced(self)
+        self._left: Iterator[Node | Call] = iter(())
+        self.graph = self._followed()
+
+    def _followed(self) -> fx.Graph:
+        exchanged = frozenset[Scope]()
+        while True:
+            for each in (self.tree, self.at, self.inner, self.lengths, self.literals):
+                each.clear()
+            self._turns = 0
+            self._left = _entries(self.call, self.opened)
+            try:
+                return _traced(self, exchanged)
+            except _Missing as found:
+                exchanged |= found.scopes
 
     def turn(self) -> bool | None:
         """Where the next branch leads; None where it is not followed."""
@@ -192,6 +200,8 @@ class Trace:
             raise self._other(f"goes on with {node.format_node()}")
         if not same or given != operands:
             raise self._other(f"calls {operation(node.target)} where {_name(seen)} ran")
+        if other := _literals((node.args, node.kwargs)) - _literals((seen.args, seen.kwargs)):
+            raise self._other(f"hands {_name(seen)} {min(other)}, which it was not handed")
         self._is(node, result)
         if isinstance(seen, Node):
             self.at[seen] = node
@@ -252,6 +262,13 @@ def _distinct(nodes: Any) -> list[Node]:
     return list(dict.fromkeys(nodes))
 
 
+def _literals(tree: Any) -> set[float]:
+    """The numbers among arguments."""
+    found = set[float]()
+    fx.node.map_aggregate(tree, lambda leaf: found.add(leaf) if isinstance(leaf, (int, float)) else None)
+    return found
+
+
 def _name(seen: Node | Call) -> str:
     return f"{seen.path} ({type(seen.module).__name__})" if isinstance(seen, Call) else seen.name
 
@@ -296,31 +313,47 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
     def __len__(self) -> int:
-        length = self.tracer.steps.lengths.get(self.node)
-        return super().__len__() if length is None else length
+        if (length := self.tracer.steps.lengths.get(self.node)) is None:
+            self._missed("len")
+            return super().__len__()
+        return length
 
     def __iter__(self) -> Any:
         length = self.tracer.steps.lengths.get(self.node)
         frame = inspect.currentframe()
         if length is None and frame is not None and frame.f_back is not None:
-            length = _unpacked(frame.f_back)
+            length = unpacked(frame.f_back)
         return super().__iter__() if length is None else iter([self[i] for i in range(length)])
 
     def __bool__(self) -> bool:
         if (own := self._own()) is not None:
             return bool(own)
         frame = inspect.currentframe()
-        if frame is not None and frame.f_back is not None and _asserts(frame.f_back):
-            self.tracer.create_proxy("call_function", torch._assert, (self, ""), {})
-            return True
+        if frame is not None and frame.f_back is not None and (needed := required(frame.f_back)) is not None:
+            holds = self if needed else self.tracer.create_proxy("call_function", operator.not_, (self,), {})
+            what = f"{type(self.tracer.root).__name__} raises an exception for such an input"
+            self.tracer.create_proxy("call_function", torch._assert, (holds, what), {})
+            return needed
         way = self.tracer.steps.turn() if self.node not in self.tracer.steps.tree else None
         return super().__bool__() if way is None else way
 
     def __float__(self) -> float:
+        self._missed("float")
         return float(self.tracer.held(self.node))
 
     def __int__(self) -> int:
+        self._missed("int")
         return int(self.tracer.held(self.node))
+
+    def __round__(self, *digits: int) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *digits), {})
+
+    def _missed(self, name: str) -> None:
+        """Note that the code which is running would go on if `name` was another function."""
+        frame = inspect.currentframe()
+        caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
+        if (missing := scope(name, caller)) is not None and self.tracer.counts(self, name):
+            self.tracer.missing.add(missing)
 
 
 def _in_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -338,32 +371,16 @@ for _name_of_write in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__if
     setattr(_Proxy, _name_of_write, _in_place(_name_of_write, getattr(operator, _name_of_write)))
 
 
-def _unpacked(frame: FrameType) -> int | None:
-    """The number of names that a frame is just unpacking something into, as in `a, b = x.chunk(2, 1)`."""
-    step = next((step for step in dis.get_instructions(frame.f_code) if step.offset == frame.f_lasti), None)
-    return int(step.argval) if step is not None and step.opname == "UNPACK_SEQUENCE" else None
-
-
-_NAMED = {"LOAD_ASSERTION_ERROR": "AssertionError"}  # by its own instruction up to Python 3.13
-
-
-def _asserts(frame: FrameType) -> bool:
-    """Whether the condition that a frame is looking at is that of a plain `assert condition`."""
-    after = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
-    steps = (step for step in after if step.opname not in ("TO_BOOL", "CACHE", "NOT_TAKEN"))
-    following = next((step for step in steps if not step.opname.startswith("POP_JUMP")), None)
-    return following is not None and "AssertionError" in (following.argval, _NAMED.get(following.opname))
-
-
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, steps: Trace) -> None:
-        super().__init__(autowrap_modules=(), autowrap_functions=_IMPORTED)  # type: ignore[arg-type]
+        super().__init__(autowrap_modules=(), autowrap_functions=IMPORTED)  # type: ignore[arg-type]
         self.steps = steps
         self.holders: dict[fx.Node, list[fx.Proxy]] = defaultdict(list)
         self.values: dict[fx.Node, torch.Tensor | None] = {}
         self.containers: list[tuple[Any, Any]] = []  # made of arguments, and as they were then
+        self.missing: set[Scope] = set()  # where another function would have made a step of a size
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.steps.opened
@@ -432,6 +449,17 @@ class _Tracer(fx.Tracer):
             self.holders[proxy.node] += holders
         return proxy
 
+    def counts(self, proxy: fx.Proxy, name: str) -> bool:
+        """Whether int, float or len of it is a number that depends on the size of the input."""
+        known = proxy.node in self.steps.tree
+        return known == (name == "len") and proxy.node not in self.steps.lengths
+
+    def number(self, proxy: fx.Proxy, function: Callable[[Any], Any]) -> Any:
+        """int, float or len of a proxy: a step, if it is such a number."""
+        if self.counts(proxy, function.__name__):
+            return self.create_proxy("call_function", function, (proxy,), {})
+        return function(proxy)
+
     def value(self, node: fx.Node) -> torch.Tensor | None:
         """What a step computes from parameters, buffers and literals alone; None for any other step."""
         if node not in self.values:
@@ -463,64 +491,35 @@ class _Tracer(fx.Tracer):
         return held
 
 
-# What Python itself does with sizes. fx can wrap all of `math`, but patching it anew for every trace takes longer than
-# the trace.
-_IMPORTED = (math.ceil, math.floor, math.sqrt)  # also where user code imports them by name
-_CACHED = type(cache(len))
-_ON_SIZES = {builtins: ("max", "min"), math: ("ceil", "floor", "sqrt", "prod")}
+class _Missing(Exception):
+    """A trace in which functions of sizes were missing."""
+
+    def __init__(self, scopes: Collection[Scope]) -> None:
+        super().__init__()
+        self.scopes = frozenset(scopes)
 
 
-@contextmanager
-def _symbolic_sizes(modules: Collection[nn.Module]) -> Iterator[None]:
-    """Within it these functions of sizes are steps of the trace; Python's own would ask for the numbers.
-
-    So are the functions with a cache that the code of `modules` knows: it would keep what is no number.
-    """
-    originals = [(vars(module), name, vars(module)[name]) for module, names in _ON_SIZES.items() for name in names]
-    for scope in {id(scope): scope for scope in map(_globals, modules)}.values():
-        originals += [(scope, name, each) for name, each in scope.items() if isinstance(each, _CACHED)]
-    for scope, name, function in originals:
-        scope[name] = _symbolic(function)
-    try:
-        yield
-    finally:
-        for scope, name, function in originals:
-            scope[name] = function
-
-
-def _globals(module: nn.Module) -> dict[str, Any]:
-    """What the code of a module's forward knows."""
-    return getattr(inspect.unwrap(type(module).forward), "__globals__", {})
-
-
-def _symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        proxy = next((each for each in (*args, *kwargs.values()) if isinstance(each, fx.Proxy)), None)
-        if proxy is None or (len(args) < 2 and function.__module__ == "builtins"):  # of a sequence
-            return function(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
-
-    return traced
-
-
-def _traced(steps: Trace) -> fx.Graph:
+def _traced(steps: Trace, exchanged: Collection[Scope]) -> fx.Graph:
     """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
     module, opened = steps.module, steps.opened
     before = [Attributes(each) for each in {module: None, **dict.fromkeys(opened)}]
+    tracer = _Tracer(steps)
     try:
-        tracer = _Tracer(steps)
-        with torch.no_grad(), _symbolic_sizes([module, *opened]):
+        with torch.no_grad(), symbolic([module, *opened], exchanged):
             graph = tracer.trace(module)
+        if tracer.missing:  # code has gone on without
+            raise _Missing(tracer.missing)
         _in_order(module, graph)
         if any(not _same_items(now, then) for now, then in tracer.containers):
             raise steps._other("changes a list or dict that it was handed")
         for held in before:
             _require_nothing_kept(steps, held)
         return graph
-    except Refusal:
-        raise
-    except Exception as error:  # noqa: BLE001 - a user's forward may raise anything on a proxy
+    except Exception as error:  # a user's forward may raise anything on a proxy
+        if tracer.missing:
+            raise _Missing(tracer.missing) from None
+        if isinstance(error, Refusal):
+            raise
         line = _line_of(module, opened, error)
         raise Refusal(
             f"the forward of {type(module).__name__} cannot be rewritten: tracing it for every input stops {line}"

@@ -29,6 +29,8 @@ FLOORS = {
     "rules": 2,
     "capture": 3,
     "interpret": 3,
+    "frames": 1,
+    "sizes": 1,
     "arguments": 4,
     "trace": 4,
     "branches": 4,

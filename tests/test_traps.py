@@ -117,7 +117,7 @@ def norm_if_bright(m: nn.Module, x: Tensor) -> Tensor:
 
 def index_read(m: nn.Module, x: Tensor) -> Tensor:
     y = m.bn(m.conv(x))
-    return y * int(x.shape[1])
+    return y * int(x.shape[-1])
 
 
 def weight_read_elsewhere(m: nn.Module, x: Tensor) -> Tensor:
@@ -412,7 +412,9 @@ TRAPS = {
     # what Python sees
     "assertions": Trap(lambda: Block(asserted, conv=conv(4, 4, 3, padding=1), bn=bn()), convs=1, norms=0),
     "a number read from a tensor": Trap(lambda: Block(number_read, conv=conv(4, 4, 3), bn=bn()), convs=1, norms=1),
-    "a size as a factor": Trap(lambda: Block(index_read, conv=conv(4, 4, 3), bn=bn()), convs=1, norms=1, word="number"),
+    "a size as a factor": Trap(
+        lambda: Block(index_read, conv=conv(4, 4, 3), bn=bn()), convs=1, norms=0, word="depends on the size"
+    ),
     "padding by size": Trap(lambda: seq(SameConv(4, 4, 3, stride=2, bias=False), bn(), nn.ReLU()), convs=1, norms=0),
     "another branch at large sizes": Trap(Branching, convs=2, norms=0, word="shape"),
     "another branch at small sizes": Trap(Branching, convs=2, norms=1, word="shape", sizes=((9, 12), (6, 5), (8, 9))),
