@@ -5,8 +5,9 @@
 A network fails if its conversion computes something else at any size, raises an error, changes the model given, costs
 more than what came in, or cannot be copied or pickled although the model can. A conversion that leaves folds for a
 second one is counted: a fold that is refused in one plan may fit the next.
-Networks in float64 are compared here, those in other dtypes by `verify`. Of some networks the refusals of the padding
-law are questioned too: the fold that ignores the law has to be wrong.
+Networks in float64 are compared here, those in other dtypes by `verify`. A layer that torch computes wrongly in its
+dtype is none of the conversion's mistakes: such a network counts as not converted. Of some networks the refusals of the
+padding law are questioned too: the fold that ignores the law has to be wrong.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ import reparam
 from common import write_json
 from fuzz_drawing import OPERATIONS, WEIGHTS
 from fuzz_networks import Program, network, smaller
+from fuzz_torch import miscomputed
 from reparam import cost, rewrite
 from reparam.affine import AffineConv, Number
 from reparam.capture import Node, record
 from reparam.errors import ReparamError, VerificationError
+from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.inputs import Inputs
-from reparam.interpret import Interpretation
+from reparam.interpret import Interpretation, between
 from reparam.plan import plan
 from reparam.precision import copied, tensors
 from reparam.report import Counts, Report
@@ -99,6 +102,9 @@ def check(program: Program) -> Outcome:
     except _Failed as failed:
         return Outcome(failed.failure)
     except VerificationError as error:
+        wrong = set() if program.dtype == torch.float64 else miscomputed(program)
+        if wrong:
+            return Outcome(rejected=f"torch computes {', '.join(sorted(wrong))} wrongly in {program.dtype}")
         return Outcome(Failure("verification", str(error)))
     except ReparamError as error:
         return Outcome(rejected=f"{type(error).__name__}: {error}")
@@ -273,10 +279,19 @@ def question(program: Program) -> Counter[str]:
         return verdicts
     with patch.object(AffineConv, "pad", naive_pad):
         naive = plan(recorded, recorded.walls).folds
+        found = Interpretation(recorded.nodes, recorded.walls)
         for node in refused:
-            folds = [f for f in naive if node in f.nodes and _refused(exact, f.base, f.sink)]
+            folds = [_up_to(node, f, found) for f in naive if node in f.nodes and _refused(exact, f.base, f.sink)]
             verdicts[_verdict(folds)] += 1
     return verdicts
+
+
+def _up_to(node: Node, fold: Fold, found: Interpretation) -> Fold:
+    """The part of a fold that was refused: what comes behind it may cut the wrong border off again."""
+    value = found.value(fold.base, node)
+    if not isinstance(value, AffineConv):
+        return fold
+    return Fold(fold.base, node, value, tuple(between(fold.base, [node])))
 
 
 def _refused(exact: Interpretation, base: Node, sink: Node) -> bool:

@@ -71,7 +71,7 @@ class Node:
     inplace: this is the new value of its first argument, which it overwrote.
     same: this is its input itself, returned as it came in (a cast to the dtype it has): later readers read that.
     measured: code has asked for its size.
-    memory: what it shares with the tensors that are views of it, or of which it is one.
+    memory: what it shares with the tensors that are views of it, or of which it is one; strides: how it lies there.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Node:
     same: bool = False
     measured: bool = False
     memory: int = 0
+    strides: tuple[int, ...] = ()
     inputs: tuple[Node, ...] = ()
     readers: list[Node] = field(default_factory=list)
 
@@ -318,7 +319,7 @@ class _Recorder(TorchFunctionMode):
     def _bind(self, tensor: Tensor, node: Node) -> Node:
         if tensor.layout == torch.strided:
             memory = StorageWeakRef(tensor.untyped_storage())
-            node.memory = memory.cdata
+            node.memory, node.strides = memory.cdata, tensor.stride()
             self.memories.setdefault(node.memory, memory)
         self.known[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
         return node

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reparam.bisect import bisect
 from reparam.capture import Node, Record, record
 from reparam.dead import Dead, around, dead_weight
 from reparam.emit import Emitted, emit
@@ -25,7 +26,7 @@ from reparam.precision import copied
 from reparam.prepare import prepare
 from reparam.prune import REMOVED, Pruner
 from reparam.report import report
-from reparam.verify import EXACT, Verification, bisect, require_eval
+from reparam.verify import EXACT, Verification, require_eval
 from reparam.verify import verify as verify_models
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -25,6 +25,8 @@ _PADS: dict[str, Sequence[Callable[[Any], nn.Module]]] = {  # of 1, 2 and 3 axes
     "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 }
 
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 class BiasMap(nn.Module):
     """x + bias, one number per channel and pixel: what zero padding made of biases, for images of one size alone.
@@ -100,11 +102,18 @@ def _transposed(axes: Sequence[Axis]) -> dict[str, Any]:
 
 
 def _rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:
-    rounded = number.to(like.device, like.dtype, copy=True)
-    if rounded.dim() in (4, 5) and like.dim() == rounded.dim():
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        last = like.is_contiguous(memory_format=formats[like.dim()]) and not like.is_contiguous()
-        rounded = rounded.contiguous(memory_format=formats[like.dim()] if last else torch.contiguous_format)
+    """In order of memory: torch's convolutions choose that of their result by the strides of the weight."""
+    form = _memory_format(like) if like.dim() == number.dim() else torch.contiguous_format
+    rounded = torch.empty_like(number, dtype=like.dtype, device=like.device, memory_format=form).copy_(number)
     parameter = nn.Parameter(rounded, requires_grad=False)
     module.register_parameter(name, parameter)
     return parameter
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    """Channels last where the strides are those alone: a kernel of one pixel is in both orders, and means the one."""
+    last = _LAST.get(weight.dim())
+    if last is None or weight.stride() != torch.empty_like(weight, memory_format=last, device="meta").stride():
+        return torch.contiguous_format
+    plain = torch.empty_like(weight, memory_format=torch.contiguous_format, device="meta")
+    return torch.contiguous_format if weight.stride() == plain.stride() else last

@@ -10,6 +10,7 @@ The user's operations are always among the candidates, so a plan never costs mor
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold, carrying, stretches
 from reparam.interpret import REACH, Interpretation, between
+from reparam.memory import relied_on, reordered
 from reparam.rules import Value, operation
 from reparam.spread import Spread, spreads
 from reparam.viewed import Viewed
@@ -81,10 +83,11 @@ def plan(
         if node in demanded and node in found.above:
             regions.setdefault(found.root[node], []).append(node)
     order = {node: i for i, node in enumerate(record.nodes)}
+    relied = relied_on(record)
     folds: list[Fold] = []
     before = after = 0.0
     for sinks in regions.values():
-        region = _Region(record, order, found, sinks, device)
+        region = _Region(record, order, found, sinks, device, relied)
         chosen, old, new = region.best()
         folds += chosen
         before, after = before + old, after + new
@@ -179,13 +182,14 @@ def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Nod
 
 @dataclass(eq=False)
 class _Region:
-    """Everything that is linear in one anchor and is needed for `sinks`."""
+    """Everything that is linear in one anchor and is needed for `sinks`; `relied`: see `relied_on`."""
 
     record: Record
     order: Mapping[Node, int]
     found: Interpretation
     sinks: list[Node]
     device: cost.Device
+    relied: Collection[Node]
 
     def __post_init__(self) -> None:
         self.anchor = self.found.root[self.sinks[0]]
@@ -221,13 +225,18 @@ class _Region:
         value = self.found.value(base, node)
         if value is None or self._relaid(base, node) or self._overwritten(base, node):
             return None
+        nodes = between(base, [node])
+        if any(each in self.relied for each in nodes) and reordered(base, nodes, self.steps(base, node)):
+            return None
         if isinstance(value, AffineConv):
-            nodes = between(base, [node])
             if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
                 parts = any(map(_picks, nodes))
                 written = self._written_later(base, node)
-                return None if written or (parts and not _fixes_channels(base, nodes)) else value
-            return value if _fixes_channels(base, nodes) and self._pays(value, nodes) else None
+                return None if written or (parts and not _fixes_channels(base, nodes, True)) else value
+            alike = self._counted(base, 1 if value.axes else len(base.shape) - 1)
+            if not _fixes_channels(base, nodes, alike) or (_vanishes(base) and _takes_nothing(base, nodes)):
+                return None
+            return value if self._pays(value, nodes) else None
         return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
 
     def _written_later(self, base: Node, node: Node) -> bool:
@@ -244,6 +253,14 @@ class _Region:
         """Whether an end of the fold is a copy into another order of memory, which a view outside may rely on."""
         copies = {each for each in (node, *base.readers) if operation(each.function) == "contiguous"}  # type: ignore[arg-type]
         return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
+
+    def _counted(self, base: Node, dim: int) -> bool:
+        """Whether dimension `dim` is as long at every size of the input, and not one of pixels moved there."""
+        node: Node | None = base
+        while node is not None and node not in self.found.above and operation(node.function or "") not in cost.KERNELS:
+            node = next((operand for operand in node.operands if operand.shape == node.shape), None)
+        value = self.found.value(self.found.base[node], node) if node in self.found.above else None
+        return not isinstance(value, Viewed) or value.channel == dim
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
         """Whatever has a kernel pays; of operations without one, only what a depthwise convolution can do.
@@ -366,20 +383,55 @@ def _forks(node: Node) -> bool:
 
 
 _BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
+_SCALING = ("add", "sub", "rsub", "mul", "div")  # there the input is repeated along the constant
 
 
-def _fixes_channels(base: Node, nodes: Sequence[Node]) -> bool:
-    """Whether what reads the whole base holds a number per channel: then it has as many channels at every input."""
+def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool) -> bool:
+    """Whether what reads the whole base holds a number per channel: then it has as many channels at every input.
+
+    Not `counted`: what is read as channels may be pixels, one of which a scaling makes as many as it holds numbers.
+    """
     whole = {base}
     for node in nodes:
         if whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
             kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
-                return True
+                if counted or operation(node.function) not in _SCALING:  # type: ignore[arg-type]
+                    return True
+                continue
             manifold = operation(node.function) in _MULTIPLYING and whole.issuperset(node.operands)  # type: ignore[arg-type]
             if manifold or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
                 whole.add(node)
     return False
+
+
+def _vanishes(node: Node) -> bool:
+    """Whether it is a part of an image, of which nothing is left at some sizes."""
+    while operation(node.function or "") not in (*cost.KERNELS, "getitem", "narrow", "pad"):
+        alike = [operand for operand in node.operands if operand.shape == node.shape]
+        if not alike:
+            return False
+        node = alike[0]
+    if operation(node.function or "") != "getitem":
+        before = node.operands[0].shape
+        return operation(node.function or "") not in cost.KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
+    entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    pixels = entries[entries.index(Ellipsis) + 1 :] if Ellipsis in entries else entries[2:]
+    return any(isinstance(entry, slice) and (entry.start, entry.stop) != (None, None) for entry in pixels)
+
+
+def _takes_nothing(base: Node, nodes: Sequence[Node]) -> bool:
+    """Whether the nodes take an empty image, which no layer takes: they pad it before any layer reads it."""
+    empty = {base}
+    for node in nodes:
+        if empty.intersection(node.operands):
+            if operation(node.function) in (*cost.KERNELS, *_POOLS):  # type: ignore[arg-type]
+                return False
+            empty |= {node} if node.shape[2:] == base.shape[2:] else set()
+    return True
+
+
+_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 
 
 def _picks(node: Node) -> bool:

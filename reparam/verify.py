@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -20,8 +20,6 @@ from reparam.errors import InputError, ModelError, TrainModeError, VerificationE
 from reparam.inputs import Inputs
 from reparam.precision import Float64, copied, double
 from reparam.trial import Leaves, ModelFailure, run
-
-T = TypeVar("T")
 
 EXACT = 1e-10
 """Largest float64 error of an exact fold, relative to max|y|. Deep nets round to 1e-14 in float64, while the smallest
@@ -38,6 +36,7 @@ SUMMING = 16
 """Nor does noise below this many eps of float32, in which the sums are made: one convolution adds up what several added
 up in parts, so its partial sums are larger, and a few hundred products in another order round by as much."""
 
+_WRONG = 1.0  # an error of the original itself, relative to max|truth|, as large as that of nothing but zeros: no noise
 _DRAWS = 2  # of the example: itself and once redrawn; the variants are drawn once each
 _MORE_DRAWS = 16  # near a measured bound: the noise of a single number is often small by luck, that of 16 never
 _NEAR = 100  # times the bound; what lies further out is wrong and not unlucky
@@ -45,6 +44,7 @@ _VOLUME = 5  # axes of a batch of 3-D images
 _LITTLE = (8, 16, 32)  # by how much its depth, height and width grow
 _HUGE = 1e30  # masks are filled with finfo(dtype).min, which differs by dtype and would dwarf every real value
 
+_LOST = "the original in its own dtype is not comparable with its float64 truth"
 _FP64, _OWN, _REJECTED = "fp64", "own dtype", "not accepted"
 _OTHERS = {"batch": "another batch size", "size": "another resolution", "odd size": "odd changes of it"}
 
@@ -107,6 +107,12 @@ class Verification:
     def _largest(self, kind: str, what: str) -> float:
         return max((getattr(check, what) for check in self.checks if check.kind == kind), default=0.0)
 
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The outputs that the original itself gets wrong in its own dtype: they were compared in float64 alone."""
+        lost = dict.fromkeys(check.name for check in self.checks if check.detail.startswith(_LOST))
+        return tuple(f"{name}: {_LOST}, which alone was compared" for name in lost)
+
     def raise_if_failed(self) -> Verification:
         """Itself where every check passed; raises VerificationError with the worst check otherwise."""
         if self.worst is not None:
@@ -132,16 +138,17 @@ class Verification:
 
     @property
     def summary(self) -> str:
-        """The verdict in a line."""
+        """The verdict in a line, and a line for each finding."""
         if self.worst is not None:
             failed = sum(not check.passed for check in self.checks)
             return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"
         doubled = any(check.kind == _FP64 for check in self.checks)
         exactly = f"float64 error {self.fp64_error:.2g}; " if doubled else ""
-        return (
+        verdict = (
             f"equal: {exactly}in its own dtype the candidate is {self.own_error:.2g} from "
             f"the truth, the original {self.noise_floor:.2g}; {self._where()}"
         )
+        return "\n".join([verdict, *(f"Found: {finding}" for finding in self.findings)])
 
     def _where(self) -> str:
         """What else than the example was compared, and what the original itself does not take."""
@@ -247,24 +254,6 @@ def _finite_part(truth: Tensor, value: Tensor) -> tuple[float, float]:
     if not same or not value.isfinite().all():
         return size, float("inf")
     return size, (value - truth).abs().max().item() if finite.any() else 0.0
-
-
-def bisect(candidates: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> T | None:
-    """The element that makes `fails` true, found with about log2(len(candidates)) + 2 calls on prefixes.
-
-    None where all of them together do not fail, or where it fails without any of them: then none is guilty. One guilty
-    element is always found. Of several, it is one whose arrival turns a prefix from passing to failing.
-    """
-    if not fails(candidates) or fails(candidates[:0]):
-        return None
-    passing, failing = 0, len(candidates)
-    while failing - passing > 1:
-        middle = (passing + failing) // 2
-        if fails(candidates[:middle]):
-            failing = middle
-        else:
-            passing = middle
-    return candidates[failing - 1]
 
 
 def rerounded(original: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -406,7 +395,11 @@ def _readings(
         yield _Reading(name, _FP64, relative_error(truth, value), weights, weights, detail)
     # New weights have to be rounded, which the original's, true by definition, never are: that is no one's mistake.
     noise = _error_where_comparable(truth, plain)
-    lost = "the original in its own dtype is not comparable with its float64 truth" if noise == float("inf") else ""
+    lost = ""
+    if (
+        noise >= _WRONG and value is not None
+    ):  # a kernel of torch that computes something else, or an overflow, another number of boxes
+        lost, noise = f"{_LOST} (off by {noise:.2g}): nothing follows from it", float("inf")
     yield _Reading(name, _OWN, _error_where_comparable(truth, own), noise, max(noise, weights), lost)
 
 

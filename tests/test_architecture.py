@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "reparam"
 # Every unit of the package on its floor: a file, or a folder with all its files. A new one must be given a floor here.
 FLOORS = {
     "errors": 0,
+    "bisect": 0,
     "files": 1,
     "axis": 1,
     "kernels": 1,
@@ -39,6 +40,7 @@ FLOORS = {
     "cost": 4,
     "fold": 4,
     "chains": 4,
+    "memory": 4,
     "spread": 4,
     "border": 4,
     "plan": 4,
@@ -76,6 +78,7 @@ SAME_FLOOR = {
     ("plan", "border"),
     ("plan", "cost"),
     ("plan", "fold"),
+    ("plan", "memory"),
     ("plan", "spread"),
     ("branches", "trace"),
     ("chains", "cost"),

@@ -170,6 +170,91 @@ def test_a_computed_weight_goes_with_the_hook_that_computes_it(computed: Callabl
     assert distance(model, folded, image(3, 4, 6, 5)) < EXACT
 
 
+# --- what depends on the order of memory, on sizes and on torch itself
+
+
+def scaled_rows(m: nn.Module, x: Tensor) -> Tensor:
+    y = (x.transpose(2, 3) * m.scale + m.shift) * m.scale + 1
+    return y.transpose(2, 3).view(-1)
+
+
+def viewed_behind_a_layer(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.mix(x.transpose(2, 3)).view(len(x), 4, -1)
+    return m.last(y.transpose(1, 2))
+
+
+def viewed_between_layers(m: nn.Module, x: Tensor) -> Tensor:
+    return m.last(m.last(x.permute(0, 2, 3, 1)).view(-1, 4))
+
+
+def pooled_and_viewed(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.mix(x)
+    a, b = m.pool(m.mix_again(y)), m.mix(y)
+    a.view(-1).add_(1)
+    return torch.cat([a.flatten(), b.flatten()])
+
+
+_ORDERED = [scaled_rows, viewed_behind_a_layer, viewed_between_layers]
+_FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize(
+    ("function", "memory_format"),
+    [(pooled_and_viewed, torch.contiguous_format), *((each, form) for each in _ORDERED for form in _FORMATS)],
+)
+def test_code_that_takes_views_finds_the_same_order_of_memory(
+    function: Callable[[Any, Tensor], Any], memory_format: torch.memory_format
+) -> None:
+    members = {"mix": nn.Conv2d(4, 4, 1), "mix_again": nn.Conv2d(4, 4, 1, bias=False), "last": nn.Linear(4, 4)}
+    numbers = {"scale": torch.rand(4, 1, 1) + 0.5, "shift": torch.randn(4, 1, 1)}
+    model = trained(Block(function, pool=nn.AvgPool2d(3, 2, 1), **members, **numbers))
+    model = model.to(memory_format=memory_format)
+    folded = reparam.reparameterize(model, image(2, 4, 6, 5))
+    for shape in ((2, 4, 6, 5), (1, 4, 7, 3), (3, 4, 2, 2)):
+        assert distance(model, folded, image(*shape)) < EXACT
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("last", [False, True])
+def test_new_weights_lie_in_one_order_of_memory_alone(channels: int, last: bool) -> None:
+    conv, after = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, 4, (1, 3))
+    form = torch.channels_last if last else torch.contiguous_format
+    model = trained(nn.Sequential(conv, after, nn.ReLU())).to(memory_format=form)
+    weight = reparam.reparameterize(model, image(2, channels, 5, 9))[0].weight
+    assert weight.shape == (4, channels, 1, 3)
+    assert weight.stride() == torch.empty_like(weight, memory_format=form).stride()
+    model = trained(nn.Sequential(nn.Conv1d(4, 4, 1), nn.AvgPool1d(3, 2, 1)))
+    assert reparam.reparameterize(model, image(2, 4, 9))[0].weight.is_contiguous()
+
+
+def left_of_nothing(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(m.first(torch.nn.functional.pad(x[:, :, : x.shape[2] // 2], [1, 1, 1, 1])))
+
+
+def test_what_is_left_of_a_small_image_may_be_nothing() -> None:
+    model = trained(Block(left_of_nothing, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 1)))
+    for example in (image(2, 4, 1, 3), image(2, 4, 6, 3)):
+        folded = reparam.reparameterize(model, example)
+        for height in (1, 2, 5):
+            assert distance(model, folded, image(2, 4, height, 3)) < EXACT
+
+
+def scaled_pixels(m: nn.Module, x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1) / m.c * (m.c * 2 + 1)
+
+
+def scaled_pixels_read(m: nn.Module, x: Tensor) -> Tensor:
+    return m.conv(x.permute(0, 2, 3, 1) / m.c)
+
+
+@pytest.mark.parametrize("function", [scaled_pixels, scaled_pixels_read])
+def test_one_pixel_is_repeated_along_a_constant(function: Callable[[Any, Tensor], Any]) -> None:
+    model = trained(Block(function, c=torch.rand(3, 1, 1) + 0.5, conv=nn.Conv2d(3, 2, 1)))
+    folded = reparam.reparameterize(model, image(2, 1, 3, 5))
+    for height in (1, 3):
+        assert distance(model, folded, image(2, 1, height, 5)) < EXACT
+
+
 # --- random networks
 
 

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam.bisect import bisect
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
-from reparam.verify import EXACT, Check, Verification, bisect, relative_error, verify
+from reparam.verify import EXACT, Check, Verification, relative_error, verify
 
 X = torch.randn(2, 4, 9, 12, generator=torch.Generator().manual_seed(5))  # square nowhere
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -401,6 +402,19 @@ def test_keyword_inputs() -> None:
     inputs = {"x": X, "scale": torch.randn(4, 1, 1)}
     assert verify(model, model, inputs).ok
     assert not verify(model, other, inputs).ok
+
+
+def test_what_the_original_itself_gets_wrong_in_its_dtype_is_found() -> None:
+    def model(absurd: float) -> nn.Module:
+        return Do(lambda x: (x * 2, x * absurd if x.dtype == torch.float32 else x)).eval()
+
+    for absurd in (1e20, float("nan"), -1.0):
+        found = verify(model(absurd), model(3.0), X)
+        assert found.ok
+        assert [finding.partition(":")[0] for finding in found.findings] == ["out[1]"]
+        assert "Found: out[1]" in found.summary
+    assert not verify(model(1.0), model(3.0), X).findings
+    assert not verify(model(1.0), model(3.0), X).ok
 
 
 def test_the_result_prints_and_pickles() -> None:

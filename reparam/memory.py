@@ -1,0 +1,63 @@
+"""The order in which tensors lie in memory. No value depends on it, but whether code may take a `view` of one does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from reparam.capture import Node, Record
+from reparam.rules import operation
+
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_VIEWS = ("view", "as_strided", "view_as_real", "view_as_complex")
+_PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")  # views in one order of memory, copies in another
+_ORDERING = ("contiguous", "linear", "layer_norm")  # what comes out of them lies in order
+
+
+def relied_on(record: Record) -> set[Node]:
+    """Every node that code takes a view of, or computes such a tensor from: it has to stay in its order of memory."""
+    waiting = [
+        node
+        for node in record.nodes
+        if _named(node, _VIEWS) or (_named(node, _PERHAPS_VIEWS) and record.writes.get(node.memory))
+    ]
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += [operand for operand in node.operands if not _named(operand, _ORDERING)]
+    return seen
+
+
+def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> bool:
+    """Whether the last of the nodes, or what a view among the steps sees, lies in another order after a fold."""
+    removed = [node for node in nodes if node not in steps]
+    if steps:
+        seen = [node for node in removed if any(_named(step, _VIEWS) for step in nodes[nodes.index(node) :])]
+        return any(_order(each) != _order(node) or not _dense(each) for node in seen for each in node.operands)
+    convolutions = [node for node in nodes if _named(node, _CONVOLUTIONS)]
+    return _order(nodes[-1]) != (_order(convolutions[-1]) if convolutions else _convolved(base))
+
+
+def _named(node: Node, names: Collection[str]) -> bool:
+    return node.function is not None and operation(node.function) in names
+
+
+def _order(node: Node) -> tuple[int, ...]:
+    """The dimensions from the one with the longest stride to that with the shortest."""
+    return tuple(sorted(range(len(node.strides)), key=lambda dim: -node.strides[dim]))
+
+
+def _dense(node: Node) -> bool:
+    """Whether nothing else lies between its elements."""
+    order = _order(node)
+    steps = [math.prod(node.shape[dim] for dim in order[at + 1 :]) for at in range(len(order))]
+    return all(node.strides[dim] == step or node.shape[dim] == 1 for dim, step in zip(order, steps, strict=True))
+
+
+def _convolved(node: Node) -> tuple[int, ...]:
+    """The order of what a convolution makes of the node: channels last stay last, all else is put in order."""
+    rank = len(node.strides)
+    last = (0, *range(2, rank), 1)
+    return last if rank in (4, 5) and _order(node) == last else tuple(range(rank))
