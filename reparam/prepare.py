@@ -518,7 +518,7 @@ def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
 
 
 def _returned(trace: Trace, node: Node) -> bool:
-    return any(step.op == "output" for step in trace.at[node].users)
+    return any(step.op == "output" for place, seen in trace.tree.items() if seen is node for step in place.users)
 
 
 def _handed(fold: Fold, around: Call | None) -> list[Node]:

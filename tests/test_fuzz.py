@@ -93,6 +93,26 @@ def scaled_twice(m: nn.Module, x: Tensor) -> Tensor:
     return ((m.norm(x / m.scale)) * 2).relu()
 
 
+class Shifted(nn.Module):
+    """It writes into what it is given, and returns it twice; in the second place nobody reads it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.c = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x += self.c
+        return 1 * x, self.function(x)
+
+
+@pytest.mark.parametrize("function", [lambda x: x, lambda x: x.contiguous(), lambda x: x.to(x.dtype)])
+def test_what_code_returns_in_vain_is_not_written_twice(function: Callable[[Tensor], Tensor]) -> None:
+    model = trained(Block(lambda m, x: m.bn(m.shift(m.conv(x))[0]).relu(), conv=nn.Conv2d(4, 4, 3),
+                          shift=Shifted(function), bn=nn.BatchNorm2d(4)))  # fmt: skip
+    assert distance(model, reparam.reparameterize(model, image(2, 4, 7, 9)), image(3, 4, 6, 5)) < EXACT
+
+
 def block(function: Callable[[Any, Tensor], Any]) -> nn.Module:
     return trained(Block(function, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 3), c=torch.randn(4, 1, 1)))
 
