@@ -194,7 +194,7 @@ def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
     held = [leaf for leaf in leaves_of(fold.nodes) if leaf.is_floating_point()]
     # Parameters before plain attributes, which have a dtype of their own; a 1x1 kernel is of every memory format.
     held.sort(key=lambda each: (not isinstance(each, nn.Parameter), -each.dim(), each.is_contiguous()))
-    return held[0] if held else next(model.parameters(), torch.empty(0))
+    return held[0] if held else next(model.parameters(), torch.empty(0)).detach().to(fold.sink.dtype)
 
 
 def _free_name(module: nn.Module, name: str) -> str:

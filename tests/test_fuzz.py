@@ -183,6 +183,14 @@ def test_a_fold_that_fits_one_batch_alone_is_checked_with_it() -> None:
     )
 
 
+@pytest.mark.parametrize("others", [{}, {"conv": nn.Conv2d(4, 4, 1)}])
+def test_what_has_no_weight_gets_one_of_its_own_dtype(others: dict[str, nn.Module]) -> None:
+    model = Block(lambda m, x: torch.stack([x, x.index_select(1, torch.arange(4))]).mean(0).relu(), **others).eval()
+    folded = reparam.reparameterize(model, image(2, 4, 5, 3))
+    assert ran(folded, image(2, 4, 5, 3))["convolution"] == 1
+    assert distance(model, folded, image(1, 4, 3, 3)) < EXACT
+
+
 @pytest.mark.parametrize("computed", [weight_norm, spectral_norm])
 def test_a_computed_weight_goes_with_the_hook_that_computes_it(computed: Callable[[nn.Module], nn.Module]) -> None:
     model = trained(nn.Sequential(computed(nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate")), nn.ReLU()))
