@@ -395,10 +395,8 @@ def _readings(
         yield _Reading(name, _FP64, relative_error(truth, value), weights, weights, detail)
     # New weights have to be rounded, which the original's, true by definition, never are: that is no one's mistake.
     noise = _error_where_comparable(truth, plain)
-    lost = ""
-    if (
-        noise >= _WRONG and value is not None
-    ):  # a kernel of torch that computes something else, or an overflow, another number of boxes
+    lost = ""  # unless it overflows, counts other boxes, or a kernel of torch computes something else
+    if noise >= _WRONG and value is not None:
         lost, noise = f"{_LOST} (off by {noise:.2g}): nothing follows from it", float("inf")
     yield _Reading(name, _OWN, _error_where_comparable(truth, own), noise, max(noise, weights), lost)
 
