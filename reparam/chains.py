@@ -8,7 +8,7 @@ from dataclasses import replace
 from reparam.capture import Call, Node
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
-from reparam.fold import Fold, carrying, last_kernel
+from reparam.fold import Fold
 from reparam.interpret import anchored
 from reparam.rules import operation
 from reparam.split import affine_part
@@ -52,14 +52,14 @@ def _only_from(base: Node, folds: Collection[Fold]) -> bool:
 def carriers(fold: Fold) -> list[Node | None]:
     """The one operation of a chain whose place the convolution takes (None: there is nothing to compute), if any can.
 
-    It stands behind what other folds share with this one: the first that has a kernel, or the last if there are steps.
+    It stands behind what other folds share with this one: the first that has a kernel, or its place among steps.
     """
     if fold.value.identity:
         return [None]
     shared = max((i for i, node in enumerate(fold.nodes[:-1]) if len(set(node.readers)) > 1), default=-1)
     own = [node for node in fold.nodes[shared + 1 :] if node not in fold.steps]
     kernels = [node for node in own if operation(node.function) in KERNELS]  # type: ignore[arg-type]
-    candidates = [node for node in own if node is last_kernel(fold.nodes)] if fold.steps else [*kernels, *own]
+    candidates = [node for node in own if node is fold.place] if fold.steps else [*kernels, *own]
     return [*candidates[:1]]
 
 
@@ -80,7 +80,7 @@ def parted(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[No
     was. Parts do not know how large what is inside them is: code must not ask for it.
     """
     found = fold.stretches()
-    at = carrying(found)
+    at = next(i for i, (_, nodes) in enumerate(found) if fold.place in nodes)
     ends = [node for node in fold.nodes[:-1] if node in fold.steps or any(node is nodes[-1] for _, nodes in found)]
     carried = fold.nodes.index(found[at][1][-1])
     for node in fold.nodes[:-1]:

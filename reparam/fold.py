@@ -16,9 +16,9 @@ from reparam.rules import operation
 class Fold:
     """`value` computes `sink` from `base`; `nodes` are what it stands for, in order, `sink` last.
 
-    steps: those of the nodes that go on being computed, on another tensor: they rearrange or average pixels, and the
-    folded map of channels stands behind them, at the last node that has a kernel.
+    steps: those of the nodes that go on being computed, on another tensor: they rearrange or average pixels.
     sizes: what says how large base and nodes are, whatever the size of the base (see `_size`).
+    place: the kernel among steps that the folded convolution takes the place of; None where there are no steps.
     advance: a scale and shift that the value includes besides: it follows a sum or concatenation of the sink.
     given: what was put into these tensors in advance, so that the operations of this fold have become nothing.
     """
@@ -29,6 +29,7 @@ class Fold:
     nodes: tuple[Node, ...]
     steps: tuple[Node, ...] = ()
     sizes: Mapping[Node, Any] = field(default_factory=dict)
+    place: Node | None = None
     advance: AffineConv | None = None
     given: Mapping[Node, AffineConv] = field(default_factory=dict)
 
@@ -68,9 +69,3 @@ def stretches(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> lis
         if node in steps:
             start, own = node, []
     return found
-
-
-def carrying(found: Sequence[tuple[Node, tuple[Node, ...]]]) -> int:
-    """Which of the stretches a folded map of channels takes the place of: the last that has a kernel."""
-    kernels = [any(operation(each.function) in cost.KERNELS for each in nodes) for _, nodes in found]  # type: ignore[arg-type]
-    return max(i for i, kernel in enumerate(kernels) if kernel)

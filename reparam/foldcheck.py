@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reparam.affine import AffineConv, padded
 from reparam.capture import evaluate
-from reparam.fold import Fold, last_kernel
+from reparam.fold import Fold
 from reparam.verify import relative_error
 
 _LARGER = (2, 5, 3)  # pixels beyond the smallest size: even and odd, different per axis
@@ -47,12 +47,11 @@ def _plain(value: AffineConv, x: Tensor) -> Tensor:
 
 
 def _behind_steps(fold: Fold, x: Tensor) -> Tensor:
-    """The steps as they are, the folded map at the last kernel, nothing for every other operation."""
-    place = last_kernel(fold.nodes)
+    """The steps as they are, the folded map at its place, nothing for every other operation."""
     for node in fold.nodes:
         if node in fold.steps:
             x = evaluate(node, {node.operands[0]: x})
-        elif node is place:
+        elif node is fold.place:
             x = _plain(fold.value, x)
     return x
 

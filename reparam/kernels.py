@@ -92,6 +92,12 @@ def convolved(first: Tensor, second: Tensor, groups: int) -> Tensor:
     return CONV[len(dims)](images, second.flip(dims), None, 1, padding, 1, groups).transpose(0, 1).contiguous()
 
 
+def repeated(kernel: Tensor, times: int, apart: bool) -> Tensor:
+    """The matrix of a 1x1 kernel for channels that are there several times, side by side; `apart`: as many groups."""
+    matrix = kernel.flatten(1)
+    return matrix.repeat_interleave(times, 0) if apart else torch.kron(matrix, torch.eye(times, dtype=matrix.dtype))
+
+
 def rows(factor: Tensor, kernel: Tensor) -> Tensor:
     """Each output channel times its factor."""
     return column(factor, kernel.dim()) * kernel

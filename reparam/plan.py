@@ -21,7 +21,7 @@ from reparam.axis import Axis
 from reparam.border import Border, borders
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
-from reparam.fold import Fold, carrying, stretches
+from reparam.fold import Fold, last_kernel, stretches
 from reparam.interpret import REACH, Interpretation, between
 from reparam.memory import relied_on, reordered
 from reparam.rules import Value, operation
@@ -279,17 +279,11 @@ class _Region:
         The steps before that place then see as many channels as the base has, and those behind it as many as the map
         gives, which is another number than some of them may name.
         """
+        place = self._place(base, node, value)
+        if place is None:
+            return False
         nodes, steps = between(base, [node]), self.steps(base, node)
-        if not any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
-            return False
-        start, place = self._place(base, node)
-        here = None if start is base else self.found.value(base, start)
-        if isinstance(here, Viewed) and here.spread > 1:
-            return False
-        at = nodes.index(place[0])
-        before = sum(nodes.index(step) < at for step in steps)
-        if not value.inside.pixelwise and before != value.ahead:
-            return False
+        at = nodes.index(place[1][0])
         seen = [value.inside.in_channels if nodes.index(step) < at else value.inside.out_channels for step in steps]
         return all(
             self._channels(base, step.operands[0]) in (None, count)
@@ -297,10 +291,27 @@ class _Region:
             if operation(step.function) in _NAMING  # type: ignore[arg-type]
         )
 
-    def _place(self, base: Node, node: Node) -> tuple[Node, tuple[Node, ...]]:
-        """What a map behind steps takes the place of, and the tensor that it reads there."""
-        found = stretches(base, between(base, [node]), self.steps(base, node))
-        return found[carrying(found)]
+    def _place(self, base: Node, node: Node, value: Viewed) -> tuple[Node, tuple[Node, ...]] | None:
+        """What a map behind steps takes the place of, and the tensor that it reads there: the last place that can be.
+
+        What reads neighbours stands between the very steps where it stood; what is there several times for each channel
+        that there will be, before these become pixels. Where it stands before other kernels, nobody else reads those.
+        """
+        nodes, steps = between(base, [node]), self.steps(base, node)
+        found = [
+            (start, own)
+            for start, own in stretches(base, nodes, steps)
+            if any(operation(each.function) in cost.KERNELS for each in own)  # type: ignore[arg-type]
+        ]
+        for start, own in reversed(found):
+            if own is not found[-1][1] and any(map(_forks, nodes[nodes.index(own[-1]) : -1])):
+                return None
+            here = None if start is base else self.found.value(base, start)
+            whole = not isinstance(here, Viewed) or here.spread == 1
+            before = sum(nodes.index(step) < nodes.index(own[0]) for step in steps)
+            if whole and (value.inside.pixelwise or before == value.ahead):
+                return start, own
+        return None
 
     def _channels(self, base: Node, node: Node) -> int | None:
         """How many channels the node has, None for the base itself."""
@@ -346,7 +357,9 @@ class _Region:
         steps = sum(self.prices[step] for step in self.steps(base, node) if step not in paid)
         if not value.inside.pixelwise:
             return cost.of_fold(self.device, value.inside) + steps
-        start, _ = self._place(base, node)
+        place = self._place(base, node, value)
+        assert place is not None
+        start = place[0]
         pixels = math.prod(start.shape) // (self._channels(base, start) or value.inside.in_channels)
         read, written = pixels * value.inside.in_channels, pixels * value.inside.out_channels
         return cost.of_map(self.device, value.inside, read, written) + steps
@@ -361,11 +374,13 @@ class _Region:
         sizes = {base: start, **{node: _size(self.found.value(base, node), space) for node in nodes}}
         if isinstance(value, AffineConv):
             return Fold(base, sink, value, nodes, (), sizes)
-        here = self.found.value(base, self._place(base, sink)[1][-1])
+        place = self._place(base, sink, value)
+        assert place is not None
+        here = self.found.value(base, place[1][-1])
         read = here.seen() if isinstance(here, Viewed) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
-        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes)
+        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]))
 
 
 def _size(value: Value, space: bool) -> Any:

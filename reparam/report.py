@@ -15,7 +15,7 @@ from reparam.affine import AffineConv
 from reparam.axis import ZEROS, Axis
 from reparam.capture import READ, SIZE, Node, Record
 from reparam.dead import Dead
-from reparam.fold import Fold, last_kernel
+from reparam.fold import Fold
 from reparam.plan import Plan
 from reparam.rules import operation
 from reparam.split import affine_part
@@ -316,9 +316,10 @@ def _named(names: Iterable[str]) -> str:
 
 def _macs(fold: Fold) -> int:
     """Multiply-adds of a fold; behind steps there are as many pixels as where it stands."""
-    if not fold.steps or not fold.value.pixelwise:
+    if fold.place is None or not fold.value.pixelwise:
         return cost.macs_of_fold(fold.value)
-    return math.prod(last_kernel(fold.nodes).shape) * (fold.value.in_channels // fold.value.groups)
+    pixels: int = math.prod(fold.place.shape) // fold.sizes[fold.place][0]
+    return pixels * fold.value.out_channels * (fold.value.in_channels // fold.value.groups)
 
 
 def _place(node: Node) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from reparam.affine import AffineConv, Anchor, Deferred
+from reparam.affine import AffineConv, Anchor, Constant, Deferred
 from reparam.errors import Refusal
+from reparam.kernels import repeated
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Viewed:
     ahead: so many of the steps come before `inside`, which reads neighbours of the pixels that they have rearranged;
     its anchor stands for what these steps make of the anchor proper.
     shape: of the tensor now; channel: which of its dimensions holds the channels.
-    spread: how many channels of `inside` each of them was, side by side, before they were moved into pixels. Then only
-    a scale and shift per channel can still be moved in front.
+    spread: how many channels of `inside` each of them was, side by side, before they were moved into pixels. A map in
+    front of that maps every copy by itself.
     """
 
     inside: AffineConv
@@ -75,13 +76,15 @@ class Viewed:
         """What stands inside, with a map of the channels behind it."""
         if outer.identity:
             return self.inside
-        if self.spread == 1:
-            return self.inside.then(outer.with_axes(len(self.inside.axes)))
-        if not outer.pointwise:
-            raise Refusal(
-                "it mixes channels, each of which was several channels before these became pixels",
-                "a scale and shift of every channel (a batch norm) would fold",
-            )
-        scale = Deferred(lambda: outer.kernel().flatten().repeat_interleave(self.spread))
-        shift = Deferred(lambda: outer.bias_value().repeat_interleave(self.spread))
-        return self.inside.scale_shift(scale, None if outer.bias is None else shift)
+        return self.inside.then(_repeated(outer.with_axes(len(self.inside.axes)), self.spread))
+
+
+def _repeated(outer: AffineConv, times: int) -> AffineConv:
+    """A map of channels each of which is there so many times, side by side: every copy by itself."""
+    groups = outer.groups * times if outer.pointwise else outer.groups
+    many = outer.out_channels * times
+    shape = (many, outer.in_channels * times // groups, *[1] * len(outer.axes))
+    bias = outer.bias
+    shift = None if bias is None else Constant((many,), Deferred(lambda: bias().repeat_interleave(times)))
+    kernel = Deferred(lambda: repeated(outer.kernel(), times, apart=outer.pointwise).view(shape))
+    return AffineConv.conv(Constant(shape, kernel), shift, groups=groups)

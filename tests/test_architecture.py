@@ -69,6 +69,7 @@ SAME_FLOOR = {
     ("affine", "axis"),
     ("affine", "kernels"),
     ("viewed", "affine"),
+    ("viewed", "kernels"),
     ("inputs", "precision"),
     ("interpret", "capture"),
     ("fold", "cost"),

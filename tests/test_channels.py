@@ -126,14 +126,87 @@ def test_a_norm_behind_a_pixel_shuffle_goes_into_the_convolution_before_it(taps:
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
-def test_a_depthwise_convolution_behind_a_pixel_shuffle_is_not_put_there_twice() -> None:
-    """A map of all the channels before the shuffle has no place behind it."""
-    shuffled = nn.Sequential(conv(4, 12), nn.PixelShuffle(2), nn.Conv2d(3, 3, 1, groups=3), nn.BatchNorm2d(3))
-    model = trained(shuffled)
-    result = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+SHUFFLED: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "1x1": (lambda: nn.Sequential(conv(4, 12, 3), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)), 8),
+    "depthwise": (lambda: nn.Sequential(conv(4, 12), nn.PixelShuffle(2), nn.Conv2d(3, 3, 1, groups=3)), 12),
+    "in groups": (lambda: nn.Sequential(conv(4, 16), nn.PixelShuffle(2), nn.Conv2d(4, 6, 1, groups=2)), 24),
+    "in groups before": (
+        lambda: nn.Sequential(conv(4, 16, 3, groups=4, bias=False), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1, groups=2)),
+        8,
+    ),
+    "two shuffles": (
+        lambda: nn.Sequential(
+            conv(4, 48, 3), nn.PixelShuffle(2), nn.BatchNorm2d(12), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1)
+        ),
+        32,
+    ),
+    "sum with a bias": (
+        lambda: Block(
+            lambda m, x: m.last(F.pixel_shuffle(m.first(x), 3)) * m.scale + m.shift,
+            first=conv(4, 18, 3), last=nn.Conv2d(2, 1, 1), scale=nn.Parameter(torch.randn(1, 1, 1)),
+            shift=nn.Parameter(torch.randn(1, 1, 1)),
+        ),
+        9,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_a_map_of_pixels_behind_a_pixel_shuffle_goes_into_the_convolution_before_it(name: str) -> None:
+    make, channels = SHUFFLED[name]
+    model = trained(make())
+    result = reparam.reparameterize(model, image(*SIZES[0]))
+    counted = ran(result, image(*SIZES[0]))
+    assert convs_ran(result, image(*SIZES[0])) == 1, result.reparam_report
+    assert norms_ran(result, image(*SIZES[0])) == counted["mul"] == counted["add"] == 0
+    assert [layer.out_channels for layer in plain_convs(result)] == [channels]
+    for size in SIZES:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_what_would_cost_more_before_a_pixel_shuffle_stays_behind_it() -> None:
+    """Before it the map is there once for each pixel, and the 3x3 convolution would have to compute them all."""
+    model = trained(nn.Sequential(conv(4, 8, 3), nn.PixelShuffle(2), nn.Conv2d(2, 256, 1)))
+    x = image(2, 4, 32, 32)
+    result = reparam.reparameterize(model, x)
+    assert [layer.out_channels for layer in plain_convs(result)] == [8, 256]
+    assert distance(model, result, x) < EXACT
+
+
+def test_two_readers_behind_a_pixel_shuffle_share_the_convolution_before_it() -> None:
+    model = Block(
+        lambda m, x: (lambda y: m.a(y) * m.b(y))(m.norm(m.shuffle(m.conv(x)))), conv=conv(4, 12, 3),
+        shuffle=nn.PixelShuffle(2), norm=nn.BatchNorm2d(3), a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1),
+    )  # fmt: skip
+    model = trained(model, image(*SIZES[0]))
+    result = reparam.reparameterize(model, image(*SIZES[0]))
     assert norms_ran(result, image(*SIZES[0])) == 0
     for size in SIZES:
         assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_a_linear_layer_behind_the_tokens_of_a_convolution_goes_into_it() -> None:
+    """Patches that become tokens, and a projection of these: though the convolution reads neighbours."""
+    model = trained(
+        Block(lambda m, x: m.b(m.a(x).flatten(2).transpose(1, 2)), a=nn.Conv2d(4, 8, 3, 3), b=nn.Linear(8, 6))
+    )
+    result = reparam.reparameterize(model, image(2, 4, 9, 7))
+    assert [type(layer) for layer in plain_convs(result)] == [nn.Conv2d], result.reparam_report
+    for size in [(2, 4, 9, 7), (1, 4, 3, 3), (3, 4, 6, 11)]:
+        assert distance(model, result, image(*size, seed=1)) < EXACT
+
+
+def test_tokens_that_several_projections_read_are_computed_once() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x)).flatten(2).transpose(1, 2)
+        return F.scaled_dot_product_attention(m.q(y), m.k(y), m.v(y))
+
+    parts = {name: nn.Linear(8, 8) for name in "qkv"}
+    model = trained(Block(forward, conv=nn.Conv2d(4, 8, 3, 3), norm=nn.BatchNorm2d(8), **parts), image(2, 4, 9, 7))
+    result = reparam.reparameterize(model, image(2, 4, 9, 7))
+    assert norms_ran(result, image(2, 4, 9, 7)) == 0, result.reparam_report
+    assert convs_ran(result, image(2, 4, 9, 7)) == 4
+    assert distance(model, result, image(1, 4, 6, 11)) < EXACT
 
 
 def test_a_norm_behind_a_flattened_convolution_goes_into_it() -> None:

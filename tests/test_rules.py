@@ -60,12 +60,20 @@ def is_value_of(found: Interpretation, base: Node, node: Node) -> bool:
 
 
 def behind_steps(found: Interpretation, base: Node, node: Node, x: Tensor) -> Tensor:
-    """The steps that rearrange or average pixels as they are, all else at the last kernel (or the last other one)."""
+    """The steps that rearrange or average pixels as they are, all else at the last kernel (or the last other one).
+
+    At the last one that stands before channels become pixels, and between the same steps if it reads neighbours.
+    """
     nodes, whole = between(base, [node]), found.value(base, node)
     counts = [getattr(found.value(base, each), "steps", 0) for each in nodes]
     steps = [each for each, now, before in zip(nodes, counts, [0, *counts], strict=False) if now > before]
     others = [each for each in nodes if each not in steps]
-    place = [*others[-1:], *(each for each in others if operation(each.function) in KERNELS)][-1]
+    kernels = [each for each in others if operation(each.function) in KERNELS]
+    at = {each: found.value(base, each) for each in kernels}
+    kernels = [each for each in kernels if getattr(at[each], "spread", 1) == 1]
+    if not whole.inside.pixelwise:
+        kernels = [each for each in kernels if getattr(at[each], "steps", 0) == whole.ahead]
+    place = [*others[-1:], *kernels][-1]
     for each in nodes:
         if each in steps:
             x = evaluate(each, {each.operands[0]: x})

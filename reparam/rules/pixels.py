@@ -32,15 +32,15 @@ def pixel_unshuffle(input: Value, downscale_factor: int) -> AffineConv:
         Case(nn.Sequential(nn.Conv2d(4, 12, 1), nn.PixelShuffle(2), nn.BatchNorm2d(3))),
         Case(nn.Sequential(nn.Conv2d(4, 9, 3, 1, 1), nn.PixelShuffle(3), nn.AvgPool2d(2), nn.BatchNorm2d(1))),
         Case(nn.Sequential(nn.Conv2d(4, 16, 1), nn.PixelShuffle(2), nn.PixelShuffle(2), nn.BatchNorm2d(1))),
+        Case(nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(4, 6, 1, groups=2))),
     ],
     keeps=lambda: [
-        (Case(nn.Sequential(nn.Conv2d(4, 12, 1), nn.PixelShuffle(2), nn.Conv2d(3, 3, 1))), "mixes channels"),
         (Case(nn.Sequential(nn.Conv2d(4, 12, 1), nn.PixelShuffle(2), nn.Conv2d(3, 3, 3))), "neighbours"),
         (Case(nn.PixelShuffle(2), spatial=3, smallest=4, fixed=True), "2 spatial axes"),
     ],
 )  # fmt: skip
 def pixel_shuffle(input: Value, upscale_factor: int) -> Viewed:
-    """Every r * r channels moved into a block of pixels: what treats all its pixels alike may stand before it."""
+    """Every r * r channels moved into a block of pixels: a map of single pixels may stand before it."""
     x, r = affine(input).seen_with(2), upscale_factor
     batch, channels, *sizes = x.shape()
     return Viewed(x, (batch, channels // (r * r), *(size * r for size in sizes)), 1, spread=r * r)
