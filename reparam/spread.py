@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from reparam.affine import AffineConv, Anchor, Deferred, Number
 from reparam.axis import Axis
@@ -20,7 +20,7 @@ from reparam.capture import Node, Record, leaves_of, served
 from reparam.cost import KERNELS
 from reparam.fold import Fold
 from reparam.interpret import Interpretation
-from reparam.rules import RULES, operation
+from reparam.rules import RULES, Value, operation
 
 _SUMS = ("add", "sub")
 
@@ -81,17 +81,25 @@ class _Spreader:
         """The scale and shift that alone reads `join`, and the operations that it is made of."""
         if operation(join.function or "") not in (*_SUMS, "cat") or not self._alone(join):
             return None
-        (reader,) = self._readers(join)
         fold = self.based.get(join)
-        nodes = fold.nodes if fold is not None else (reader,)
-        if fold is None and (reader in self.inside or reader not in self.found.above):
-            return None
+        nodes = fold.nodes if fold is not None else tuple(self._chain(join))
         within = all(self._readers(node) <= set(nodes) for node in nodes[:-1])
-        if not within or not self.found.dominates(join, nodes[-1]):
+        if not nodes or not within or not self.found.dominates(join, nodes[-1]):
             return None
         value = self.found.value(join, nodes[-1])
-        scales = isinstance(value, AffineConv) and value.pointwise and not value.identity
-        return (nodes, value) if scales and not any(node.inplace for node in nodes) else None
+        return (nodes, value) if _scales(value) and not any(node.inplace for node in nodes) else None
+
+    def _chain(self, join: Node) -> Iterator[Node]:
+        """The operations, one after the other, that do nothing but scale and shift what `join` makes."""
+        node = join
+        while self._alone(node) and (node is join or node not in self.found.stops):
+            (reader,) = self._readers(node)
+            if reader in self.inside or reader not in self.found.above or not self.found.dominates(join, reader):
+                return
+            if reader.inplace or not _scales(self.found.value(join, reader)):
+                return
+            yield reader
+            node = reader
 
     def _alone(self, node: Node) -> bool:
         """Whether one operation, once, is all that reads it."""
@@ -158,6 +166,11 @@ class _Spreader:
         if not kernels or shared or fold.steps or len(fold.value.axes) != len(part.axes):
             raise _Kept
         return replace(fold, value=fold.value.scale_shift(_flat(part.kernel), part.bias), advance=part)
+
+
+def _scales(value: Value) -> TypeGuard[AffineConv]:
+    """Whether it is a scale and shift, and not nothing."""
+    return isinstance(value, AffineConv) and value.pointwise and not value.identity
 
 
 def _arguments(join: Node) -> Mapping[str, Any]:

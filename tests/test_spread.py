@@ -60,6 +60,11 @@ def _norm_of_two(m: nn.Module, x: Tensor) -> Tensor:
     return m.norm(m.norm(m.a(x.relu())) + m.b(x.tanh()))
 
 
+def _several_behind(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.second(m.norm(m.a(x.relu()) + m.b(x.tanh())) * 0.25 + 1)
+    return y.mul_(2)
+
+
 def _conv(out: int = 4, kernel: int = 1) -> nn.Conv2d:
     return nn.Conv2d(4, out, kernel, padding=kernel // 2)
 
@@ -81,6 +86,10 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "nested": (
         lambda: Block(_nested, a=_conv(4, 3), b=_conv(), c=_conv(4, 3), drop=nn.Dropout(0.5), norm=nn.BatchNorm2d(4)),
         3,
+    ),
+    "several": (
+        lambda: Block(_several_behind, a=_conv(4, 3), b=_conv(), norm=nn.BatchNorm2d(4), second=nn.BatchNorm2d(4)),
+        2,
     ),
     "folded side": (
         lambda: Block(

@@ -552,6 +552,24 @@ def test_norms_of_a_large_network_are_not_counted() -> None:
     assert len(converted(model, image(1, 4, 5, 5)).reparam_report.folds) == 1
 
 
+def _attention_scores(m: nn.Module, x: Tensor) -> Tensor:
+    return (x.amax(1, keepdim=True).expand(-1, 4, -1, -1).relu() / 8 + m.shift).sigmoid()
+
+
+def _norms_in_a_row(m: nn.Module, x: Tensor) -> Tensor:
+    return torch.relu(m.second(m.first(x.relu())))
+
+
+@pytest.mark.parametrize("forward", [_attention_scores, _norms_in_a_row], ids=["scores", "norms"])
+def test_scales_and_shifts_alone_become_no_convolution(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """A depthwise 1x1 convolution takes several times as long as two of them."""
+    shift, norms = nn.Parameter(torch.ones(1, 4, 1, 1)), [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    model = trained(Block(forward, shift=shift, first=norms[0], second=norms[1]))
+    folded = reparam.reparameterize(model, image(2, 4, 5, 7))
+    assert convs_ran(folded, image(2, 4, 5, 7)) == 0
+    assert distance(model, folded, image(2, 4, 3, 1)) == 0
+
+
 def test_a_convolution_without_a_norm_keeps_its_bias() -> None:
     model = trained(seq(conv(4, 4, 3, bias=True), nn.ReLU(), conv(4, 4, 3), bn(), nn.ReLU()))
     folded = converted(model, image(1, 4, 9, 7))
