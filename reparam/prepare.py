@@ -24,13 +24,12 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from reparam.affine import AffineConv
-from reparam.arguments import bare, form, unproven
-from reparam.branches import follow
-from reparam.capture import GIVEN, Call, Node, Record, common, leaves_of, served, within
+from reparam.capture import Call, Node, Record, common, leaves_of, served, within
 from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.plan import Plan
+from reparam.proofs import Proofs, contains
 from reparam.rules import operation
 from reparam.split import SCALED, affine_part
 from reparam.trace import CHECKS, Trace, user_code
@@ -89,9 +88,7 @@ class _Editor:
         for call in record.calls:
             self.calls[call.module].append(call)
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
-        self.traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
-        self.settled: dict[nn.Module, bool] = {}
-        self.followed: set[tuple[Call, frozenset[nn.Module]]] = set()
+        self.proofs = Proofs(self.calls)
         self.readers = record.readers()
         self.removed: Collection[Node] = ()
         self.unmade: Set[Node] = frozenset()  # of these, the tensors that no longer exist
@@ -122,7 +119,7 @@ class _Editor:
         self._rewrites(result, pieces)
         for group in alike.values():
             try:
-                self._require_proven(self.whole[group[0]])
+                self._require_proven(self.whole[group[0]], result.rewrites)
             except Refusal as refusal:
                 self._refuse(result, [self.whole[fold] for fold in group], refusal)
         return result
@@ -249,56 +246,32 @@ class _Editor:
             for call, nodes in runs(fold):
                 yield call, (whole if carrier in nodes else None)
 
-    def _require_proven(self, fold: Fold) -> None:
+    def _require_proven(self, fold: Fold, rewrites: Sequence[Rewrite]) -> None:
         """Whatever code leads through the chain leads through it for every input: it looks at none, or is traced."""
+        around, looking = self._looking(fold)
+        written = (rewrite.trace for rewrite in rewrites)
+        if looking and not any(trace.call is around and looking <= {*trace.opened} for trace in written):
+            self.proofs.require(around, looking)
+
+    def _looking(self, fold: Fold) -> tuple[Call, frozenset[nn.Module]]:
+        """The call around a fold, and the modules whose code leads through it and may go other ways."""
         around = common(fold.nodes)
         if around is None:
             raise Refusal("it runs outside the model's forward")
         way = {call for node in fold.nodes for call in within(node, around) if user_code(call.module)}
-        looking = {outer for call in way if self._looks(call) for outer in call.above() if outer in way}
-        opened = frozenset(call.module for call in looking)
-        proofs = (more for (call, more), found in self.traces.items() if call is around and isinstance(found, Trace))
-        if opened and not any(opened <= more for more in proofs) and (around, opened) not in self.followed:
-            try:
-                self._traced(around, opened)
-            except Refusal as refusal:
-                self._follow(around, opened, refusal)
+        looking = {outer for call in way if self.proofs.looks(call) for outer in call.above() if outer in way}
+        return around, frozenset(call.module for call in looking)
 
-    def _follow(self, call: Call, opened: frozenset[nn.Module], refusal: Refusal) -> None:
-        """What no trace shows for every input at once may do the same along every way through its branches."""
+    def _has_to_check(self, fold: Fold) -> bool:
+        """Whether the code around a chain leads through it for lists of a certain length alone, if it checks them."""
+        around, looking = self._looking(fold)
+        if not looking or not contains(around) or self.proofs.holds(around, looking):
+            return False
         try:
-            follow(call, opened)
-        except Refusal:
-            raise refusal from None
-        self.followed.add((call, opened))
-
-    def _looks(self, call: Call) -> bool:
-        """Whether its code knows a number that the input may decide on."""
-        return bool(call.looked - {GIVEN}) or (GIVEN in call.looked and not self._settled(call))
-
-    def _settled(self, call: Call) -> bool:
-        """Whether its arguments, tensors apart, are the same in every call of its module, whatever the input."""
-        module = call.module
-        if module not in self.settled:
-            self.settled[module] = False  # until it is known, should calls go in circles
-            forms = [form(each) for each in self.calls[module]]
-            same = all(each == forms[0] for each in forms[1:])
-            self.settled[module] = same and (bare(forms[0]) or all(map(self._written_out, self.calls[module])))
-        return self.settled[module]
-
-    def _written_out(self, call: Call) -> bool:
-        """Whether the code that makes the call does so, tensors apart, in the same way whatever its input."""
-        parent = call.parent
-        if parent is None:
-            return False  # whoever calls the model may do so otherwise
-        if not self._looks(parent) and self._settled(parent):
-            return True
-        try:
-            trace = self._traced(parent, frozenset({parent.module}))
+            self.proofs.shaped(around, looking | {around.module})
         except Refusal:
             return False
-        step = next(step for step, seen in trace.inner.items() if seen is call)
-        return all(isinstance(trace.tree.get(argument), Node) for argument in step.all_input_nodes)
+        return True
 
     def _require_loose(self, call: Call, nodes: Sequence[Node]) -> None:
         """No module that has to stay what it is computes its whole result in the code that would be replaced."""
@@ -342,35 +315,8 @@ class _Editor:
         return not only_read_by({*self.removed, *own}, module, self.readers)
 
     def _proven(self, call: Call, nodes: Sequence[Node]) -> bool:
-        trace = self._traced(call, frozenset({call.module}))
+        trace = self.proofs.trace(call, frozenset({call.module}))
         return not any(trace.sized(node) for node in nodes)
-
-    def _traced(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
-        key = (call, opened)
-        if key not in self.traces:
-            self.traces[key] = self._trace(call, opened)
-        found = self.traces[key]
-        if isinstance(found, Refusal):
-            raise found
-        return found
-
-    def _trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace | Refusal:
-        """The trace for every input; if there is none, that for every input with the same literals beside it."""
-        try:
-            trace = Trace(call, opened)
-            if not trace.doubtful:
-                return trace
-            if call.parent is not None and not self._settled(call):
-                return unproven(
-                    call, "weights are worked out in its code, perhaps otherwise where an argument is given"
-                )
-        except Refusal as refusal:
-            if bare(form(call)) or not self._settled(call):
-                return refusal
-        try:
-            return Trace(call, opened, settled=True)
-        except Refusal as refusal:
-            return refusal
 
     def _refuse(self, result: Edits, group: Iterable[Fold], refusal: Refusal, call: Call | None = None) -> None:
         """Leave as they are the operations that the code around them holds fast: those of its own forward.
@@ -447,7 +393,7 @@ class _Editor:
             raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
         if not user_code(call.module) and self._read_elsewhere(call.module):
             raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
-        trace = self._traced(call, frozenset(opened))
+        trace = self._rewritten(call, frozenset(opened))
         gone = {node for piece in pieces for node in piece.nodes}
         for piece in pieces:
             if piece.base not in trace.at:
@@ -466,6 +412,18 @@ class _Editor:
                 ):
                     raise _At(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
         return Rewrite(trace, [replace(piece, fold=self.whole.get(piece.fold, piece.fold)) for piece in pieces])
+
+    def _rewritten(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
+        """The trace that is written in the place of a forward: one that may check what its arguments hold."""
+        try:
+            return self.proofs.trace(call, opened)
+        except Refusal as refusal:
+            if not contains(call):
+                raise
+            try:
+                return self.proofs.shaped(call, opened)
+            except Refusal:
+                raise refusal from None
 
 
 class _At(Refusal):

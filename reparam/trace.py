@@ -46,15 +46,22 @@ class Trace:
     literals: tensors written out in the code, under the names of attributes that the graph reads them from.
 
     settled: what the forward is handed besides tensors is always the same; it is traced with that, and checks it.
+    shaped: so it is traced with as many tensors as there were in lists, tuples and dicts, and checks that.
     ways: where branches on sizes lead, one by one; longer if there are more. Without, no branch is followed.
 
     Raises Refusal where the forward cannot be traced or is not what ran.
     """
 
     def __init__(
-        self, call: Call, opened: Collection[nn.Module], *, settled: bool = False, ways: list[bool] | None = None
+        self,
+        call: Call,
+        opened: Collection[nn.Module],
+        *,
+        settled: bool = False,
+        shaped: bool = False,
+        ways: list[bool] | None = None,
     ) -> None:
-        self.settled = settled
+        self.settled, self.shaped = settled, shaped
         self.ways, self._turns = ways, 0
         self.call = call
         self.module = call.module
@@ -181,7 +188,7 @@ class Trace:
         name = operation(node.target)
         if node.op == "call_function" and node.target is getattr:
             return node.args[1] not in ("T", "mT", "H", "mH", "data", "real", "imag")
-        return name in CHECKS or node.target is len or (node.op == "call_method" and name in _LOOKS)
+        return name in CHECKS or node.target in (len, list) or (node.op == "call_method" and name in _LOOKS)
 
     def _consume(self, node: fx.Node, operands: list[Node], seen: Node | Call | None) -> None:
         if isinstance(seen, Call):
@@ -405,7 +412,7 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         function, arguments = super().create_args_for_root(*args, **kwargs)
-        if self.steps.settled:
+        if self.steps.settled or self.steps.shaped:
             arguments = [self._spelled(each) if isinstance(each, _Proxy) else each for each in arguments]
         return function, arguments
 
@@ -413,23 +420,24 @@ class _Tracer(fx.Tracer):
         target = str(argument.node.target)
         return self._written(argument, self.steps.given[target.lstrip("*")], own=target.startswith("*"))
 
-    def _written(self, argument: _Proxy, value: Any, own: bool = False) -> Any:
+    def _written(self, argument: _Proxy, value: Any, own: bool = False, inside: bool = False) -> Any:
         """An argument as what it always is: a literal, or a container; the code checks that it is.
+
+        `inside` a container whose shape alone is always the same, a literal may be another one.
 
         A container is `own` where every call makes a new one; nobody sees it if the forward changes that.
         """
-        if isinstance(value, Node):
-            return argument
-        if type(value) in LITERALS:
+        if type(value) in LITERALS and (self.steps.settled or (inside and value is None)):
             same = operator.is_ if value is None else operator.eq
             self._check(self.create_proxy("call_function", same, (argument, value), {}))
             return value
         if type(value) not in (tuple, list, dict):
             return argument
-        length = self.create_proxy("call_function", len, (argument,), {})
-        self._check(self.create_proxy("call_function", operator.eq, (length, len(value)), {}))
+        look, shape = (list, list(value)) if isinstance(value, dict) else (len, len(value))
+        found = self.create_proxy("call_function", look, (argument,), {})
+        self._check(self.create_proxy("call_function", operator.eq, (found, shape), {}))
         keys = value if isinstance(value, dict) else range(len(value))
-        items = [self._written(argument[key], value[key]) for key in keys]
+        items = [self._written(argument[key], value[key], inside=True) for key in keys]
         written = dict(zip(value, items, strict=True)) if isinstance(value, dict) else type(value)(items)
         if not own:
             self.containers.append((written, copy.copy(written)))

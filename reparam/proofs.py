@@ -1,0 +1,132 @@
+"""What is proven about the code of calls: that it does the same for every input, or is handed the same in every call.
+
+Proofs lean on one another: whether what a forward is handed is always the same is seen in the code that calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from reparam.arguments import arguments, bare, form, unproven
+from reparam.branches import follow
+from reparam.capture import GIVEN, Call, Node, nodes_in
+from reparam.errors import Refusal
+from reparam.trace import Trace
+
+_Key = tuple[Call, frozenset[nn.Module]]
+
+
+class Proofs:
+    """The traces of a record's calls, each made once. `calls` are those of each module."""
+
+    def __init__(self, calls: Mapping[nn.Module, Sequence[Call]]) -> None:
+        self.calls = calls
+        self._traces: dict[_Key, Trace | Refusal] = {}
+        self._shaped: dict[_Key, Trace | Refusal] = {}
+        self._settled: dict[nn.Module, bool] = {}
+        self._followed: set[_Key] = set()
+
+    def trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
+        """The trace of a call for every input, the code of `opened` modules written out. Raises Refusal."""
+        if (call, opened) not in self._traces:
+            self._traces[call, opened] = self._trace(call, opened)
+        return _found(self._traces[call, opened])
+
+    def shaped(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
+        """The same for every input with as many tensors in the containers among its arguments, which it checks.
+
+        It proves nothing about the code as it is, only about what is written in its place. Raises Refusal.
+        """
+        if (call, opened) not in self._shaped:
+            try:
+                self._shaped[call, opened] = Trace(call, opened, settled=self.settled(call), shaped=True)
+            except Refusal as refusal:
+                self._shaped[call, opened] = refusal
+        return _found(self._shaped[call, opened])
+
+    def require(self, call: Call, opened: frozenset[nn.Module]) -> None:
+        """Raise Refusal unless the code of a call and of the `opened` modules does the same for every input.
+
+        What no trace shows for every input at once may do the same along every way through its branches.
+        """
+        traces = (more for (each, more), found in self._traces.items() if each is call and isinstance(found, Trace))
+        if (call, opened) in self._followed or any(opened <= more for more in traces):
+            return
+        try:
+            self.trace(call, opened)
+        except Refusal as refusal:
+            try:
+                follow(call, opened)
+            except Refusal:
+                raise refusal from None
+            self._followed.add((call, opened))
+
+    def holds(self, call: Call, opened: frozenset[nn.Module]) -> bool:
+        """Whether `require` raises nothing."""
+        try:
+            self.require(call, opened)
+        except Refusal:
+            return False
+        return True
+
+    def looks(self, call: Call) -> bool:
+        """Whether its code knows a number that the input may decide on."""
+        return bool(call.looked - {GIVEN}) or (GIVEN in call.looked and not self.settled(call))
+
+    def settled(self, call: Call) -> bool:
+        """Whether its arguments, tensors apart, are the same in every call of its module, whatever the input."""
+        module = call.module
+        if module not in self._settled:
+            self._settled[module] = False  # until it is known, should calls go in circles
+            forms = [form(each) for each in self.calls[module]]
+            same = all(each == forms[0] for each in forms[1:])
+            self._settled[module] = same and (bare(forms[0]) or all(map(self._written_out, self.calls[module])))
+        return self._settled[module]
+
+    def _written_out(self, call: Call) -> bool:
+        """Whether the code that makes the call does so, tensors apart, in the same way whatever its input."""
+        parent = call.parent
+        if parent is None:
+            return False  # whoever calls the model may do so otherwise
+        if not self.looks(parent) and self.settled(parent):
+            return True
+        try:
+            trace = self.trace(parent, frozenset({parent.module}))
+        except Refusal:
+            return False
+        step = next(step for step, seen in trace.inner.items() if seen is call)
+        return all(isinstance(trace.tree.get(argument), Node) for argument in step.all_input_nodes)
+
+    def _trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace | Refusal:
+        """The trace for every input; if there is none, that for every input with the same literals beside it."""
+        try:
+            trace = Trace(call, opened)
+            if not trace.doubtful:
+                return trace
+            if call.parent is not None and not self.settled(call):
+                return unproven(
+                    call, "weights are worked out in its code, perhaps otherwise where an argument is given"
+                )
+        except Refusal as refusal:
+            if bare(form(call)) or not self.settled(call):
+                return refusal
+        try:
+            return Trace(call, opened, settled=True)
+        except Refusal as refusal:
+            return refusal
+
+
+def _found(trace: Trace | Refusal) -> Trace:
+    if isinstance(trace, Refusal):
+        raise trace
+    return trace
+
+
+def contains(call: Call) -> bool:
+    """Whether its forward is handed containers of tensors."""
+    try:
+        return any(not isinstance(each, Node) and nodes_in(each) for each in arguments(call).values())
+    except Refusal:
+        return False
