@@ -203,6 +203,8 @@ class _Editor:
             raise _NoChain
         if not keeps_sizes(fold, len(fold.nodes) if carrier is None else fold.nodes.index(carrier)):
             raise _NoChain
+        if self._has_to_check(self.whole[fold]):
+            raise _NoChain
         swaps: list[Swap] = []
         pieces: list[Piece] = []
         for call, nodes in runs(fold):

@@ -159,7 +159,7 @@ class Trace:
                 self.tree[node] = None  # computed from constants alone
             return
         source = self.tree.get(inputs[0])
-        if isinstance(node.target, type):  # a dataclass or named tuple of tensors
+        if isinstance(node.target, type) and node.target is not list:  # a dataclass or named tuple of tensors
             self.tree[node] = list(map(self.tree.get, inputs))
         elif node.target is operator.getitem and not isinstance(source, Node):
             self._is(node, source[node.args[1]])  # type: ignore[index]

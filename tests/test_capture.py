@@ -863,3 +863,94 @@ def test_nothing_stands_in_for_a_type_that_code_compares_with(tmp_path: Path, mo
     (tmp_path / "narrow.py").write_text(NARROW)
     monkeypatch.syspath_prepend(tmp_path)
     folded(Sized(importlib.import_module("narrow").narrow), left=1)
+
+
+# --- containers of tensors that a forward loops over
+
+
+class Fuses(nn.Module):
+    """A head that loops over what it is handed, and asks for sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = nn.ModuleList(Layer() for _ in range(3))
+        self.fuse, self.norm = nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, features: Any) -> Tensor:
+        features = list(features.values()) if isinstance(features, dict) else features
+        assert len(features) == 3, f"{len(features)} levels"
+        size, found = features[0].shape[-2:], []
+        for i, (feature, side) in enumerate(zip(features, self.sides, strict=True)):
+            found.append(F.interpolate(side(feature), size) * (i + 1))
+        y = self.norm(self.fuse(torch.cat([each.relu() for each in found[::-1]], 1)))
+        return y * features[-1].mean((2, 3), keepdim=True) * len(features)
+
+
+class Levels(nn.Module):
+    """Makes a pyramid in a way that no trace follows, of as many levels as `count` says, and hands it to a head."""
+
+    def __init__(self, head: nn.Module, make: Callable[[list[Tensor]], Any], count: Callable[[Tensor], int]) -> None:
+        super().__init__()
+        self.head, self.make, self.count = head, make, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1))
+        return self.head(self.make([x[..., i:, i:] for i in range(self.count(x))]))
+
+
+def in_turns(features: list[Tensor]) -> dict[str, Tensor]:
+    """Levels in an order that the batch decides on."""
+    names = "abc" if len(features[0]) < 4 else "bca"
+    return {name: features["abc".index(name)] for name in names}
+
+
+def named_levels(features: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip("abc", features, strict=True))
+
+
+@pytest.mark.parametrize("make", [list, tuple, named_levels])
+def test_a_container_of_tensors_is_looped_over(make: Callable[[list[Tensor]], Any]) -> None:
+    result = folded(Levels(Fuses(), make, lambda x: 3), sizes=(*SIZES, (1, 4, 4, 4)))
+    assert "other arguments" in result.head.code
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [(list, lambda x: 3 if len(x) < 4 else 2), (list, lambda x: max(3, len(x))), (in_turns, lambda x: 3)],
+)
+def test_another_container_of_tensors_is_refused_by_the_code(make: Any, count: Any) -> None:
+    result = folded(Levels(Fuses(), make, count))
+    with pytest.raises(AssertionError, match="head was converted for calls with other arguments"):
+        result(images(5, 4, 9, 7))
+
+
+class Optional(nn.Module):
+    """A head that leaves out the levels that are missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, features: list[Tensor | None]) -> Tensor:
+        there = [feature for feature in features if feature is not None]
+        return self.norm(self.conv(sum(F.adaptive_avg_pool2d(each.relu(), there[0].shape[-2:]) for each in there)))
+
+
+def test_a_level_that_was_missing_has_to_be_missing() -> None:
+    def make(features: list[Tensor]) -> list[Tensor | None]:
+        return [features[0], None if len(features[0]) < 4 else features[1], features[2]]
+
+    result = folded(Levels(Optional(), make, lambda x: 3))
+    with pytest.raises(AssertionError, match="head was converted for calls with other arguments"):
+        result(images(5, 4, 9, 7))
+
+
+def test_a_size_in_a_container_may_be_another_one() -> None:
+    class Sizes(Fuses):
+        def forward(self, features: Any) -> Tensor:
+            *levels, (height, width) = features
+            y = self.norm(self.fuse(torch.cat([F.interpolate(each, (height, width)) for each in levels], 1)))
+            return y * height
+
+    folded(Levels(Sizes(), lambda levels: [*levels, tuple(levels[1].shape[-2:])], lambda x: 3))
