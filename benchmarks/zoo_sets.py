@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def made(of: str, name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     chosen = _set(of)
     model = chosen.build(name)
     draw_constants(model).eval()
-    x = _accepted(model, list(_images(model, chosen.sizes)))
+    x = _accepted(model, list(_images(model, chosen.sizes, chosen.shapes.get(name))))
     # The variance of two numbers is often tiny, and what is divided by it nothing but noise.
     many = torch.randn(8 * BATCH, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
     draw_statistics(model, inputs=(many,)).eval()
@@ -115,12 +115,13 @@ def _detector(name: str) -> nn.Module:
 class _Set:
     """names: in the order in which they are converted; sizes: of images, to be tried before a model's own.
 
-    sorted: patterns of names whose outputs are sorted.
+    shapes: of one example, where it is no image of any size; sorted: patterns of names whose outputs are sorted.
     """
 
     names: Callable[[], list[str]]
     build: Callable[[str], nn.Module]
     sizes: tuple[int, ...] = (128, 160, 224)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sorted: tuple[str, ...] = ()
 
 
@@ -133,6 +134,7 @@ _SETS = {
         lambda: list(zoo_transformers.NAMES),
         zoo_transformers.build,
         sizes=(64, 128, 160),
+        shapes=zoo_transformers.SHAPES,
         sorted=zoo_transformers.SORTED,
     ),
     "ultralytics": _Set(
@@ -151,9 +153,12 @@ def _set(of: str) -> _Set:
     return _SETS[of]
 
 
-def _images(model: nn.Module, sizes: tuple[int, ...]) -> Iterator[torch.Tensor]:
+def _images(model: nn.Module, sizes: tuple[int, ...], given: tuple[int, ...] | None) -> Iterator[torch.Tensor]:
     """What to try, smallest first."""
     generator = torch.Generator().manual_seed(0)
+    if given is not None:
+        yield torch.randn(BATCH, *given, generator=generator)
+        return
     channels, *own = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
     if any(part in type(model).__name__ for part in ("VideoResNet", "S3D", "MViT", "SwinTransformer3d")):
         shapes = [(4, 32, 32), (8, 64, 64), (16, 112, 112), (16, 224, 224)]

@@ -50,6 +50,35 @@ _DPT = {
 }
 _UPERNET = {"hidden_size": 64, "auxiliary_in_channels": 64, "auxiliary_channels": 32}
 _HEADS = {"num_attention_heads": [1, 2, 4, 8]}
+_FRAMES = {**_VIT, "num_frames": 4}
+_PLAIN = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64}
+_SAM = {
+    **_PLAIN,
+    "output_channels": 32,
+    "window_size": 2,
+    "global_attn_indexes": [1],
+    "mlp_dim": 128,
+    "num_pos_feats": 16,
+}
+_POSE = {**_PLAIN, "model_type": "vitpose_backbone", "image_size": [64, 48], "out_indices": [2]}
+_GROUPED_QUERIES = {
+    "d_model": 64,
+    "decoder_layers": 2,
+    "decoder_ffn_dim": 64,
+    "decoder_self_attention_heads": 4,
+    "decoder_cross_attention_heads": 4,
+    "num_queries": 10,
+    "group_detr": 1,
+}
+_HGNET = {
+    "model_type": "hgnet_v2",
+    "stem_channels": [3, 8, 16],
+    "stage_in_channels": [16, 32, 64, 128],
+    "stage_mid_channels": [16, 16, 32, 32],
+    "stage_out_channels": [32, 64, 128, 256],
+    "stage_numb_of_layers": [2, 2, 2, 2],
+    "hidden_sizes": [32, 64, 128, 256],
+}
 
 # The class and the configuration of each, those that take long last.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -138,15 +167,184 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "timm_wrapper": ("TimmWrapperForImageClassification", {"architecture": "resnet18"}),
     "hgnet_v2": ("HGNetV2ForImageClassification", {}),
+    "hgnet_v2_small": ("HGNetV2ForImageClassification", _HGNET),
+    "dinov2_with_registers": ("Dinov2WithRegistersForImageClassification", _VIT),
+    "clip_vision": ("CLIPVisionModel", _VIT),
+    "siglip_vision": ("SiglipVisionModel", _VIT),
+    "blip_vision": ("BlipVisionModel", _VIT),
+    "owlvit_vision": ("OwlViTVisionModel", _VIT),
+    "aimv2_vision": ("Aimv2VisionModel", _VIT),
+    "mlcd_vision": ("MLCDVisionModel", _VIT),
+    "tipsv2_vision": ("Tipsv2VisionModel", _VIT),
+    "vit_mae": ("ViTMAEModel", _VIT),
+    "vit_msn": ("ViTMSNForImageClassification", _VIT),
+    "ijepa": ("IJepaForImageClassification", _VIT),
+    "pixio": ("PixioModel", _VIT),
+    "radio": ("RadioModel", _VIT),
+    "sam_vision": ("SamVisionModel", _SAM),
+    "sam_hq_vision": ("SamHQVisionModel", _SAM),
+    "sam2_vision": (
+        "Sam2VisionModel",
+        {
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": 16,
+                "image_size": [64, 64],
+                "embed_dim_per_stage": [16, 32, 64, 128],
+                "blocks_per_stage": [1, 1, 2, 1],
+                "global_attention_blocks": [3],
+            },
+            "backbone_channel_list": [128, 64, 32, 16],
+            "fpn_hidden_size": 32,
+        },
+    ),
+    "florence2_vision": (
+        "Florence2VisionBackbone",
+        {
+            "embed_dim": [16, 32, 64, 128],
+            "depths": [1, 1, 2, 1],
+            "num_heads": [1, 2, 4, 8],
+            "num_groups": [1, 2, 4, 8],
+            "window_size": 4,
+        },
+    ),
+    "align_vision": (
+        "AlignVisionModel",
+        {"width_coefficient": 0.5, "depth_coefficient": 0.5, "image_size": 64, "hidden_dim": 640},
+    ),
+    "vitdet": (
+        "VitDetBackbone",
+        {
+            **_PLAIN,
+            "pretrain_image_size": 64,
+            "residual_block_indices": [1],
+            "window_block_indices": [0],
+            "window_size": 3,
+        },
+    ),
+    "vitpose": ("VitPoseForPoseEstimation", {"backbone_config": _POSE, "use_simple_decoder": False}),
+    "vitpose_simple": ("VitPoseForPoseEstimation", {"backbone_config": _POSE}),
+    "vitmatte": (
+        "VitMatteForImageMatting",
+        {
+            "backbone_config": {
+                **_PLAIN,
+                "model_type": "vitdet",
+                "num_channels": 4,
+                "pretrain_image_size": 64,
+                "out_features": ["stage2"],
+                "residual_block_indices": [1],
+            },
+            "hidden_size": 64,
+            "convstream_hidden_sizes": [12, 24, 48],
+            "fusion_hidden_sizes": [64, 32, 16, 8],
+        },
+    ),
+    "donut_swin": ("DonutSwinForImageClassification", {"embed_dim": 24, **_WINDOWS}),
+    "maskformer_swin": ("MaskFormerSwinBackbone", {"embed_dim": 24, **_WINDOWS}),
+    "maskformer": (
+        "MaskFormerForInstanceSegmentation",
+        {
+            "backbone_config": {**_RESNET, **_ALL},
+            "decoder_config": {"model_type": "detr", **_DETR},
+            "fpn_feature_size": 32,
+            "mask_feature_size": 32,
+        },
+    ),
+    "eomt": ("EomtForUniversalSegmentation", {**_PLAIN, "num_blocks": 1, "num_queries": 10}),
+    "zoedepth": (
+        "ZoeDepthForDepthEstimation",
+        {
+            "backbone_config": {
+                **_VIT,
+                "model_type": "beit",
+                "num_hidden_layers": 4,
+                "out_indices": [1, 2, 3, 4],
+                "reshape_hidden_states": False,
+            },
+            "neck_hidden_sizes": [16, 32, 64, 64],
+            "fusion_hidden_size": 32,
+            "bottleneck_features": 32,
+            "num_attractors": [4, 4, 2, 1],
+            "bin_embedding_dim": 16,
+            "bin_configurations": [{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0}],
+            "use_batch_norm_in_fusion_residual": True,
+        },
+    ),
+    "rf_detr": (
+        "RfDetrForObjectDetection",
+        {
+            "backbone_config": {
+                **_VIT,
+                "model_type": "rf_detr_dinov2",
+                "num_windows": 2,
+                "num_hidden_layers": 4,
+                "out_indices": [2, 4],
+            },
+            **_GROUPED_QUERIES,
+        },
+    ),
+    "lw_detr": (
+        "LwDetrForObjectDetection",
+        {
+            "backbone_config": {
+                **_PLAIN,
+                "model_type": "lw_detr_vit",
+                "pretrain_image_size": 64,
+                "num_windows": 4,
+                "window_block_indices": [0, 2],
+                "out_indices": [2, 3],
+            },
+            "projector_scale_factors": [2.0, 0.5],
+            **_GROUPED_QUERIES,
+        },
+    ),
+    "timesformer": ("TimesformerForVideoClassification", _FRAMES),
+    "videomae": ("VideoMAEForVideoClassification", _FRAMES),
+    "vivit": ("VivitForVideoClassification", {**_FRAMES, "tubelet_size": [2, 16, 16]}),
+    "vjepa2": (
+        "VJEPA2ForVideoClassification",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "crop_size": 64,
+            "frames_per_clip": 4,
+            "num_pooler_layers": 1,
+            "pred_hidden_size": 32,
+            "pred_num_hidden_layers": 1,
+            "pred_num_attention_heads": 4,
+        },
+    ),
+    "pp_lcnet_v4": ("PPLCNetV4Backbone", {}),
+    "pp_ocrv5_server_rec": ("PPOCRV5ServerRecForTextRecognition", {}),
+    "pp_ocrv6_small_rec": ("PPOCRV6SmallRecForTextRecognition", {}),
+    "pp_ocrv6_tiny_rec": ("PPOCRV6TinyRecForTextRecognition", {}),
+    "uvdoc_backbone": ("UVDocBackbone", {}),
+    "slanet": ("SLANetForTableRecognition", {"max_text_length": 5}),
+    "mgp_str": (
+        "MgpstrForSceneTextRecognition",
+        {**_PLAIN, "image_size": [32, 128], "num_bpe_labels": 50, "num_wordpiece_labels": 30},
+    ),
     "cvt": ("CvtForImageClassification", {"num_labels": 7}),
-    "deimv2": ("Deimv2ForObjectDetection", {}),
+    "deimv2": ("Deimv2ForObjectDetection", {"decoder_layers": 2, "num_queries": 10}),
+    "superglue": ("SuperGlueForKeypointMatching", {"sinkhorn_iterations": 3}),
     "depth_anything": ("DepthAnythingForDepthEstimation", {}),
     "levit_one_head": ("LevitForImageClassification", {}),
 }
 
 NAMES = tuple(CONFIGURATIONS)
+# One example of those that take no image of 3 channels and any size: frames of films, pairs of images, lines of text.
+SHAPES = {
+    **dict.fromkeys(("timesformer", "videomae", "vivit", "vjepa2"), (4, 3, 64, 64)),
+    **dict.fromkeys(("vitpose", "vitpose_simple"), (3, 64, 48)),
+    **dict.fromkeys(("pp_ocrv5_server_rec", "pp_ocrv6_small_rec", "pp_ocrv6_tiny_rec"), (3, 48, 64)),
+    "superglue": (2, 3, 64, 64),
+    "vitmatte": (4, 64, 64),
+    "mgp_str": (3, 32, 128),
+}
 # They choose by scores whose near ties another rounding decides otherwise.
-SORTED = ("rt_detr*", "d_fine", "deimv2", "superpoint")
+SORTED = ("rt_detr*", "rf_detr", "lw_detr", "d_fine", "deimv2", "superpoint", "superglue")
 
 
 def build(name: str) -> nn.Module:
