@@ -4,25 +4,28 @@
     python benchmarks/zoo.py --out zoo.jsonl --table
 
 Each network is converted in a process of its own, with a time limit, so that none can spoil another. One line of JSON
-per network is added to the file as soon as it is known; what is there already is not done again.
+per network is added to the file as soon as it is known; what is there already, of the same code, is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib import metadata
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ CONVERTED, REFUSED, WRONG, CRASHED, LATE, BROKEN = (
     "does not run by itself",
 )
 Row = dict[str, Any]
+SEVERAL = 2  # exit status: the rows are not of one version of the code
 
 
 # One network.
@@ -55,7 +59,6 @@ Row = dict[str, Any]
 
 def converted(of: str, name: str) -> Row:
     """What becomes of one network. Runs in a process of its own."""
-    torch.set_num_threads(1)
     try:
         model, x = zoo_sets.made(of, name)
         file = type(model).__module__.rpartition(".")[2]
@@ -81,13 +84,15 @@ def converted(of: str, name: str) -> Row:
 def _described(folded: nn.Module, x: torch.Tensor, done: Report) -> Row:
     checked = done.verification
     again = _report(reparam.reparameterize(folded, x, verify=False))
+    recorded = record(folded, Inputs.of(x))
+    live = _live(recorded)
     return {
         "folds": len(done.folds),
         "folds_again": len(again.folds),
         "before": asdict(done.before),
-        "after": asdict(_counted(folded, x)),
+        "after": asdict(counts(live, folded)),
         "refusals": dict(Counter(_general(line.reason) for line in done.refusals)),
-        "norms_left": dict(Counter(_norms_left(folded, x, again))),
+        "norms_left": dict(Counter(_norms_left(live, again))),
         "fp64": checked and checked.fp64_error,
         "own": checked and checked.own_error,
         "noise": checked and checked.noise_floor,
@@ -115,7 +120,7 @@ def _live(recorded: Record) -> list[Node]:
     return [node for node in recorded.nodes if node in needed]
 
 
-def _norms_left(folded: nn.Module, x: torch.Tensor, again: Report) -> Iterable[str]:
+def _norms_left(live: Iterable[Node], again: Report) -> Iterable[str]:
     """Why each batch norm is still there: it was refused, or what reads it, or its neighbours are not linear."""
     why = {(line.where, line.operation): _general(line.reason) for line in again.refusals}
 
@@ -123,7 +128,7 @@ def _norms_left(folded: nn.Module, x: torch.Tensor, again: Report) -> Iterable[s
         path = node.call.path if node.call is not None else ""
         return why.get((path or "the model itself", _name(node)))
 
-    for node in _live(record(folded, Inputs.of(x))):
+    for node in live:
         if _name(node) == "batch_norm":
             readers = sorted({_name(reader) for reader in node.readers})
             reasons = [f"{_name(r)} behind it: {refused(r)}" for r in node.readers if refused(r)]
@@ -170,40 +175,77 @@ def _line(error: BaseException) -> str:
 # All of them.
 
 
-def converted_apart(of: str, name: str, limit: float) -> Row:
-    """`converted`, in a fresh process that is ended after `limit` seconds."""
-    command = [sys.executable, __file__, "--set", of, "--one", name]
-    # torchvision compiles its detectors' Python (a minute each, the recorder with it): nothing here is to be compiled.
-    alone = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, env=alone)
-    except subprocess.TimeoutExpired:
-        return {"outcome": LATE, "error": f"took more than {limit:g} s"}
-    try:
-        row: Row = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"outcome": CRASHED, "error": f"the process ended with {done.returncode}: {last}"}
-    return row
+@cache
+def source() -> str:
+    """What the code that converts is: a digest of all of its files."""
+    digest = hashlib.sha256()
+    package = Path(reparam.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class _Apart:
+    """A conversion in a process of its own: a fork of this one, which has imported everything, and has no threads."""
+
+    of: str
+    name: str
+    process: BaseProcess
+    answer: Connection
+    limit: float
+    end: float
+
+    @classmethod
+    def begun(cls, of: str, name: str, limit: float) -> _Apart:
+        fork = multiprocessing.get_context("fork")
+        answer, told = fork.Pipe(duplex=False)
+        process = fork.Process(target=_tell, args=(told, of, name), daemon=True)
+        process.start()
+        told.close()
+        return cls(of, name, process, answer, limit, time.monotonic() + limit)
+
+    def row(self) -> Row:
+        """What it has found, or why there is nothing; it is over then."""
+        named = {"source": source(), "set": self.of, "model": self.name}
+        try:
+            if not self.answer.poll():
+                return {**named, "outcome": LATE, "error": f"took more than {self.limit:g} s"}
+            return {**named, **self.answer.recv()}
+        except EOFError:
+            self.process.join()
+            return {**named, "outcome": CRASHED, "error": f"the process ended with {self.process.exitcode}"}
+        finally:
+            self.process.kill()
+            self.process.join()
+            self.answer.close()
+
+
+def _tell(told: Connection, of: str, name: str) -> None:
+    """In the process apart: nothing but the row goes out."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, sys.stdout.fileno())
+    os.dup2(silence, sys.stderr.fileno())
+    told.send(converted(of, name))
 
 
 def converted_all(wanted: Sequence[tuple[str, str]], options: argparse.Namespace) -> Iterator[Row]:
     """The rows of the wanted networks as they are known, until the time is up; what is under way is waited for."""
     end = time.monotonic() + 60 * options.minutes
-
-    def one(of: str, name: str) -> Row | None:
-        left = end - time.monotonic()
-        limit = min(options.limit_seconds, left)
-        if left <= 0:
-            return None
-        row = {"set": of, "model": name, **converted_apart(of, name, limit)}
-        cut = row["outcome"] == LATE and limit < options.limit_seconds  # the time of all was up, not its own
-        return None if cut else row
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for done in as_completed([pool.submit(one, *each) for each in wanted]):
-            row = done.result()
-            if row is not None:
+    waiting, running = list(wanted)[::-1], list[_Apart]()
+    while True:
+        while waiting and len(running) < options.jobs and time.monotonic() < end:
+            limit = min(options.limit_seconds, end - time.monotonic())
+            running.append(_Apart.begun(*waiting.pop(), limit))
+        if not running:
+            return
+        ready = wait([each.answer for each in running], max(0.0, min(each.end for each in running) - time.monotonic()))
+        for each in [each for each in running if each.answer in ready or each.end <= time.monotonic()]:
+            running.remove(each)
+            row = each.row()
+            if (
+                row["outcome"] != LATE or each.limit == options.limit_seconds
+            ):  # else the time of all was up, not its own
                 yield row
 
 
@@ -229,7 +271,8 @@ def _append(file: Path, row: Row) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows and what they amount to, in markdown."""
-    parts = [_INTRODUCTION, _summary(rows)]
+    made_by = ", ".join(sorted({row["source"] for row in rows})) or "none"
+    parts = [_INTRODUCTION.replace("SOURCE", made_by), _summary(rows)]
     for of in dict.fromkeys(row["set"] for row in rows):
         lines = [_cells(row) for row in sorted(rows, key=lambda row: row["model"]) if row["set"] == of]
         parts.append(f"## {of}\n\n" + _markdown(_HEADERS, [line for line in lines if line]))
@@ -272,7 +315,8 @@ their own conversion leaves. "BN" counts calls of batch norms, "elementwise" sum
 - *error / original's own*: error in the model's own dtype over that of the original, both against float64.
 - *conversion / forward*: time of one conversion over that of one forward pass, without and with checks. The machine was
   shared: these are orders of magnitude.
-- A row is as of the version of the code with which its network was last run; `--out` keeps what is there."""
+
+Every row was made by the same code: the digest of `reparam/` was `SOURCE` (`zoo.source()`)."""
 
 _HEADERS = (
     "model", "file", "pixels", "folds", "convs and linears", "BN", "elementwise", "their own conversion leaves",
@@ -357,7 +401,7 @@ def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--set", choices=zoo_sets.SETS, nargs="+", default=["timm"], help="which networks")
-    options.add_argument("--models", metavar="PATTERN", default="*", help='only those, such as "repvgg*"')
+    options.add_argument("--models", metavar="PATTERN", nargs="+", default=["*"], help='such as "repvgg*"')
     options.add_argument("--limit-seconds", type=float, default=600.0, help="for one network (default: %(default)s)")
     options.add_argument(
         "--minutes", type=float, default=float("inf"), help="for all of them; no new one is begun then"
@@ -367,7 +411,6 @@ def _options() -> argparse.Namespace:
     options.add_argument("--out", type=Path, metavar="FILE", help="one line of JSON per network is added there")
     options.add_argument("--table", action="store_true", help="print what is in the file as markdown, convert nothing")
     options.add_argument("--choose", action="store_true", help="print the names of the timm set anew, as zoo_timm.txt")
-    options.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
     return options.parse_args()
 
 
@@ -376,19 +419,34 @@ def main() -> int:
     if options.choose:
         print(zoo_sets.choose(), end="")
         return 0
-    sets = ["quick"] if options.quick else options.set
-    if options.one:
-        print(json.dumps(converted(sets[0], options.one)))
-        return 0
     rows = read(options.out) if options.out else []
-    if not options.table:
-        seen = {(row["set"], row["model"]) for row in rows}
-        named = [(of, name) for of in sets for name in zoo_sets.names(of) if fnmatchcase(name, options.models)]
-        for row in converted_all([each for each in named if each not in seen], options):
-            rows.append(row)
-            print(f"{row['model']}: {row['outcome']} {row.get('error', '')}", file=sys.stderr, flush=True)
-            if options.out:
-                _append(options.out, row)
+    if options.table:
+        return _print_table(rows)
+    # torchvision compiles its detectors' Python (a minute each, the recorder with it): nothing here is to be compiled.
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"
+    torch.set_num_threads(1)
+    rows = [row for row in rows if row.get("source") == source()]
+    seen = {(row["set"], row["model"]) for row in rows}
+    sets = ["quick"] if options.quick else options.set
+    named = [(of, name) for of in sets for name in zoo_sets.names(of)]
+    asked = [(of, name) for of, name in named if any(fnmatchcase(name, pattern) for pattern in options.models)]
+    zoo_sets.load(sets)
+    for row in converted_all([each for each in asked if each not in seen], options):
+        rows.append(row)
+        print(f"{row['model']}: {row['outcome']} {row.get('error', '')}", file=sys.stderr, flush=True)
+        if options.out:
+            _append(options.out, row)
+    print(table(rows))
+    return int(any(row["outcome"] in (WRONG, CRASHED) for row in rows))
+
+
+def _print_table(rows: Sequence[Row]) -> int:
+    """Unless the rows are not all of one version of the code."""
+    made_by = Counter(row.get("source", "unknown") for row in rows)
+    if len(made_by) > 1:
+        found = ", ".join(f"{count} by {code}" for code, count in made_by.most_common())
+        print(f"the rows were made by different code: {found}; run it again without --table", file=sys.stderr)
+        return SEVERAL
     print(table(rows))
     return int(any(row["outcome"] in (WRONG, CRASHED) for row in rows))
 

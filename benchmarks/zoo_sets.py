@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,6 +36,14 @@ DETECTION = (
     *"fcos_resnet50_fpn retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fasterrcnn_resnet50_fpn_v2".split(),
     *"maskrcnn_resnet50_fpn keypointrcnn_resnet50_fpn ssd300_vgg16".split(),
 )
+
+
+def load(sets: Sequence[str]) -> None:
+    """Import what the networks of these sets come from, as far as it is installed."""
+    declare_torchvision_operators()
+    for of in sets:
+        with suppress(ImportError):
+            _set(of).load()
 
 
 def names(of: str) -> list[str]:
@@ -81,6 +91,10 @@ def _timm(name: str) -> nn.Module:
     return model
 
 
+def _load_torchvision() -> object:
+    return importlib.import_module("torchvision")
+
+
 def _torchvision(name: str, **options: Any) -> nn.Module:
     from torchvision import models
 
@@ -100,10 +114,10 @@ def _detector(name: str) -> nn.Module:
     boxes._assert_has_ops = lambda: None  # that its operation is no compiled one is no reason to stop
     regions = "rcnn" in name
     options: dict[str, Any] = {"weights_backbone": None, "num_classes": 2 if "keypoint" in name else 5}
-    options["box_detections_per_img" if regions else "detections_per_img"] = 5
+    options["box_detections_per_img" if regions else "detections_per_img"] = 3
     options["box_score_thresh" if regions else "score_thresh"] = 0.0
     if regions:
-        options |= {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20}
+        options |= {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 5}
     else:
         options["topk_candidates"] = 20
     if not name.startswith("ssd"):
@@ -116,6 +130,7 @@ class _Set:
     """names: in the order in which they are converted; sizes: of images, to be tried before a model's own.
 
     shapes: of one example, where it is no image of any size; sorted: patterns of names whose outputs are sorted.
+    load: imports the package that they come from.
     """
 
     names: Callable[[], list[str]]
@@ -123,25 +138,28 @@ class _Set:
     sizes: tuple[int, ...] = (128, 160, 224)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sorted: tuple[str, ...] = ()
+    load: Callable[[], object] = lambda: importlib.import_module("timm")
 
 
 _SETS = {
     "quick": _Set(lambda: [*QUICK, "ghostnetv3_100"], _timm),
     "timm": _Set(lambda: CHOSEN.read_text(encoding="utf-8").split(), _timm),
-    "torchvision": _Set(lambda: list(TORCHVISION), _torchvision),
-    "detection": _Set(lambda: list(DETECTION), _detector, sorted=("*",)),
+    "torchvision": _Set(lambda: list(TORCHVISION), _torchvision, load=_load_torchvision),
+    "detection": _Set(lambda: list(DETECTION), _detector, sorted=("*",), load=_load_torchvision),
     "transformers": _Set(
         lambda: list(zoo_transformers.NAMES),
         zoo_transformers.build,
         sizes=(64, 128, 160),
         shapes=zoo_transformers.SHAPES,
         sorted=zoo_transformers.SORTED,
+        load=zoo_transformers.load,
     ),
     "ultralytics": _Set(
         lambda: list(zoo_ultralytics.NAMES),
         zoo_ultralytics.build,
         sizes=(64, 128, 160),
         sorted=zoo_ultralytics.SORTED,
+        load=zoo_ultralytics.load,
     ),
 }
 SETS = tuple(_SETS)

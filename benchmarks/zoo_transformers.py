@@ -347,13 +347,19 @@ SHAPES = {
 SORTED = ("rt_detr*", "rf_detr", "lw_detr", "d_fine", "deimv2", "superpoint", "superglue")
 
 
-def build(name: str) -> nn.Module:
-    """The model `name` in train mode."""
+def load() -> Any:
+    """The package, which is told first to stay offline."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import transformers
+    import transformers.modeling_utils
 
+    return transformers
+
+
+def build(name: str) -> nn.Module:
+    """The model `name` in train mode."""
     kind, options = CONFIGURATIONS[name]
-    made = getattr(transformers, kind)
+    made = getattr(load(), kind)
     model: nn.Module = made(made.config_class(**options))
     return model

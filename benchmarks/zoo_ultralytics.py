@@ -20,12 +20,20 @@ NAMES = (
 SORTED = ("yolov10*", "yolo26*", "*rtdetr*")
 
 
-def build(name: str) -> nn.Module:
-    """The model `name` in train mode. Nothing is read from, written to or asked of anything outside the package."""
-    os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="zoo-"))  # it writes its settings somewhere
+def load() -> Any:
+    """Its models. Nothing is read from, written to or asked of anything outside the package."""
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="zoo-")  # it writes its settings somewhere
     os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_VERBOSE", "false")
     from ultralytics.nn import tasks
 
+    return tasks
+
+
+def build(name: str) -> nn.Module:
+    """The model `name` in train mode."""
+    tasks = load()
     kinds = {
         "-cls": tasks.ClassificationModel,
         "-seg": tasks.SegmentationModel,
