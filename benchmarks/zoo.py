@@ -68,9 +68,9 @@ def converted(of: str, name: str) -> Row:
     row: Row = {"file": file, "size": "x".join(map(str, x.shape[2:])), "forward": forward}
     try:
         row["conversion"] = _seconds(lambda: reparam.reparameterize(model, x, verify=False))
-        start = time.perf_counter()
+        start = time.process_time()
         folded = reparam.reparameterize(model, x)
-        row["verified_conversion"] = time.perf_counter() - start
+        row["verified_conversion"] = time.process_time() - start
         row["dtype"] = str(x.dtype).removeprefix("torch.")
         return {**row, "outcome": CONVERTED, **_described(folded, x, _report(folded)), **_theirs(model, x)}
     except VerificationError as error:
@@ -159,12 +159,12 @@ def _run(model: nn.Module, x: torch.Tensor) -> None:
 
 
 def _seconds(action: Callable[[], object], times: int = 1) -> float:
-    """The shortest of some runs."""
+    """The processor time of the shortest of some runs; there is one thread, and others may be at work."""
     best = float("inf")
     for _ in range(times):
-        start = time.perf_counter()
+        start = time.process_time()
         action()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best
 
 
@@ -226,7 +226,8 @@ def _tell(told: Connection, of: str, name: str) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, sys.stdout.fileno())
     os.dup2(silence, sys.stderr.fileno())
-    told.send(converted(of, name))
+    row = converted(of, name)
+    told.send({**row, "seconds": time.process_time()})
 
 
 def converted_all(wanted: Sequence[tuple[str, str]], options: argparse.Namespace) -> Iterator[Row]:
@@ -313,8 +314,7 @@ their own conversion leaves. "BN" counts calls of batch norms, "elementwise" sum
 
 - *fp64 error*: largest difference of the outputs in float64, relative to the largest output.
 - *error / original's own*: error in the model's own dtype over that of the original, both against float64.
-- *conversion / forward*: time of one conversion over that of one forward pass, without and with checks. The machine was
-  shared: these are orders of magnitude.
+- *conversion / forward*: processor time of one conversion over that of one forward pass, without and with checks.
 
 Every row was made by the same code: the digest of `reparam/` was `SOURCE` (`zoo.source()`)."""
 

@@ -16,6 +16,7 @@ from torch import nn
 
 import zoo_transformers
 import zoo_ultralytics
+from reparam.precision import tensors
 from zoo_models import QUICK, declare_torchvision_operators
 
 BATCH = 2
@@ -54,20 +55,38 @@ def names(of: str) -> list[str]:
 def made(of: str, name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     """The network `name` of a set in eval mode, nothing left at its defaults, with the smallest images it takes.
 
-    Both are float64 where the network sorts what it returns: in a lower dtype rounding decides near ties.
+    Both are float64 where the network sorts what it returns: in a lower dtype rounding decides near ties. Weights are
+    drawn again where all that comes out is one number (behind a last relu), which would be equal whatever came before.
     """
+    declare_torchvision_operators()
+    chosen = _set(of)
+    for attempt in range(_ATTEMPTS):
+        model, x = _drawn(chosen, name, seed + attempt)
+        if not _mute(model, x):
+            break
+    return (model.double(), x.double()) if any(fnmatchcase(name, each) for each in chosen.sorted) else (model, x)
+
+
+_ATTEMPTS = 5
+
+
+def _mute(model: nn.Module, x: torch.Tensor) -> bool:
+    """Whether every output is one number throughout."""
+    with torch.no_grad():
+        found = [value for _, value in tensors(model(x)) if value.is_floating_point()]
+    return bool(found) and all(bool((value == value.flatten()[:1]).all()) for value in found)
+
+
+def _drawn(chosen: _Set, name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
     from reparam.nn import draw_constants, draw_statistics
 
-    declare_torchvision_operators()
     torch.manual_seed(seed)
-    chosen = _set(of)
     model = chosen.build(name)
-    draw_constants(model).eval()
+    draw_constants(model, seed).eval()
     x = _accepted(model, list(_images(model, chosen.sizes, chosen.shapes.get(name))))
     # The variance of two numbers is often tiny, and what is divided by it nothing but noise.
     many = torch.randn(8 * BATCH, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
-    draw_statistics(model, inputs=(many,)).eval()
-    return (model.double(), x.double()) if any(fnmatchcase(name, each) for each in chosen.sorted) else (model, x)
+    return draw_statistics(model, seed, inputs=(many,)).eval(), x
 
 
 def own_conversion(model: nn.Module) -> Callable[[], nn.Module] | None:

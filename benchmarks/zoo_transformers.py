@@ -52,6 +52,7 @@ _UPERNET = {"hidden_size": 64, "auxiliary_in_channels": 64, "auxiliary_channels"
 _HEADS = {"num_attention_heads": [1, 2, 4, 8]}
 _FRAMES = {**_VIT, "num_frames": 4}
 _PLAIN = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64}
+_HEARD = {"initializer_range": 0.02}  # where the default is 1e-10, and no block could be told from nothing
 _SAM = {
     **_PLAIN,
     "output_channels": 32,
@@ -59,6 +60,7 @@ _SAM = {
     "global_attn_indexes": [1],
     "mlp_dim": 128,
     "num_pos_feats": 16,
+    **_HEARD,
 }
 _POSE = {**_PLAIN, "model_type": "vitpose_backbone", "image_size": [64, 48], "out_indices": [2]}
 _GROUPED_QUERIES = {
@@ -171,7 +173,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2_with_registers": ("Dinov2WithRegistersForImageClassification", _VIT),
     "clip_vision": ("CLIPVisionModel", _VIT),
     "siglip_vision": ("SiglipVisionModel", _VIT),
-    "blip_vision": ("BlipVisionModel", _VIT),
+    "blip_vision": ("BlipVisionModel", {**_VIT, **_HEARD}),
     "owlvit_vision": ("OwlViTVisionModel", _VIT),
     "aimv2_vision": ("Aimv2VisionModel", _VIT),
     "mlcd_vision": ("MLCDVisionModel", _VIT),
