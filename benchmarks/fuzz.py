@@ -46,9 +46,10 @@ from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.inputs import Inputs
 from reparam.interpret import Interpretation, between
+from reparam.outcome import Counts
 from reparam.plan import plan
 from reparam.precision import copied, tensors
-from reparam.report import Counts, Report
+from reparam.report import Report
 from reparam.verify import EXACT, relative_error, rerounded
 
 QUICK = 100

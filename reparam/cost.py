@@ -97,12 +97,12 @@ def of_node(device: Device, node: Node) -> float:
             return convolution(device, read, written, math.prod(kernel), groups, channels, pixels) + constants
         own = convolution(device, read, written, math.prod(kernel), _groups(node, kernel), kernel[0])
         return own + _unevenly_padded(device, node, read) + constants
-    if (matrix := _matrix(node)) is not None:
+    if (matrix := product_channels(node)) is not None:
         return convolution(device, read, written, math.prod(matrix), 1, matrix[-1]) + constants
     return (read + written) * _BYTES / device.bandwidth + device.launch + constants
 
 
-def _matrix(node: Node) -> tuple[int, int] | None:
+def product_channels(node: Node) -> tuple[int, int] | None:
     """The (in, out) channels of a product with a constant matrix, whichever way round; None for any other node."""
     name = operation(node.function) if node.function is not None else ""
     shapes = [each.shape for each in node.inputs if each.constant and len(each.shape) > 1]
@@ -128,7 +128,7 @@ def _unevenly_padded(device: Device, node: Node, read: int) -> float:
 def macs_of(node: Node) -> int:
     """Multiply-adds of a convolution or linear layer (transposed ones counted by their input), else 0."""
     name = operation(node.function) if node.function is not None else ""
-    if (matrix := _matrix(node)) is not None:
+    if (matrix := product_channels(node)) is not None:
         return math.prod(node.shape) * matrix[0]
     if name not in _CONVOLUTIONS or len(node.inputs) < 2 or len(node.inputs[1].shape) < 2:
         return 0

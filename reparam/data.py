@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reparam.bench import Comparison, Spread
-from reparam.report import Report
+from reparam.outcome import Outcome
 from reparam.verify import Verification
 
 
@@ -32,11 +32,14 @@ def verification_data(verification: Verification) -> dict[str, Any]:
     return {**found, "checks": plain_data(verification.checks)}
 
 
-def report_data(report: Report) -> dict[str, Any]:
-    """Everything that the report says, under the names of its fields."""
+def report_data(report: Outcome) -> dict[str, Any]:
+    """Everything that the report says, under the names of its fields, and what it makes of the ranges of weights."""
     checked = report.verification
-    return {**plain_data(dataclasses.replace(report, verification=None)),
-            "verification": None if checked is None else verification_data(checked)}  # fmt: skip
+    data: dict[str, Any] = plain_data(dataclasses.replace(report, verification=None))
+    for line, fold in zip(data["folds"], report.folds, strict=True):
+        if fold.weights is not None:
+            line["weights"] |= {"bits_lost": fold.weights.bits_lost, "advice": fold.weights.advice}
+    return {**data, "verification": None if checked is None else verification_data(checked)}
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:

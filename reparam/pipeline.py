@@ -107,7 +107,7 @@ def reparameterize(
     outcome = report(
         conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors, naive, conversion.dead
     )
-    folded.reparam_report = replace(outcome, verification=verification)  # type: ignore[assignment]
+    folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
     return _moved_into(model, folded) if inplace else folded
 
 

@@ -123,11 +123,11 @@ class Verification:
         headers = ("inputs", "kind", "worst output", "error", "bound", "", "note")
         rows = [
             (c.inputs, c.kind, c.name, f"{c.error:.2g}", f"{c.bound:.2g}", "ok" if c.passed else "FAILED", c.detail)
-            for c in self._shown()
+            for c in self.shown()
         ]
         return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{self.summary}"
 
-    def _shown(self) -> list[Check]:
+    def shown(self) -> list[Check]:
         """Every failed check, and of the passed ones the worst of each inputs and kind: some models return hundreds."""
         worst: dict[tuple[str, str], Check] = {}
         for check in self.checks:

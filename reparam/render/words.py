@@ -1,0 +1,51 @@
+"""What every form of a report says in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reparam.outcome import Counts, Outcome
+
+COUNTED = {
+    "convs": "convolutions and linear layers",
+    "norms": "batch norms",
+    "elementwise": "sums and products",
+    "parameters": "parameters",
+    "macs": "multiply-adds",
+}
+FOLDED = ("folded", "what it was", "what it is", "fp64 error")
+DEAD = ("dead weight", "which is", "in eval", "elements", "bytes", "here")
+BAKED = "May take another way for other inputs (no fold relies on the way recorded)"
+KEPT = "Kept as they are"
+
+
+def counted(outcome: Outcome) -> list[tuple[str, str, str]]:
+    """What runs, before and after: a text and two numbers."""
+    return [(text, _number(outcome.before, key), _number(outcome.after, key)) for key, text in COUNTED.items()]
+
+
+def _number(counts: Counts, key: str) -> str:
+    return f"{getattr(counts, key):,}"
+
+
+def folded(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+    """The rows under `FOLDED`."""
+    return [(f.name, f.before, f.after, "" if f.error is None else f"{f.error:.1e}") for f in outcome.folds]
+
+
+def dead(outcome: Outcome) -> list[tuple[str, str, str, str, str, str]]:
+    """The rows under `DEAD`."""
+    return [(d.name, d.kind, d.why, f"{d.elements:,}", f"{d.bytes:,}", d.fate) for d in outcome.dead]
+
+
+def some(places: Sequence[str], limit: int = 3) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(places) - limit} more" if len(places) > limit else ""
+    return ", ".join(places[:limit]) + more
+
+
+def verdict(outcome: Outcome) -> str:
+    """What verification has found; empty where there was nothing to verify."""
+    if outcome.verification is None:
+        return "Not verified." if outcome.folds else ""
+    return f"Verified: {outcome.verification.summary}"
