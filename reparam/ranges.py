@@ -16,6 +16,9 @@ from torch import Tensor
 BIT = 20 * math.log10(2)
 """What one bit is worth, in dB: half the step is a quarter of the noise power."""
 
+SOUND = 10 * math.log10(12 * (127 / 4) ** 2)
+"""What int8 leaves of bell-shaped weights whose largest lies at four deviations: as good as trained layers are."""
+
 BITS = 8
 _LEVELS = 2 ** (BITS - 1) - 1  # symmetric: from -127 to 127
 
@@ -61,8 +64,15 @@ class Weights:
 
     @property
     def bits_lost(self) -> float:
-        """How much precision int8 with one scale has less than on the worst of the kernels before; 0 where none."""
-        return 0.0 if self.worst is None else max(0.0, (self.worst.per_tensor - self.after.per_tensor) / BIT)
+        """How much precision int8 with one scale has less than on the worst of the kernels before; 0 where none.
+
+        Kernels that were better than `SOUND` count as that: nobody misses what is beyond.
+        """
+        return max(0.0, (self._sound - self.after.per_tensor) / BIT)
+
+    @property
+    def _sound(self) -> float:
+        return 0.0 if self.worst is None else min(self.worst.per_tensor, SOUND)
 
     @property
     def suffers(self) -> bool:
@@ -72,19 +82,14 @@ class Weights:
     @property
     def mended(self) -> bool:
         """Whether one scale for each output channel is back within a bit of what there was before."""
-        return self.worst is None or self.worst.per_tensor - self.after.per_channel < BIT
+        return self._sound - self.after.per_channel < BIT
 
     @property
     def advice(self) -> str:
         """What to do about it; empty where nothing is to be done."""
         if not self.suffers:
             return ""
-        if self.mended:
-            return f"one scale per output channel brings it to {self.after.per_channel:.0f} dB"
-        return (
-            f"one scale per output channel brings no more than {self.after.per_channel:.0f} dB: leave this layer in 16 "
-            "bits, or go on training the folded model with quantisation"
-        )
+        return "a scale per output channel" if self.mended else "16 bits, or training on with quantisation"
 
 
 def ranges(name: str, kernel: Tensor) -> Ranges | None:

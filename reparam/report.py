@@ -130,7 +130,8 @@ def report(
         left.parameters,
         left.macs + sum(map(macs, made)),
     )
-    lines = tuple(_line(fold, names.get(fold) or place(fold.sink), errors.get(fold)) for fold in plan.folds)
+    order = {node: i for i, node in enumerate(record.nodes)}
+    lines = tuple(_line(fold, names.get(fold) or place(fold.sink), errors.get(fold), order) for fold in plan.folds)
     folded_nodes = {node for fold in plan.folds for node in fold.nodes}  # refused from afar, folded from nearer
     refusals = tuple(
         RefusalLine(place(node), called(node), refusal.reason, refusal.remedy, naive.get(node))
@@ -147,9 +148,11 @@ def report(
     )  # fmt: skip
 
 
-def _line(fold: Fold, name: str, error: float | None) -> FoldLine:
+def _line(fold: Fold, name: str, error: float | None, order: Mapping[Node, int]) -> FoldLine:
     after = describe(fold.value)
-    return FoldLine(name, summed(fold.nodes), after, error, sketched(fold), become(fold, after), weighed(fold, name))
+    return FoldLine(
+        name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), weighed(fold, name)
+    )
 
 
 def _looks(record: Record) -> tuple[Look, ...]:

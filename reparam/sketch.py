@@ -32,19 +32,22 @@ def place(node: Node) -> str:
     return (node.call.path if node.call else "") or "the model itself"
 
 
-def sketched(fold: Fold) -> tuple[Step, ...]:
-    """The operations of a fold; a chain of sums is one sum, a run of assignments one with a count."""
+def sketched(fold: Fold, order: Mapping[Node, int]) -> tuple[Step, ...]:
+    """The operations of a fold, in the order of the run; a chain of sums is one sum, a run of assignments one step."""
     at: dict[Node, int] = {fold.base: START}
     steps: list[Step] = []
-    for node in fold.nodes:
+    for node in sorted(fold.nodes, key=order.__getitem__):
         if node.function is None:
             continue
         known = [operand for operand in node.operands if operand in at]
+        if len(known) == 1 and _idle(node):
+            at[node] = at[known[0]]
+            continue
         name, reads = called(node), [at[operand] for operand in known]
         if name == "add" and (inner := _summand(node, fold)) is not None and steps[at[inner]].operation == "add":
             index = at[inner]
             more = [read for operand, read in zip(known, reads, strict=True) if operand is not inner]
-            steps[index] = Step("add", "", place(node), (*steps[index].reads, *more))
+            steps[index] = Step("add", "", place(node), tuple(sorted((*steps[index].reads, *more))))
         elif name in _RUNS and reads and reads[0] == len(steps) - 1 and steps[reads[0]].operation == name:
             index, run = reads[0], steps[reads[0]]
             steps[index] = Step(name, run.geometry, run.where, run.reads, run.count + 1)
@@ -53,6 +56,17 @@ def sketched(fold: Fold) -> tuple[Step, ...]:
             steps.append(Step(name, geometry(node), place(node), tuple(reads)))
         at[node] = index
     return _ordered(steps)
+
+
+def _idle(node: Node) -> bool:
+    """Whether it adds nothing, as sums in Python do that start from 0, or multiplies by one."""
+    name = called(node)
+    numbers = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+    return name in numbers and len(node.inputs) == 1 and any(each == numbers[name] for each in _numbers(node))
+
+
+def _numbers(node: Node) -> list[float]:
+    return [each for each in node.args if isinstance(each, (int, float)) and not isinstance(each, bool)]
 
 
 def _summand(node: Node, fold: Fold) -> Node | None:
@@ -97,7 +111,8 @@ def geometry(node: Node) -> str:
     if (channels := _channels(node)) is not None:
         return f"{channels[0]}->{channels[1]}"
     if "pool" in name and "kernel_size" in given:
-        return _fields(s=given.get("stride") or given["kernel_size"], p=given.get("padding"), of=given["kernel_size"])
+        window = each(given["kernel_size"], len(node.shape) - 2)
+        return _fields(s=given.get("stride") or window, p=given.get("padding"), of=window)
     if name == "pad" and "pad" in given:
         mode = given.get("mode", "constant")
         return _fields(p=given["pad"]) + ("" if mode == "constant" else f" {mode}")
@@ -138,9 +153,9 @@ def _of_conv(given: Mapping[str, Any], transposed: bool) -> str:
 _PLAIN: dict[str, Any] = {"s": 1, "p": 0, "o": 0, "d": 1, "g": 1}
 
 
-def _fields(of: Any = None, **values: Any) -> str:
+def _fields(of: Sequence[int] | None = None, **values: Any) -> str:
     """`3x3 s2 p1`: the window, and every field that is not what it is without being asked for."""
-    texts = [] if of is None else ["x".join(map(str, each(of, len(of) if isinstance(of, (tuple, list)) else 1)))]
+    texts = [] if of is None else ["x".join(map(str, of))]
     for key, value in values.items():
         numbers = list(value) if isinstance(value, (tuple, list)) else [value]
         if value is not None and any(number != _PLAIN[key] for number in numbers):
@@ -155,8 +170,7 @@ def _factor(node: Node) -> str:
     constants = [each for each in node.inputs if each.constant]
     if constants:
         return constants[-1].name.rpartition(".")[2] if constants[-1].tensor is not None else "a constant"
-    numbers = [each for each in node.args if isinstance(each, (int, float)) and not isinstance(each, bool)]
-    return f"{numbers[0]:g}" if numbers else ""
+    return next((f"{number:g}" for number in _numbers(node)), "")
 
 
 # --- weights

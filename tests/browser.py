@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,16 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+# The browser reads its commands from descriptor 3 and answers on 4.
+_MOVE = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(each), fcntl.F_DUPFD, 10) for each in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -104,8 +115,7 @@ def browser() -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         program = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
                    "--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={folder}"]  # fmt: skip
-        # The browser reads its commands from descriptor 3 and answers on 4.
-        moved = ["sh", "-c", f'exec "$@" 3<&{commands_out} 4>&{answers_in}', "sh", *program]
+        moved = [sys.executable, "-c", _MOVE, str(commands_out), str(answers_in), *program]
         process = subprocess.Popen(
             moved, pass_fds=(commands_out, answers_in), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

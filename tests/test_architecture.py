@@ -56,13 +56,13 @@ FLOORS = {
     "outcome": 5,
     "sketch": 5,
     "bench": 5,
+    "data": 5,
     "render": 5,
     "report": 5,
     "pipeline": 5,
     "checkpoint": 6,
     "source": 6,
     "programs": 6,
-    "data": 6,
     "cli": 7,
     "__init__": 7,
 }
@@ -117,6 +117,8 @@ SAME_FLOOR = {
     ("report", "outcome"),
     ("report", "sketch"),
     ("report", "bench"),
+    ("data", "outcome"),
+    ("report", "data"),
     ("report", "render"),
 }
 

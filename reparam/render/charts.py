@@ -39,14 +39,14 @@ def bars(title: str, given: Sequence[Bar]) -> Markup:
         kind = "before" if i == 0 else "after"
         parts.append(tag("rect", x=0, y=top + 20, width=round(length, 1), height=_BAR, rx=3, class_=kind))
         if bar.low is not None and bar.high is not None:
-            ends = [round(_WIDE * end / most, 1) for end in (bar.low, bar.high)]
+            ends = [round((_WIDE - 1) * end / most, 1) for end in (bar.low, bar.high)]
             y = top + 20 + _BAR / 2
             path = f"M{ends[0]} {y}H{ends[1]}M{ends[0]} {y - 4}v8M{ends[1]} {y - 4}v8"
             parts.append(tag("path", d=path, class_="whisker"))
     return tag("svg", *parts, class_="bars", viewBox=f"0 0 {_WIDE} {len(given) * _ROW - 4}", role="img")
 
 
-_PLOT, _HIGH, _LEFT, _TOP = 720, 190, 56, 12
+_PLOT, _HIGH, _LEFT, _TOP = 1000, 200, 56, 14
 _FLOOR = -18  # decades: below every error that float64 can show; what is exactly zero stands here
 
 
@@ -67,7 +67,7 @@ def errors(folds: Sequence[FoldLine]) -> Markup:
         parts.append(tag("text", label, x=_LEFT - 8, y=y(decade) + 4, class_="number"))
     bound = y(math.log10(EXACT))
     parts.append(tag("path", d=f"M{_LEFT} {bound}H{_PLOT}", class_="bound"))
-    parts.append(tag("text", f"bound {EXACT:.0e}", x=_PLOT, y=bound - 5, class_="number bound"))
+    parts.append(tag("text", f"bound {EXACT:.0e}", x=_PLOT, y=bound - 6, class_="number bound"))
     step = (_PLOT - _LEFT) / len(found)
     for i, (fold, error) in enumerate(found):
         dot = tag("title", f"{fold.name}: {error:.1e}")
@@ -91,21 +91,24 @@ class Scale:
     def of(cls, given: Sequence[Ranges]) -> Scale:
         """One that holds the ranges of at least one layer."""
         low = math.floor(math.log10(min(each.smallest for each in given)))
-        return cls(low, max(low + 1, math.ceil(math.log10(max(each.largest for each in given)))))
+        high = max(low + 1, math.ceil(math.log10(max(each.largest for each in given))))
+        return cls(max(low, high - _DECADES), high)
 
     def at(self, value: float) -> float:
-        """The place of a number above zero, in pixels."""
-        return round(_EDGE + (_STRIP - 2 * _EDGE) * (math.log10(value) - self.low) / (self.high - self.low), 1)
+        """The place of a number above zero, in pixels; what lies below the axis stands at its end."""
+        share = max(0.0, (math.log10(value) - self.low) / (self.high - self.low))
+        return round(_EDGE + (_STRIP - 2 * _EDGE) * share, 1)
 
 
-_STRIP, _EDGE = 240, 12
+_STRIP, _EDGE = 210, 12
+_DECADES = 6  # a channel that is a millionth of another is as good as dead
 
 
 def axis(scale: Scale) -> Markup:
     """The numbers of the axis."""
     step = max(1, math.ceil((scale.high - scale.low) / 4))
     texts = [
-        tag("text", f"1e{decade}" if abs(decade) > 1 else f"{10.0**decade:g}", x=scale.at(10.0**decade), y=11)
+        tag("text", f"1e{decade}" if abs(decade) > 3 else f"{10.0**decade:g}", x=scale.at(10.0**decade), y=11)
         for decade in range(scale.low, scale.high + 1, step)
     ]
     label = tag("title", f"Largest weight of a channel, from 1e{scale.low} to 1e{scale.high}")

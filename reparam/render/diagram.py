@@ -11,16 +11,17 @@ from reparam.render.layout import Layout, laid_out
 from reparam.render.markup import Markup, joined, tag
 
 _SHORT = {
-    "batch_norm": "batch norm", "linear": "linear", "setitem": "fill border", "getitem": "slice", "cat": "concat",
+    "batch_norm": "bn", "setitem": "fill border", "getitem": "slice", "cat": "concat",
 }  # fmt: skip
 _SIGNS = {"add": "+", "sub": "−", "rsub": "−", "mul": "×", "div": "÷", "neg": "−"}
 _COLOURS = (("conv", "conv"), ("linear", "conv"), ("matmul", "conv"), ("norm", "norm"), ("pool", "pool"))
 
 _BOX, _SIGN, _DOT = 40.0, 24.0, 24.0  # heights; a sign and a dot are as wide as high
-_BETWEEN, _BESIDE = 22.0, 14.0
+_BETWEEN, _BESIDE = 26.0, 12.0
 _MARGIN = 8.0
-_LETTER, _SMALL = 6.9, 5.7  # widths of a letter of 12 and 10 pixels
-_ARROW = 64.0
+_LETTER, _SMALL = 7.8, 6.0  # widths of a letter of 12 and 10 pixels
+_ARROW = 56.0
+_NARROW = 440  # a picture that a phone can still show as a whole
 LARGEST = 60
 """Steps of a block that a picture of it can still show."""
 
@@ -39,11 +40,16 @@ class _Box:
     def width(self) -> float:
         if self.round:
             return _SIGN
-        return max(_LETTER * len(self.title), _SMALL * len(self.subtitle)) + 18
+        return max(_LETTER * len(self.title), _SMALL * len(self.subtitle), 30) + 16
 
     @property
     def height(self) -> float:
         return _SIGN if self.round else _BOX
+
+
+def shorthand(geometry: str) -> str:
+    """`64→64 3×3` for `64->64 3x3`."""
+    return re.sub(r"(?<=\d)x(?=\d)", "×", geometry.replace("->", "→"))
 
 
 def shape_of(fold: FoldLine) -> tuple[object, ...]:
@@ -72,8 +78,15 @@ def diagram(fold: FoldLine) -> Markup:
         _arrow(_MARGIN + wide, height / 2),
         _moved(after, _MARGIN + wide + _ARROW, (height - other) / 2),
     )
-    return tag("svg", *parts, class_="block", viewBox=f"0 0 {width:.0f} {height:.0f}", width=round(width),
-               height=round(height), role="img")  # fmt: skip
+    return tag(
+        "svg",
+        *parts,
+        class_="block wide" if width > _NARROW else "block",
+        viewBox=f"0 0 {width:.0f} {height:.0f}",
+        width=round(width),
+        height=round(height),
+        role="img",
+    )
 
 
 def _before(steps: Sequence[Step]) -> tuple[Markup, float, float]:
@@ -146,7 +159,7 @@ def _box(box: _Box, x: float, rank: int, tops: Sequence[float]) -> Markup:
 
 
 def _arrow(x: float, y: float) -> Markup:
-    start, end = x + 18, x + _ARROW - 18
+    start, end = x + 14, x + _ARROW - 14
     return tag("path", d=f"M{start:.1f} {y:.1f}H{end:.1f}m-7 -6l7 6l-7 6", class_="becomes")
 
 
@@ -174,17 +187,13 @@ def _of_text(text: str) -> _Box:
 def _titled(name: str, geometry: str, colour: str, about: str) -> _Box:
     window = re.search(r"(?:^|(?<= ))\d+(?:x\d+)*(?= |$)", geometry)
     rest = geometry if window is None else f"{geometry[: window.start()]}{geometry[window.end() :]}"
-    size = f"{_signs(window[0])} " if window else ""
-    return _Box(f"{size}{name}", _signs(" ".join(rest.split())), colour, about)
+    size = f"{shorthand(window[0])} " if window else ""
+    return _Box(_cut(f"{size}{name}"), _cut(shorthand(" ".join(rest.split()))), colour, about)
 
 
 def _colour(operation: str) -> str:
     return next((colour for part, colour in _COLOURS if part in operation), "")
 
 
-def _signs(geometry: str) -> str:
-    return re.sub(r"(?<=\d)x(?=\d)", "×", geometry.replace("->", "→"))
-
-
-def _cut(text: str, length: int = 18) -> str:
+def _cut(text: str, length: int = 30) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"

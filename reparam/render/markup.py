@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from html import escape
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, direction, half of a pair: nothing that a name needs
-_EMPTY = frozenset("meta link br input line rect circle path polygon".split())
+_EMPTY = ("meta", "link", "br", "input")
 
 
 class Markup(str):

@@ -15,9 +15,9 @@ from reparam.outcome import FoldLine, Outcome, Reason, percent
 from reparam.ranges import Weights
 from reparam.render import charts, words
 from reparam.render.charts import Bar, Scale
-from reparam.render.diagram import diagram, shape_of
+from reparam.render.diagram import diagram, shape_of, shorthand
 from reparam.render.markup import Markup, joined, tag
-from reparam.verify import Verification
+from reparam.verify import Check, Verification
 
 _OPEN = 8  # so many of the distinct blocks are shown at once, the others on demand
 
@@ -56,10 +56,12 @@ def _section(name: str, title: str, *children: str) -> Markup:
 
 
 def _table(label: str, headers: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Markup:
-    """A table that scrolls inside itself; the columns `numbers` stand to the right."""
+    """A table that scrolls inside itself, without columns that are empty; the columns `numbers` stand to the right."""
+    cells = list(rows)
+    columns = [i for i in range(len(headers)) if any(row[i] for row in cells)]
     kinds = dict.fromkeys(numbers, "number")
-    head = tag("tr", *(tag("th", text, scope="col", class_=kinds.get(i)) for i, text in enumerate(headers)))
-    body = (tag("tr", *(tag("td", text, class_=kinds.get(i)) for i, text in enumerate(row))) for row in rows)
+    head = tag("tr", *(tag("th", headers[i], scope="col", class_=kinds.get(i)) for i in columns))
+    body = (tag("tr", *(tag("td", row[i], class_=kinds.get(i)) for i in columns)) for row in cells)
     table = tag("table", tag("thead", head), tag("tbody", *body))
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
 
@@ -141,16 +143,17 @@ def _verdict(outcome: Outcome) -> Markup:
 
 def _summary(outcome: Outcome, latency: Comparison | None) -> Markup:
     before, after = outcome.before, outcome.after
+    ran = ((key, words.COUNTED[key]) for key in ("convs", "norms", "elementwise"))
     tiles = [
         ("regions folded", f"{len(outcome.folds):,}", ""),
-        ("convolutions and linear layers", f"{after.convs:,}", f"of {before.convs:,}"),
-        ("batch norms", f"{after.norms:,}", f"of {before.norms:,}"),
-        ("sums and products", f"{after.elementwise:,}", f"of {before.elementwise:,}"),
+        *((label, f"{getattr(after, key):,}", f"of {getattr(before, key):,}") for key, label in ran),
         ("parameters", _change(before.parameters, after.parameters), ""),
         ("multiply-adds", _change(before.macs, after.macs), ""),
         *([("times as fast", f"{1 / _fastest(latency).median:.2f}", "")] if latency is not None else []),
     ]
-    shown = (tag("div", tag("dt", label), tag("dd", number, tag("small", of))) for label, number, of in tiles)
+    shown = (
+        tag("div", tag("dt", label), tag("dd", number, tag("small", of))) for label, number, of in tiles if of != "of 0"
+    )
     return tag("dl", *shown, class_="tiles", aria_label="Summary")
 
 
@@ -207,9 +210,9 @@ def _blocks(outcome: Outcome) -> Markup | None:
 
 def _block(picture: Markup, alike: Sequence[FoldLine]) -> Markup:
     first, others = alike[0], alike[1:]
-    caption = [tag("strong", _code(first.name)), tag("span", f"{first.before} → {first.after}")]
+    caption = [tag("strong", _code(first.name)), tag("span", f"{first.before} → {shorthand(first.after)}")]
     if others:
-        listed = tag("ul", *(tag("li", _code(fold.name), " ", tag("span", fold.after)) for fold in others))
+        listed = tag("ul", *(tag("li", _code(fold.name), " ", tag("span", shorthand(fold.after))) for fold in others))
         caption.append(_more(f"{_plural(len(others), 'more block')} like it", listed))
     scroll = tag("div", picture, class_="scroll", tabindex=0, role="region", aria_label=f"Diagram of {first.name}")
     return tag("figure", scroll, tag("figcaption", *caption))
@@ -229,11 +232,10 @@ def _equality(outcome: Outcome) -> Markup | None:
 
 def _checks(found: Verification) -> list[Markup]:
     rows = [
-        (c.inputs, c.kind, _code(c.name), f"{c.error:.1e}", f"{c.noise:.1e}", f"{c.bound:.1e}", _passed(c.passed),
-         c.detail)
+        (c.inputs, c.kind, _code(c.name), f"{c.error:.1e}", f"{c.noise:.1e}", f"{c.bound:.1e}", _passed(c))
         for c in found.shown()
-    ]  # fmt: skip
-    headers = ("inputs", "compared in", "worst output", "error", "original's own", "bound", "", "note")
+    ]
+    headers = ("inputs", "compared in", "worst output", "error", "original's own", "bound", "verdict")
     note = _note(
         f"{_plural(len(found.checks), 'comparison')} of the whole model; of each inputs the worst output. The "
         "original's own error is that of the trained model against float64, or what one rounding of its weights does."
@@ -241,8 +243,9 @@ def _checks(found: Verification) -> list[Markup]:
     return [note, _table("Comparisons of the whole model", headers, rows, numbers=(3, 4, 5))]
 
 
-def _passed(passed: bool) -> Markup:
-    return tag("span", "✓ ok", class_="fine") if passed else tag("span", "✗ FAILED", class_="warning")
+def _passed(check: Check) -> Markup:
+    sign = tag("span", "✓ ok", class_="fine") if check.passed else tag("span", "✗ FAILED", class_="warning")
+    return joined([sign, f" {check.detail}" if check.detail else ""])
 
 
 def _quantisation(outcome: Outcome) -> Markup | None:
@@ -263,10 +266,11 @@ def _quantisation(outcome: Outcome) -> Markup | None:
     else:
         verdict = tag("p", tag("strong", "✓ No layer loses a bit by folding"), class_="verdict right")
     note = _note(
-        "What int8 with one scale for a whole weight tensor would leave of the median channel. Folding multiplies each "
-        "channel by a factor of its own, so channels of one layer may end up with ranges far apart, and the largest "
-        "decides the step for all. Before: the worst of the kernels that went into a layer. This is about weights "
-        "alone; nothing has been quantised."
+        "Folding multiplies each channel by a factor of its own. Where the ranges of the channels end up far apart and "
+        "int8 has one scale for the whole tensor, the largest decides the step for all. Shown is the median channel; "
+        "before: the worst of the kernels that went into a layer. A scale per output channel mends most of it; where "
+        "single taps stick out, leave the layer in 16 bits, or train the folded model on with quantisation. Only "
+        "weights are looked at, and nothing has been quantised."
     )
     parts = [_weights("Layers that lose a bit or more", suffering, scale)] if suffering else []
     if others:
@@ -276,20 +280,21 @@ def _quantisation(outcome: Outcome) -> Markup | None:
 
 
 def _weights(label: str, layers: Sequence[Weights], scale: Scale) -> Markup:
-    ranges = tag("span", "ranges of the channels: ", tag("i", "before"), " and ", tag("b", "after"), class_="legend")
-    headers = ("layer", joined([ranges, charts.axis(scale)]), "largest ÷ median", "int8 signal-to-noise", "bits lost",
-               "what to do")  # fmt: skip
-    return _table(label, headers, (_layer(each, scale) for each in layers), numbers=(2, 3, 4))
+    ranges = tag("span", "channel ranges, ", tag("i", "before"), " and ", tag("b", "after"), class_="legend")
+    headers = ("layer", joined([ranges, charts.axis(scale)]), "largest ÷ median", "int8, one scale",
+               "bits lost", "int8, one per channel", "what to do")  # fmt: skip
+    return _table(label, headers, (_layer(each, scale) for each in layers), numbers=(2, 3, 4, 5))
 
 
 def _layer(layer: Weights, scale: Scale) -> tuple[str, ...]:
     worst, after = layer.worst, layer.after
     return (
-        joined([tag("span", "▲ ", class_="warning") if layer.suffers else "", _code(after.name)]),
+        _code(after.name),
         charts.strip(worst, after, scale, layer.suffers),
         _arrowed(worst.ratio if worst else None, after.ratio, "{:.1f}".format),
         joined([_arrowed(worst.per_tensor if worst else None, after.per_tensor, "{:.0f}".format), " dB"]),
-        f"{layer.bits_lost:.1f}" if worst is not None else "",
+        tag("span", f"▲ {layer.bits_lost:.1f}", class_="warning") if layer.suffers else f"{layer.bits_lost:.1f}",
+        f"{after.per_channel:.0f} dB",
         layer.advice,
     )
 
@@ -301,7 +306,7 @@ def _arrowed(before: float | None, after: float, form: Callable[[float], str]) -
 def _folds(outcome: Outcome) -> Markup | None:
     if not outcome.folds:
         return None
-    rows = ((_code(name), was, now, error) for name, was, now, error in words.folded(outcome))
+    rows = ((_code(name), was, shorthand(now), error) for name, was, now, error in words.folded(outcome))
     table = _table("Every fold", words.FOLDED, rows, numbers=(3,))
     return _section("folds", "Every fold", _searchable("folds", "Search the folds", table))
 
