@@ -32,6 +32,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import fuzz_layers  # noqa: F401 - fills the table
+import fuzz_spellings  # noqa: F401
 import fuzz_structure  # noqa: F401
 import reparam
 from common import write_json
@@ -55,8 +56,17 @@ from reparam.verify import EXACT, relative_error, rerounded
 QUICK = 100
 _LENGTHS = (1, 2, 3, 4, 6, 8, 10, 14)
 _DTYPES = [torch.float64] * 18 + [torch.float32, torch.bfloat16]
-# (batch, sizes) beyond the example: one more image, then larger and smaller ones where the network takes them.
-_VARIANTS = ((0, (0, 0, 0)), (1, (0, 0, 0)), (0, (3, 2, 1)), (1, (1, 4, 2)), (0, (-1, -1, 0)), (0, (-2, 0, -1)))
+_NONE = -9  # of so many more images than there are, none is left
+# (batch, sizes) beyond the example: one more image, larger and smaller ones where the network takes them, and none.
+_VARIANTS = (
+    (0, (0, 0, 0)),
+    (1, (0, 0, 0)),
+    (0, (3, 2, 1)),
+    (1, (1, 4, 2)),
+    (0, (-1, -1, 0)),
+    (0, (-2, 0, -1)),
+    (_NONE, (0, 0, 0)),
+)
 _SMALL = 1e-3  # outputs below this are what is left of larger numbers that cancelled
 _QUESTIONED = 5  # the refusals of one network in so many are questioned
 _SHRINKING = 60.0  # seconds
@@ -174,9 +184,10 @@ def _truths(program: Program, model: nn.Module) -> Iterator[Any]:
     for i, (batch, sizes) in enumerate(_VARIANTS if program.dtype == torch.float64 else _VARIANTS[:1]):
         inputs = program.inputs(batch, sizes)
         try:
-            truth = _run(model, inputs) if all(x.numel() for x in inputs) else None
+            truth = _run(model, inputs) if batch == _NONE or all(x.numel() for x in inputs) else None
             truth = None if program.fixed and any(sizes) else truth
-            yield truth if all(t.numel() for _, t in tensors(truth)) else None  # no convolution gives an empty image
+            # No convolution gives an empty image.
+            yield truth if batch == _NONE or all(t.numel() for _, t in tensors(truth)) else None
         except (RuntimeError, ValueError, IndexError, AssertionError):
             if not i:
                 raise

@@ -144,7 +144,11 @@ class Program:
 
 def _grown(shape: tuple[int, ...], batch: int, sizes: Sequence[int]) -> tuple[int, ...]:
     spatial = shape[2:] if len(shape) > 2 else ()
-    return (shape[0] + batch, *shape[1:2], *(max(size + more, 0) for size, more in zip(spatial, sizes, strict=False)))
+    return (
+        max(shape[0] + batch, 0),
+        *shape[1:2],
+        *(max(size + more, 0) for size, more in zip(spatial, sizes, strict=False)),
+    )
 
 
 def loaded(text: str) -> Any:
