@@ -51,8 +51,8 @@ def scope(name: str, frame: FrameType | None) -> Scope | None:
     if found is None or vars(found) is not frame.f_globals or name in frame.f_globals or file.startswith("torch."):
         return None
     try:
-        compared = re.search(rf"\bis\s+(not\s+)?{name}\b", inspect.getsource(found))
-    except OSError:
+        compared = re.search(rf"\bis\s+(not\s+)?{name}\b|\b{name}\s+is\b", inspect.getsource(found))
+    except (OSError, TypeError):  # code without a file
         return None
     return None if compared else Scope(file, name)
 
