@@ -10,6 +10,7 @@ from reparam.errors import (
     TrainModeError,
     VerificationError,
 )
+from reparam.origin import Origin, undo
 from reparam.pipeline import reparameterize
 from reparam.report import Report
 from reparam.verify import Verification, verify
@@ -20,6 +21,7 @@ __all__ = [
     "Comparison",
     "InputError",
     "ModelError",
+    "Origin",
     "Refusal",
     "ReparamError",
     "Report",
@@ -29,5 +31,6 @@ __all__ = [
     "benchmark",
     "nn",
     "reparameterize",
+    "undo",
     "verify",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from reparam.bisect import bisect
-from reparam.capture import Node, Record, record
+from reparam.capture import Node, Record, leaves_of, record
 from reparam.dead import Dead, around, dead_weight
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
@@ -21,6 +21,7 @@ from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
+from reparam.origin import Origin, digests, key_map, named, skeleton
 from reparam.plan import Plan, plan
 from reparam.precision import copied
 from reparam.prepare import prepare
@@ -64,8 +65,9 @@ def reparameterize(
     progress: say on stderr what is being done, or hand each step to this function.
 
     Returns a model of the same class, dtype, device and memory format, in eval mode, whose new weights do not require
-    gradients; `reparam_report` on it says what was done. Raises TrainModeError, InputError, ModelError for what cannot
-    be converted, VerificationError if the result is not equal: nothing has been changed then.
+    gradients; `reparam_report` on it says what was done, `reparam_origin` what it was before. Raises TrainModeError,
+    InputError, ModelError for what cannot be converted, VerificationError if the result is not equal: nothing has been
+    changed then.
     """
     say = _speaker(progress)
     _require_usable(model)
@@ -108,6 +110,9 @@ def reparameterize(
         conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors, naive, conversion.dead
     )
     folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
+    if conversion.changed or "reparam_origin" not in vars(model):
+        options = {"keep": list(_patterns(keep)), "cost": cost, "prune": prune, "fixed_size": fixed_size}
+        folded.reparam_origin = _origin(model, conversion, inputs, options)  # type: ignore[assignment]
     return _moved_into(model, folded) if inplace else folded
 
 
@@ -126,6 +131,7 @@ class _Conversion:
     plan: Plan
     emitted: Emitted
     dead: dict[Dead, str]
+    keys: dict[str, tuple[str, ...]]  # old to new
 
     @property
     def changed(self) -> bool:
@@ -154,12 +160,19 @@ def _convert(
     planned = replace(planned, refusals={**planned.refusals, **_behind(cuts), **refused})
     dead = dead_weight(target, recorded, planned.live)
     pruner = Pruner(target, dead)
+    before = named(target)
     emitted = emit(target, recorded, edits, planned.live)
     fates = dict.fromkeys(dead, "left")
     if asked.prune and dead:
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, inputs, kept)
-    return _Conversion(recorded, planned, emitted, fates)
+    made = [(name, leaves_of(fold.nodes)) for fold, name in emitted.names.items()]
+    return _Conversion(recorded, planned, emitted, fates, key_map(before, emitted.model, made))
+
+
+def _origin(model: nn.Module, conversion: _Conversion, inputs: Inputs, options: dict[str, Any]) -> Origin:
+    shapes = tuple((tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for _, tensor in inputs.tensors())
+    return Origin(skeleton(model), digests(model), conversion.keys, shapes, options)
 
 
 def _behind(cuts: Mapping[Node, Refusal]) -> dict[Node, Refusal]:

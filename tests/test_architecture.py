@@ -59,6 +59,7 @@ FLOORS = {
     "data": 5,
     "render": 5,
     "report": 5,
+    "origin": 3,
     "pipeline": 5,
     "checkpoint": 6,
     "source": 6,

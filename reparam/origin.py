@@ -1,0 +1,165 @@
+"""Where a folded model comes from: what it was, what became of each of its tensors, and the way back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.errors import InputError
+from reparam.precision import copied
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a model was before it was folded; `reparam_origin` of every folded model.
+
+    skeleton: the original without the numbers of its parameters and persistent buffers. It is not pickled: a deployed
+        file must load where the training code is not; None then.
+    digests: by key of the original's state, the digest of the tensor.
+    keys: by key of the original's state, the keys of the folded one's that it went into; none for what is not needed.
+    inputs: shape and dtype of every tensor of the example inputs; options: how the conversion was called.
+    """
+
+    skeleton: nn.Module | None
+    digests: Mapping[str, str]
+    keys: Mapping[str, tuple[str, ...]]
+    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    options: Mapping[str, Any]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Origin, (None, dict(self.digests), dict(self.keys), self.inputs, dict(self.options))
+
+    def with_skeleton_of(self, model: nn.Module) -> Origin:
+        """The same with a model of the original's class to go back to."""
+        return replace(self, skeleton=skeleton(model))
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy without the numbers that are in its state: these are on the meta device. The rest is as it was."""
+    memo: dict[int, Any] = {}
+    for tensor in _state(model).values():
+        if type(tensor) is nn.Parameter:
+            memo[id(tensor)] = nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+        elif type(tensor) is Tensor:
+            memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    return _unmarked(copied(model, memo))
+
+
+def filled(skeleton: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a skeleton whose state is there again, of zeros; every tensor is on the device."""
+    memo: dict[int, Any] = {}
+    for tensor in _state(skeleton).values():
+        if tensor.is_meta:
+            zeros = torch.zeros_like(tensor, device=device)
+            memo[id(tensor)] = nn.Parameter(zeros, tensor.requires_grad) if type(tensor) is nn.Parameter else zeros
+    return copied(skeleton, memo).to(device)
+
+
+def digests(model: nn.Module) -> dict[str, str]:
+    """A digest of shape, dtype and bytes of every tensor in the model's state."""
+    return {key: digest(tensor) for key, tensor in _state(model).items()}
+
+
+def digest(tensor: Tensor) -> str:
+    """That of one tensor, wherever it is and however its memory is laid out."""
+    held = tensor.detach().cpu().contiguous()
+    mark = hashlib.sha256(f"{held.dtype} {tuple(held.shape)} ".encode())
+    if held.numel():
+        mark.update(held.flatten().view(torch.uint8).numpy().data)
+    return mark.hexdigest()
+
+
+def named(model: nn.Module) -> dict[int, list[str]]:
+    """The keys of every tensor in the model's state, by its identity."""
+    names: dict[int, list[str]] = {}
+    for key, tensor in _state(model).items():
+        names.setdefault(id(tensor), []).append(key)
+    return names
+
+
+def key_map(
+    before: Mapping[int, list[str]], folded: nn.Module, made: Iterable[tuple[str, Iterable[Tensor]]]
+) -> dict[str, tuple[str, ...]]:
+    """Old key to new keys.
+
+    before: `named` of the model before it was edited; made: for every new module its path and the tensors it is of.
+    """
+    after = _state(folded)
+    found: dict[str, dict[str, None]] = {key: {} for keys in before.values() for key in keys}
+    for key, tensor in after.items():
+        for old in before.get(id(tensor), ()):
+            found[old][key] = None
+    for path, tensors in made:
+        prefix = f"{path}." if path else ""
+        new = [key for key, tensor in after.items() if key.startswith(prefix) and id(tensor) not in before]
+        for tensor in tensors:
+            for old in before.get(id(tensor), ()):
+                found[old].update(dict.fromkeys(new))
+    return {key: tuple(new) for key, new in found.items()}
+
+
+def undo(
+    deployed: nn.Module, original_state: Mapping[str, Tensor], *, model: nn.Module | None = None, check: bool = True
+) -> nn.Module:
+    """The training form of a folded model: what `reparameterize` was given, with the state that it had.
+
+    deployed: what `reparameterize` or `load` has returned. It is left as it is.
+    original_state: the `state_dict()` of the original; the numbers in the folded weights cannot be taken apart again.
+    model: a fresh original, where the folded model has been pickled and does not know the code any more.
+    check: refuse a state that is not the one that was folded.
+
+    Returns a new model in eval mode, on the device of `deployed`; call `.train()` on it to train on. Raises InputError
+    where the model was not folded, or the state is not that of the original.
+    """
+    origin = vars(deployed).get("reparam_origin")
+    if not isinstance(origin, Origin):
+        raise InputError(
+            "undo: this model has not been folded by reparam, or is a wrapper around one that has; give that"
+        )
+    if model is not None:
+        origin = origin.with_skeleton_of(model)
+    if origin.skeleton is None:
+        raise InputError(
+            "undo: a folded model that was pickled does not carry the code of its training form; build the original "
+            "anew and give it as model="
+        )
+    device = next((tensor.device for tensor in deployed.parameters()), torch.device("cpu"))
+    restored = filled(origin.skeleton, device)
+    try:
+        restored.load_state_dict(original_state)
+    except RuntimeError as error:
+        lines = " ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise InputError(f"undo: the state is not that of the original: {lines[:300]}") from error
+    if check:
+        _require_same(restored, origin)
+    return restored.eval()
+
+
+def _require_same(restored: nn.Module, origin: Origin) -> None:
+    found = digests(restored)
+    other = [key for key, mark in origin.digests.items() if found.get(key) != mark]
+    if other:
+        raise InputError(
+            f"undo: these are not the weights that were folded: {len(other)} of {len(origin.digests)} tensors differ, "
+            f"the first is {other[0]}; give the state of the original, or say check=False"
+        )
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors themselves, by key."""
+    return {key: each for key, each in model.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
+
+
+def _unmarked(model: nn.Module) -> nn.Module:
+    """Without what an earlier conversion has noted on it."""
+    for name in ("reparam_report", "reparam_origin"):
+        vars(model).pop(name, None)
+    return model
