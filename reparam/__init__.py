@@ -1,6 +1,7 @@
 """Fold multi-branch networks into plain convolutions: exact or refused, never worse, always explained."""
 
 from reparam import nn
+from reparam.artefact import apply, load, save
 from reparam.bench import Comparison, benchmark
 from reparam.errors import (
     InputError,
@@ -28,9 +29,12 @@ __all__ = [
     "TrainModeError",
     "Verification",
     "VerificationError",
+    "apply",
     "benchmark",
+    "load",
     "nn",
     "reparameterize",
+    "save",
     "undo",
     "verify",
 ]

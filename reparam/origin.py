@@ -22,24 +22,30 @@ class Origin:
         file must load where the training code is not; None then.
     digests: by key of the original's state, the digest of the tensor.
     keys: by key of the original's state, the keys of the folded one's that it went into; none for what is not needed.
-    inputs: shape and dtype of every tensor of the example inputs; options: how the conversion was called.
+    inputs: the form of the example inputs (see `likeness`), if it can be noted; options: how the conversion was called.
     """
 
     skeleton: nn.Module | None
     digests: Mapping[str, str]
     keys: Mapping[str, tuple[str, ...]]
-    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    inputs: Mapping[str, Any] | None
     options: Mapping[str, Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return self
 
     def __reduce__(self) -> Any:
-        return Origin, (None, dict(self.digests), dict(self.keys), self.inputs, dict(self.options))
+        return Origin, (
+            None,
+            dict(self.digests),
+            dict(self.keys),
+            self.inputs and dict(self.inputs),
+            dict(self.options),
+        )
 
     def with_skeleton_of(self, model: nn.Module) -> Origin:
         """The same with a model of the original's class to go back to."""
-        return replace(self, skeleton=skeleton(model))
+        return replace(self, skeleton=skeleton(model).eval())
 
 
 def skeleton(model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
+from reparam.likeness import likeness
 from reparam.origin import Origin, digests, key_map, named, skeleton
 from reparam.plan import Plan, plan
 from reparam.precision import copied
@@ -171,8 +172,7 @@ def _convert(
 
 
 def _origin(model: nn.Module, conversion: _Conversion, inputs: Inputs, options: dict[str, Any]) -> Origin:
-    shapes = tuple((tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for _, tensor in inputs.tensors())
-    return Origin(skeleton(model), digests(model), conversion.keys, shapes, options)
+    return Origin(skeleton(model), digests(model), conversion.keys, likeness(inputs), options)
 
 
 def _behind(cuts: Mapping[Node, Refusal]) -> dict[Node, Refusal]:

@@ -55,6 +55,12 @@ def set_forward(module: nn.Module, code: Code) -> None:
     module.__class__ = _subclass(getattr(type(module), "_rewritten_from", type(module)), code)
 
 
+def code_of(module: nn.Module) -> Code | None:
+    """The forward that an instance has been given; None where it has that of its class."""
+    code: Code | None = getattr(type(module), "_rewritten_code", None)
+    return code
+
+
 def _subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     try:
         return _shared_subclass(base, code)  # type: ignore[arg-type]
@@ -70,6 +76,7 @@ def _shared_subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     members = {
         "forward": code.forward(),
         "code": code.text,
+        "_rewritten_code": code,
         "_rewritten_from": base,
         "__reduce_ex__": reduce_ex,
         "__module__": base.__module__,

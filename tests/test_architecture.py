@@ -27,6 +27,7 @@ FLOORS = {
     "state": 1,
     "split": 1,
     "ranges": 1,
+    "likeness": 2,
     "trial": 2,
     "rules": 2,
     "capture": 3,
@@ -62,10 +63,14 @@ FLOORS = {
     "origin": 3,
     "pipeline": 5,
     "checkpoint": 6,
+    "forwards": 5,
+    "structure": 6,
+    "probe": 6,
+    "artefact": 7,
     "source": 6,
     "programs": 6,
-    "cli": 7,
-    "__init__": 7,
+    "cli": 8,
+    "__init__": 8,
 }
 TOP = max(FLOORS.values())
 
