@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -95,18 +96,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def explained(path: Path, error: OSError) -> InputError:
-    """What the system says about `path`, in words."""
-    why = _WORDS.get(error.errno or 0, error.strerror or str(error))
-    return InputError(f"{path} cannot be written: {why}; nothing was written")
-
-
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    """What the system says about writing `path`, in words."""
     try:
         yield
-    except OSError as error:
-        raise explained(path, error) from error
+    except Exception as error:
+        number = _reported(error)
+        if number is None:
+            raise
+        why = _WORDS.get(number, os.strerror(number))
+        raise InputError(f"{path} cannot be written: {why}; nothing was written") from error
+
+
+def _reported(error: Exception) -> int | None:
+    """The number of the system's error; libraries that write by other means than Python's tell it in their text."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    if told:
+        return int(told[1])
+    return next((number for number in _WORDS if os.strerror(number) in str(error)), None)
 
 
 def _settle(draft: Path) -> None:

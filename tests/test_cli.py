@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,11 @@ from torch import nn
 import reparam
 from console import NETWORK, refused, run
 from reparam.cli import main
+from reparam.files import sha256
+from reparam.source import built
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("explain", "verify", "bench", "ops", "doctor", "demo")
+COMMANDS = ("fold", "explain", "verify", "bench", "ops", "doctor", "demo")
 
 
 @pytest.fixture(autouse=True)
@@ -270,6 +273,142 @@ def test_a_defect_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*args: object, **kwargs: object) -> nn.Module:
         raise AssertionError("ours")
 
-    monkeypatch.setattr("reparam.cli.fold.reparameterize", broken)
+    monkeypatch.setattr(sys.modules["reparam.cli.fold"], "reparameterize", broken)
     with pytest.raises(AssertionError, match="ours"):
         main(["explain", "mynet:make", "-i", "1x3x8x8"])
+
+
+# --- fold: what is written
+
+
+def test_fold_writes_an_artefact_that_loads_and_verifies(here: Path) -> None:
+    torch.save({"epoch": 3, "model_ema": {f"module.{k}": v for k, v in mynet(seed=5).state_dict().items()}}, "best.pth")
+    ended = run("fold", "mynet:make", "-c", "best.pth", "-i", "1x3x17x19", "-o", "net.safetensors", "--report", "r.md")
+    assert ended.code == 0, ended.err
+    assert "under 'model_ema'; stripped 'module.'" in ended.out
+    assert "Written: net.safetensors, net.json, r.md" in ended.out
+    assert "Conv2d 3->8 3x3 s2 p1" in (here / "r.md").read_text()
+    x = torch.randn(2, 3, 17, 19)
+    loaded = reparam.load("net.safetensors", mynet())
+    assert torch.allclose(loaded(x), mynet(seed=5)(x), atol=1e-5)
+    again = run("verify", "mynet:make", "net.safetensors", "-c", "best.pth", "-i", "1x3x17x19")
+    assert again.code == 0, again.err
+    assert run("verify", "mynet:make", "net.json", "-i", "1x3x17x19").code == 2
+
+
+def test_fold_as_json(here: Path) -> None:
+    ended = run("fold", "mynet:make", "-i", "1x3x17x19", "-o", "net.safetensors", "--report", "r.json", "--json")
+    data = ended.data()
+    assert data["files"] == ["net.safetensors", "net.json", "r.json"]
+    assert json.loads((here / "r.json").read_text()) == data["report"]
+    source = json.loads((here / "net.json").read_text())["source"]
+    assert source == {"model": "mynet:make", "arguments": {}}
+
+
+def test_the_provenance_names_the_checkpoint(here: Path) -> None:
+    torch.save(mynet(seed=5).state_dict(), "best.pth")
+    run("fold", "mynet:make", "-c", "best.pth", "-i", "1x3x17x19", "-o", "net.safetensors")
+    found = json.loads((here / "net.json").read_text())["source"]["checkpoint"]
+    assert found["file"] == "best.pth"
+    assert found["sha256"] == sha256(here / "best.pth")
+
+
+def listed(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("taken", ["net.safetensors", "net.json", "r.md"])
+def test_fold_does_not_overwrite(taken: str, here: Path) -> None:
+    (here / taken).write_text("precious")
+    arguments = ("fold", "mynet:make", "-i", "1x3x17x19", "-o", "net.safetensors", "--report", "r.md")
+    before = listed(here)
+    assert f"{taken} exists and is not overwritten" in refused(*arguments)
+    assert listed(here) == before
+    assert run(*arguments, "--force").code == 0
+    assert (here / taken).read_bytes() != b"precious"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("net.pth", "name it so"), ("none/net.safetensors", "there is no folder"), (".", "name it so")],
+)
+def test_places_that_cannot_be_written_are_refused_before_any_work(output: str, said: str, here: Path) -> None:
+    before = listed(here)
+    assert said in refused("fold", "mynet:fails", "-o", output)
+    assert "ends in .json or .md" in refused("fold", "mynet:fails", "-o", "net.safetensors", "--report", "r.doc")
+    assert listed(here) == before
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(here: Path) -> None:
+    """No file may grow beyond 20 kB: the system ends the write of the weights in the middle."""
+    (here / "small.py").write_text(
+        "import resource\n\nimport mynet\n\n\n"
+        "def make():\n    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n    return mynet.make(width=32)\n"
+    )
+    (here / "net.json").write_text("old")
+    (here / "net.safetensors").write_text("old")
+    process = as_process("fold", "small:make", "-i", "1x3x17x19", "-o", "net.safetensors", "--force",
+                         PYTHONDONTWRITEBYTECODE="1")  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert not out
+    assert err.startswith("reparam: net.safetensors cannot be written"), err
+    assert err.count("\n") == 1
+    assert {name for name in listed(here) if "pycache" not in name} == {
+        "mynet.py",
+        "small.py",
+        "net.json",
+        "net.safetensors",
+    }
+    assert (here / "net.safetensors").read_text() == (here / "net.json").read_text() == "old"
+
+
+def test_a_run_that_is_interrupted_while_it_writes_leaves_nothing_behind(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        (here / "seen").write_text(str(sorted(path.name for path in here.glob(".net*/*"))))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("reparam.artefact.probe", interrupted)
+    ended = run("fold", "mynet:make", "-i", "1x3x17x19", "-o", "net.safetensors")
+    assert (ended.code, ended.out, ended.err) == (130, "", "reparam: interrupted; nothing was written\n")
+    assert (here / "seen").read_text() == "['net.safetensors']"
+    assert not list(here.glob(".net*"))
+    assert not list(here.glob("net*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"<html>"])
+def test_damaged_checkpoints(content: bytes, here: Path) -> None:
+    (here / "best.pth").write_bytes(content)
+    assert "damaged" in refused("fold", "mynet:make", "-c", "best.pth", "-o", "net.safetensors")
+    assert not (here / "net.safetensors").exists()
+
+
+def test_a_hostile_checkpoint_is_not_run(here: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, ("touch was-run",)
+
+    torch.save({"state_dict": Hostile()}, "evil.pth")
+    assert "asks for the code of posix.system" in refused(
+        "fold", "mynet:make", "-c", "evil.pth", "-o", "net.safetensors"
+    )
+    assert not (here / "was-run").exists()
+
+
+def test_a_checkpoint_of_another_model(here: Path) -> None:
+    torch.save(mynet(width=16).state_dict(), "best.pth")
+    said = refused("fold", "mynet:make", "-c", "best.pth", "-o", "net.safetensors")
+    assert "does not fit the model" in said
+    assert "--arg" in said
+    assert run("explain", "mynet:make", "-c", "best.pth", "--arg", "width=16", "-i", "1x3x9x9").code == 0
+    state = mynet().state_dict()
+    torch.save({"head.bias": state["head.bias"]}, "part.pth")
+    assert "missing stem." in refused("explain", "mynet:make", "-c", "part.pth", "-i", "1x3x9x9")
+    assert "missing stem." in run("explain", "mynet:make", "-c", "part.pth", "--partial", "-i", "1x3x9x9").out
+
+
+def mynet(**arguments: int) -> nn.Module:
+    """The user's network, in eval mode."""
+    return built("mynet:make", arguments)

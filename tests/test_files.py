@@ -98,6 +98,15 @@ def test_what_the_system_says_is_said_in_words(tmp_path: Path, number: int, said
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("text", ["I/O error: No space left on device (os error 28)", "write: No space left on device"])
+def test_libraries_that_tell_it_in_their_own_way(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="the disk is full"), written([tmp_path / "a.bin"]):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="something else"), written([tmp_path / "a.bin"]):
+        raise RuntimeError("something else")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """The system ends the write in the middle: no file may grow beyond 1000 bytes."""
     code = (

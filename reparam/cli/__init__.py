@@ -12,7 +12,7 @@ import typer
 
 from reparam.cli.about import demo, doctor, ops
 from reparam.cli.compare import bench, verify
-from reparam.cli.fold import explain
+from reparam.cli.fold import explain, fold
 from reparam.errors import ReparamError, VerificationError
 
 FAILED = 1
@@ -46,6 +46,7 @@ def _options(
 
 
 _EXAMPLES: dict[Callable[..., None], str] = {
+    fold: "reparam fold mynet:make_model --checkpoint best.pth --input 1x3x224x224 --output deployed.safetensors",
     explain: "reparam explain timm:resnet50 --checkpoint resnet50.safetensors",
     verify: "reparam verify mynet:make_model deployed.onnx --checkpoint best.pth --input 1x3x224x224",
     bench: "reparam bench timm:resnet50 --input 1x3x224x224 --threads 2",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from torch import nn
 
+from reparam.artefact import load
 from reparam.bench import benchmark
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
@@ -20,11 +22,15 @@ from reparam.inputs import Inputs
 from reparam.programs import SUFFIXES, exported_module, open_program
 from reparam.verify import verify as verify_models
 
+ARTEFACTS = (".safetensors", ".json")
+
 Original = Annotated[
     str,
     typer.Argument(metavar="A", help="The original: package.module:factory, timm:NAME, torchvision:NAME or FILE.pt2."),
 ]
-Candidate = Annotated[str, typer.Argument(metavar="B", help="Another of these, or FILE.onnx.")]
+Candidate = Annotated[
+    str, typer.Argument(metavar="B", help="Another of these, FILE.onnx, or an artefact of A: FILE.safetensors.")
+]
 OtherArguments = Annotated[
     list[str] | None, typer.Option("--other-arg", metavar="KEY=VALUE", help="An argument of B's factory; repeatable.")
 ]
@@ -54,7 +60,7 @@ def verify(
         bar("loading the models")
         truth, inputs, notes, data = _original(named, input_, input_file)
         other = options.Named(candidate, other_arg, other_checkpoint, device=device, dtype=dtype)
-        found, more = _candidate(other)
+        found, more = _candidate(other, named)
         bar("comparing them")
         outcome = verify_models(truth, found, inputs, fixed_size=fixed_size)
     show({**data, "other": candidate, **verification_data(outcome)}, [*notes, *more, outcome], json)
@@ -93,7 +99,8 @@ def bench(
             deployed, _ = folded(truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
             models: dict[str, Callable[..., Any]] = {"original": truth, "folded": deployed}
         else:
-            found, more = _candidate(options.Named(other, other_arg, other_checkpoint, device=device, dtype=dtype))
+            b = options.Named(other, other_arg, other_checkpoint, device=device, dtype=dtype)
+            found, more = _candidate(b, named)
             notes += more
             models = {model: truth, other if other != model else f"{other} (B)": found}
         bar(f"timing {rounds} rounds")
@@ -120,11 +127,18 @@ def _original(
     return module, loaded.inputs(shapes, file), [], {"model": named.model}
 
 
-def _candidate(named: options.Named) -> tuple[Callable[..., Any], list[str]]:
+def _candidate(named: options.Named, original: options.Named) -> tuple[Callable[..., Any], list[str]]:
     """Whatever can be called like the original."""
-    if Path(named.model).suffix in SUFFIXES:
-        if named.checkpoint is not None or named.arguments:
-            raise InputError(f"{named.model} has its weights inside; leave out --other-checkpoint and --other-arg")
+    suffix = Path(named.model).suffix
+    if suffix not in (*SUFFIXES, *ARTEFACTS):
+        loaded = named.load()
+        return loaded.model, [f"B: {note}" for note in loaded.notes]
+    if named.checkpoint is not None or named.arguments:
+        raise InputError(f"{named.model} has its weights inside; leave out --other-checkpoint and --other-arg")
+    if suffix in SUFFIXES:
         return open_program(named.model), []
-    loaded = named.load()
-    return loaded.model, [f"B: {note}" for note in loaded.notes]
+    if Path(original.model).suffix in SUFFIXES:
+        raise InputError(
+            f"{named.model} is rebuilt on a fresh copy of A, which {original.model} cannot give; name its code"
+        )
+    return load(named.model, replace(original, checkpoint=None).load().model), []

@@ -1,15 +1,19 @@
-"""Commands that convert: `explain`, which writes nothing."""
+"""Commands that convert: `fold`, and `explain`, which writes nothing."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from torch import nn
 
+from reparam.artefact import Saved, save
 from reparam.cli import options
+from reparam.cli.reports import written_report
 from reparam.cli.shown import Bar, show
 from reparam.data import report_data
+from reparam.files import require_writable, written
 from reparam.inputs import Inputs
 from reparam.pipeline import reparameterize
 from reparam.report import Report
@@ -37,6 +41,56 @@ def folded(
     report = deployed.reparam_report
     assert isinstance(report, Report)
     return deployed, report
+
+
+def fold(
+    model: options.Model,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.safetensors",
+            help="The weights; a .json with where they come from is written beside them.",
+            show_default=False,
+        ),
+    ],
+    arg: options.Arguments = None,
+    checkpoint: options.CheckpointFile = None,
+    checkpoint_key: options.CheckpointKey = None,
+    checkpoint_prefix: options.CheckpointPrefix = None,
+    partial: options.Partial = False,
+    input_: options.Input = None,
+    input_file: options.InputFile = None,
+    keep: options.Keep = None,
+    cost: options.Cost = "static",
+    prune: options.Prune = False,
+    fixed_size: options.FixedSize = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    report: options.ReportFile = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Fold a model, prove the result equal, and write it; `reparam.load(FILE, model)` reads it."""
+    files = Saved.at(output)
+    write = written_report(report)
+    for path in (files.weights, files.provenance, *filter(None, (report,))):
+        require_writable(path, force)
+    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with Bar(STEPS + 2) as bar:
+        bar("loading the model")
+        loaded = named.load()
+        inputs = loaded.inputs(input_, input_file)
+        deployed, found = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
+        bar("writing")
+        save(deployed, output, source=loaded.data(), force=force)
+        if report is not None:
+            with written([report], force) as (draft,):
+                write(found, draft)
+    names = [str(each) for each in (files.weights, files.provenance, report) if each is not None]
+    data = {**loaded.data(), "inputs": str(inputs), "files": names, "report": report_data(found)}
+    show(data, [*loaded.notes, f"Inputs: {inputs}.", found, f"Written: {', '.join(names)}"], json)
 
 
 def explain(
