@@ -283,11 +283,13 @@ def test_a_defect_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_fold_writes_an_artefact_that_loads_and_verifies(here: Path) -> None:
     torch.save({"epoch": 3, "model_ema": {f"module.{k}": v for k, v in mynet(seed=5).state_dict().items()}}, "best.pth")
-    ended = run("fold", "mynet:make", "-c", "best.pth", "-i", "1x3x17x19", "-o", "net.safetensors", "--report", "r.md")
+    ended = run(
+        "fold", "mynet:make", "-c", "best.pth", "-i", "1x3x17x19", "-o", "net.safetensors", "--report", "r.html"
+    )
     assert ended.code == 0, ended.err
     assert "under 'model_ema'; stripped 'module.'" in ended.out
-    assert "Written: net.safetensors, net.json, r.md" in ended.out
-    assert "Conv2d 3->8 3x3 s2 p1" in (here / "r.md").read_text()
+    assert "Written: net.safetensors, net.json, r.html" in ended.out
+    assert "Conv2d 3-&gt;8 3x3 s2 p1" in (here / "r.html").read_text()
     x = torch.randn(2, 3, 17, 19)
     loaded = reparam.load("net.safetensors", mynet())
     assert torch.allclose(loaded(x), mynet(seed=5)(x), atol=1e-5)
@@ -300,7 +302,7 @@ def test_fold_as_json(here: Path) -> None:
     ended = run("fold", "mynet:make", "-i", "1x3x17x19", "-o", "net.safetensors", "--report", "r.json", "--json")
     data = ended.data()
     assert data["files"] == ["net.safetensors", "net.json", "r.json"]
-    assert json.loads((here / "r.json").read_text()) == data["report"]
+    assert json.loads((here / "r.json").read_text()) == {**data["report"], "latency": None}
     source = json.loads((here / "net.json").read_text())["source"]
     assert source == {"model": "mynet:make", "arguments": {}}
 
@@ -335,7 +337,7 @@ def test_fold_does_not_overwrite(taken: str, here: Path) -> None:
 def test_places_that_cannot_be_written_are_refused_before_any_work(output: str, said: str, here: Path) -> None:
     before = listed(here)
     assert said in refused("fold", "mynet:fails", "-o", output)
-    assert "ends in .json or .md" in refused("fold", "mynet:fails", "-o", "net.safetensors", "--report", "r.doc")
+    assert "ends in .html, .md, .json" in refused("fold", "mynet:fails", "-o", "net.safetensors", "--report", "r.doc")
     assert listed(here) == before
 
 

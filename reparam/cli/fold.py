@@ -10,7 +10,7 @@ from torch import nn
 
 from reparam.artefact import Saved, save
 from reparam.cli import options
-from reparam.cli.reports import written_report
+from reparam.cli.reports import form
 from reparam.cli.shown import Bar, show
 from reparam.data import report_data
 from reparam.files import require_writable, written
@@ -74,7 +74,7 @@ def fold(
 ) -> None:
     """Fold a model, prove the result equal, and write it; `reparam.load(FILE, model)` reads it."""
     files = Saved.at(output)
-    write = written_report(report)
+    text = None if report is None else form(report)
     for path in (files.weights, files.provenance, *filter(None, (report,))):
         require_writable(path, force)
     named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
@@ -85,9 +85,9 @@ def fold(
         deployed, found = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
         bar("writing")
         save(deployed, output, source=loaded.data(), force=force)
-        if report is not None:
+        if report is not None and text is not None:
             with written([report], force) as (draft,):
-                write(found, draft)
+                draft.write_text(text(found), encoding="utf-8")
     names = [str(each) for each in (files.weights, files.provenance, report) if each is not None]
     data = {**loaded.data(), "inputs": str(inputs), "files": names, "report": report_data(found)}
     show(data, [*loaded.notes, f"Inputs: {inputs}.", found, f"Written: {', '.join(names)}"], json)

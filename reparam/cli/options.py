@@ -61,7 +61,9 @@ Prune = Annotated[bool, typer.Option("--prune", help="Remove dead weight, such a
 FixedSize = Annotated[bool, typer.Option("--fixed-size", help="Every image will be as large as the input.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1.")]
 Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help=f"Convert the model first: {', '.join(_FLOATING)}.")]
-ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="The report as well: .md or .json.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="The report as well: .html, .md or .json.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 
