@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm, weight_norm
 
@@ -184,10 +185,9 @@ def test_a_fold_that_fits_one_batch_alone_is_checked_with_it() -> None:
 
 
 @pytest.mark.parametrize("others", [{}, {"conv": nn.Conv2d(4, 4, 1)}])
-def test_what_has_no_weight_gets_one_of_its_own_dtype(others: dict[str, nn.Module]) -> None:
+def test_what_has_no_weight_gets_none_of_another_dtype(others: dict[str, nn.Module]) -> None:
     model = Block(lambda m, x: torch.stack([x, x.index_select(1, torch.arange(4))]).mean(0).relu(), **others).eval()
     folded = reparam.reparameterize(model, image(2, 4, 5, 3))
-    assert ran(folded, image(2, 4, 5, 3))["convolution"] == 1
     assert distance(model, folded, image(1, 4, 3, 3)) < EXACT
 
 
@@ -256,7 +256,7 @@ def test_new_weights_lie_in_one_order_of_memory_alone(channels: int, last: bool)
 
 
 def left_of_nothing(m: nn.Module, x: Tensor) -> Tensor:
-    return m.second(m.first(torch.nn.functional.pad(x[:, :, : x.shape[2] // 2], [1, 1, 1, 1])))
+    return m.second(m.first(F.pad(x[:, :, : x.shape[2] // 2], [1, 1, 1, 1])))
 
 
 def test_what_is_left_of_a_small_image_may_be_nothing() -> None:
