@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import nn
 
 from reparam.capture import Call
+from reparam.sizes import Scope
 from reparam.trace import Trace
 
 
@@ -18,8 +19,9 @@ def follow(call: Call, opened: Collection[nn.Module]) -> None:
     Raises Refusal where a way is another one, or there are too many.
     """
     ways: list[bool] = []
+    exchanged = frozenset[Scope]()
     while True:
-        Trace(call, opened, ways=ways)
+        exchanged = Trace(call, opened, ways=ways, exchanged=exchanged).exchanged
         while ways and not ways[-1]:
             ways.pop()
         if not ways:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from types import CodeType, FrameType
 
 _BLANK = ("TO_BOOL", "CACHE", "NOT_TAKEN")
 _ENDS = ("RETURN", "YIELD", "FOR_ITER", "SEND", "END_FOR")  # as jumps, these leave the straight way to an exception
@@ -22,7 +23,7 @@ def required(frame: FrameType) -> bool | None:
 
     So it is in `assert condition` and `if condition: raise ...`. None elsewhere, and where the exception is caught.
     """
-    steps = [step for step in dis.get_instructions(frame.f_code) if step.opname not in _BLANK]
+    steps = _steps(frame.f_code)
     jump = next((i for i, step in enumerate(steps) if step.offset >= frame.f_lasti), len(steps))
     if jump == len(steps) or not (name := steps[jump].opname).startswith("POP_JUMP"):
         return None
@@ -36,7 +37,13 @@ def required(frame: FrameType) -> bool | None:
     return None
 
 
-def _raises(steps: list[dis.Instruction]) -> bool:
+@lru_cache(maxsize=64)
+def _steps(code: CodeType) -> tuple[dis.Instruction, ...]:
+    """What a piece of code does; every trace asks anew."""
+    return tuple(step for step in dis.get_instructions(code) if step.opname not in _BLANK)
+
+
+def _raises(steps: Sequence[dis.Instruction]) -> bool:
     """Whether the steps lead to an exception, whatever happens."""
     for step in steps:
         if step.opname == "RAISE_VARARGS":

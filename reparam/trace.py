@@ -47,6 +47,7 @@ class Trace:
 
     settled: what the forward is handed besides tensors is always the same; it is traced with that, and checks it.
     shaped: so it is traced with as many tensors as there were in lists, tuples and dicts, and checks that.
+    exchanged: where other functions stand in for `int`, `len` or `float`; more are added as the trace needs them.
     ways: where branches on sizes lead, one by one; longer if there are more. Without, no branch is followed.
 
     Raises Refusal where the forward cannot be traced or is not what ran.
@@ -60,6 +61,7 @@ class Trace:
         settled: bool = False,
         shaped: bool = False,
         ways: list[bool] | None = None,
+        exchanged: frozenset[Scope] = frozenset(),
     ) -> None:
         self.settled, self.shaped = settled, shaped
         self.ways, self._turns = ways, 0
@@ -72,20 +74,20 @@ class Trace:
         self.inner: dict[fx.Node, Call] = {}
         self.lengths: dict[fx.Node, int] = {}
         self.literals: dict[str, torch.Tensor] = {}
+        self.exchanged = exchanged
         self._left: Iterator[Node | Call] = iter(())
         self.graph = self._followed()
 
     def _followed(self) -> fx.Graph:
-        exchanged = frozenset[Scope]()
         while True:
             for each in (self.tree, self.at, self.inner, self.lengths, self.literals):
                 each.clear()
             self._turns = 0
             self._left = _entries(self.call, self.opened)
             try:
-                return _traced(self, exchanged)
+                return _traced(self)
             except _Missing as found:
-                exchanged |= found.scopes
+                self.exchanged |= found.scopes
 
     def turn(self) -> bool | None:
         """Where the next branch leads; None where it is not followed."""
@@ -507,13 +509,13 @@ class _Missing(Exception):
         self.scopes = frozenset(scopes)
 
 
-def _traced(steps: Trace, exchanged: Collection[Scope]) -> fx.Graph:
+def _traced(steps: Trace) -> fx.Graph:
     """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
     module, opened = steps.module, steps.opened
     before = [Attributes(each) for each in {module: None, **dict.fromkeys(opened)}]
     tracer = _Tracer(steps)
     try:
-        with torch.no_grad(), symbolic([module, *opened], exchanged):
+        with torch.no_grad(), symbolic([module, *opened], steps.exchanged):
             graph = tracer.trace(module)
         if tracer.missing:  # code has gone on without
             raise _Missing(tracer.missing)
