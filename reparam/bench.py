@@ -169,9 +169,8 @@ def _timed(
 
 
 def _repeats(model: Callable[..., Any], inputs: Inputs, warmup: int, finish: Callable[[], None]) -> int:
-    """How often to call within one sample, by the last of a few single calls (the first ones compile and allocate)."""
-    for _ in range(warmup + 1):
-        wall, _ = _sample(model, inputs, 1, finish)
+    """How often to call within one sample, by the shortest of a few single calls (the first of them compile)."""
+    wall = min(_sample(model, inputs, 1, finish)[0] for _ in range(warmup + 1))
     return max(1, math.ceil(SAMPLE / max(wall, 1e-7)))
 
 
