@@ -238,7 +238,9 @@ class _Region:
             if not _fixes_channels(base, nodes, alike) or (_vanishes(base) and _takes_nothing(base, nodes)):
                 return None
             return value if self._pays(value, nodes) else None
-        return value if isinstance(value, Viewed) and self._movable(base, node, value) else None
+        if not isinstance(value, Viewed) or not _fixes_channels(base, nodes, True, self.steps(base, node)):
+            return None
+        return value if self._movable(base, node, value) else None
 
     def _written_later(self, base: Node, node: Node) -> bool:
         """Whether the memory of either is written to once both may exist, be it through a view."""
@@ -303,8 +305,12 @@ class _Region:
             for start, own in stretches(base, nodes, steps)
             if any(operation(each.function) in cost.KERNELS for each in own)  # type: ignore[arg-type]
         ]
+
+        def within(each: Node) -> bool:
+            return each not in self.sinks and set(each.readers) <= set(nodes)
+
         for start, own in reversed(found):
-            if own is not found[-1][1] and any(map(_forks, nodes[nodes.index(own[-1]) : -1])):
+            if own is not found[-1][1] and not all(map(within, nodes[nodes.index(own[-1]) : -1])):
                 return None
             here = None if start is base else self.found.value(base, start)
             whole = not isinstance(here, Viewed) or here.spread == 1
@@ -401,14 +407,17 @@ _BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where 
 _SCALING = ("add", "sub", "rsub", "mul", "div")  # there the input is repeated along the constant
 
 
-def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool) -> bool:
+def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Collection[Node] = ()) -> bool:
     """Whether what reads the whole base holds a number per channel: then it has as many channels at every input.
 
     Not `counted`: what is read as channels may be pixels, one of which a scaling makes as many as it holds numbers.
+    What rearranges pixels (`steps`) leaves the channels whole.
     """
     whole = {base}
     for node in nodes:
-        if whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
+        if node in steps and whole.intersection(node.operands):
+            whole.add(node)
+        elif whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
             kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
                 if counted or operation(node.function) not in _SCALING:  # type: ignore[arg-type]

@@ -196,6 +196,36 @@ def test_a_linear_layer_behind_the_tokens_of_a_convolution_goes_into_it() -> Non
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
+def test_a_part_of_the_channels_behind_a_transposition_does_not_say_how_many_there_are() -> None:
+    """The layers read eight channels of however many: one that read the whole would take eight alone."""
+    model = Block(
+        lambda m, x: (lambda y: torch.relu(m.a(y[..., :4]) + m.b(y[..., 4:8])))(x.transpose(1, 2)),
+        a=nn.Linear(4, 3), b=nn.Linear(4, 3),
+    )  # fmt: skip
+    model = trained(model, image(2, 8, 5))
+    result = reparam.reparameterize(model, image(2, 8, 5))
+    assert distance(model, result, image(2, 9, 5)) < EXACT
+
+
+def test_two_branches_behind_the_tokens_of_a_convolution_go_into_it() -> None:
+    model = Block(
+        lambda m, x: (lambda y: m.a(y) + m.b(y))(m.conv(x).flatten(2).transpose(1, 2)),
+        conv=nn.Conv2d(4, 8, 3, 3), a=nn.Linear(8, 6), b=nn.Linear(8, 6, bias=False),
+    )  # fmt: skip
+    model = trained(model)
+    result = reparam.reparameterize(model, image(2, 4, 9, 7))
+    assert convs_ran(result, image(2, 4, 9, 7)) == 1, result.reparam_report
+    assert not reparam.reparameterize(result, image(2, 4, 9, 7), verify=False).reparam_report.folds
+    assert distance(model, result, image(1, 4, 6, 11)) < EXACT
+
+
+def test_what_zero_padding_makes_of_a_shift_behind_a_transposition() -> None:
+    model = trained(between(lambda y: y.transpose(2, 3), nn.BatchNorm2d(8), conv(8, 5, 3)), image(2, 8, 7, 5))
+    result = reparam.reparameterize(model, image(2, 8, 7, 5), fixed_size=True)
+    assert norms_ran(result, image(2, 8, 7, 5)) == 0
+    assert distance(model, result, image(3, 8, 7, 5, seed=1)) < EXACT
+
+
 def test_tokens_that_several_projections_read_are_computed_once() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.norm(m.conv(x)).flatten(2).transpose(1, 2)
