@@ -100,9 +100,15 @@ def summed(nodes: Iterable[Node]) -> str:
 def counts(nodes: Iterable[Node], model: nn.Module) -> Counts:
     """What runs, from the operations that are computed and the model that holds the weights."""
     computed = [node for node in nodes if node.function is not None]
-    kinds = Counter(_KIND.get(operation(node.function)) for node in computed)  # type: ignore[arg-type]
+    kinds = Counter(map(_kind, computed))
     macs = sum(map(cost.macs_of, computed))
     return Counts(kinds["conv"], kinds["bn"], kinds["elementwise"], _elements(model), macs)
+
+
+def _kind(node: Node) -> str | None:
+    """What it is counted as; a product with a matrix of weights is a linear layer, as which it may be written."""
+    kind = _KIND.get(operation(node.function))  # type: ignore[arg-type]
+    return kind or ("conv" if cost.macs_of(node) else None)
 
 
 def report(
@@ -126,7 +132,7 @@ def report(
     after = Counts(
         left.convs + len(made),
         left.norms,
-        left.elementwise,
+        left.elementwise + sum(fold.value.mapped for fold in made),
         left.parameters,
         left.macs + sum(map(macs, made)),
     )

@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+from reparam.capture import record
 from reparam.errors import InputError, ModelError, ReparamError, TrainModeError, VerificationError
+from reparam.inputs import Inputs
 from reparam.nn import DiverseBranchBlock, RepVGGBlock
+from reparam.plan import plan
+from reparam.report import counts
 from reparam.rules import RULES
 
 
@@ -513,12 +517,55 @@ def test_counts_are_those_of_what_runs() -> None:
     model = network()
     folded = reparam.reparameterize(model, X)
     report = folded.reparam_report
-    for each, counts in ((model, report.before), (folded, report.after)):
-        assert counts.convs == convs_ran(each, X)
-        assert counts.norms == norms_ran(each, X)
-        assert counts.parameters == sum(t.numel() for t in (*each.parameters(), *each.buffers()))
-        assert counts.macs == macs(each, X)
-        assert counts.elementwise == sum(ran(each, X)[name] for name in ("add", "mul", "sub", "div", "neg"))
+    for each, counted in ((model, report.before), (folded, report.after)):
+        assert counted.convs == convs_ran(each, X)
+        assert counted.norms == norms_ran(each, X)
+        assert counted.parameters == sum(t.numel() for t in (*each.parameters(), *each.buffers()))
+        assert counted.macs == macs(each, X)
+        assert counted.elementwise == sum(ran(each, X)[name] for name in ("add", "mul", "sub", "div", "neg"))
+
+
+COUNTED: dict[str, Callable[[], nn.Module]] = {
+    "a product with weights": lambda: Block(
+        lambda m, x: m.norm(x).permute(0, 2, 3, 1) @ m.weight / 2,
+        norm=nn.BatchNorm2d(3),
+        weight=nn.Parameter(torch.randn(3, 5)),
+    ),
+    "a product of what is computed": lambda: Block(
+        lambda m, x: x.relu() @ x.sigmoid().transpose(-1, -2) + m.fc(x), fc=nn.Linear(24, 20)
+    ),
+    "a dropped result": lambda: Block(
+        lambda m, x: (m.other(x) * 2, m.norm(m.conv(x)) + 1)[1],
+        other=nn.Conv2d(3, 2, 1),
+        conv=nn.Conv2d(3, 4, 1),
+        norm=nn.BatchNorm2d(4),
+    ),
+    "a norm behind a join": lambda: Block(
+        lambda m, x: m.norm(m.a(x.relu()) + m.b(x.tanh())),
+        a=nn.Conv2d(3, 4, 1),
+        b=nn.Conv2d(3, 4, 1),
+        norm=nn.BatchNorm2d(4),
+    ),
+    "a map of biases": lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1), nn.BatchNorm2d(4)),
+    "two heads": lambda: Block(
+        lambda m, x: (m.a(x.mean((2, 3))) + m.b(x.mean((2, 3)))) / 2, a=nn.Linear(3, 4), b=nn.Linear(3, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_is_counted_after_is_what_a_recording_of_the_result_counts(name: str) -> None:
+    model, x = trained(COUNTED[name]()), image(2, 3, 20, 24)
+    folded = reparam.reparameterize(model, x, fixed_size=True)
+    recorded = record(folded, Inputs.of(x))
+    live = plan(recorded, recorded.nodes).live
+    assert folded.reparam_report.after == counts((node for node in recorded.nodes if node in live), folded)
+
+
+def test_a_product_with_weights_counts_as_the_linear_layer_that_it_becomes() -> None:
+    model, x = trained(COUNTED["a product with weights"]()), image(2, 3, 20, 24)
+    report = reparam.reparameterize(model, x).reparam_report
+    assert (report.before.convs, report.after.convs) == (1, 1)
 
 
 def macs(model: nn.Module, *inputs: Tensor) -> int:
