@@ -480,7 +480,7 @@ class AffineConv:
             raise Refusal(f"one side is a map of {_layout(len(self.axes))}, the other of {_layout(len(other.axes))}")
         for a, b, length in zip(self.axes, other.axes, self.anchor.shape[2:], strict=False):
             loose = wherever_defined and not (a.copies or b.copies or self.stretched or other.stretched)
-            equal = a.slack == b.slack or (loose and a.outputs(length) == b.outputs(length))
+            equal = a.as_many(b) or (loose and a.outputs(length) == b.outputs(length))
             if a.stride != b.stride or a.stretch != b.stretch or not equal:
                 raise Refusal("the two sides differ in stride or in the size of their output")
             if a.framed and b.framed and a.mode != b.mode:

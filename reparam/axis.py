@@ -44,6 +44,10 @@ class Axis:
         """Two convolutions give equally many outputs at every size if and only if this is equal."""
         return self.stretch, self.stride, self.slack
 
+    def as_many(self, other: Axis) -> bool:
+        """Whether both, of one stride, give equally many outputs at every size at which both give any."""
+        return max(self.slack - self.spare, other.slack - other.spare) <= min(self.slack, other.slack)
+
     def outputs(self, length: int) -> int:
         return (self.stretch * (length - 1) + 1 + self.slack) // self.stride + 1
 

@@ -59,7 +59,7 @@ def _behind_steps(fold: Fold, x: Tensor) -> Tensor:
 def _cases(fold: Fold, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     """Drawn inputs, and what the user's operations make of them."""
     axes = fold.value.axes
-    if not axes or fold.steps or fold.value.anchor.fixed:
+    if not axes or fold.steps or fold.reshapes or fold.value.anchor.fixed:
         return [_case(fold, fold.base.shape, generator)]
     smallest = [axis.smallest for axis in axes]
     larger = [size + more for size, more in zip(smallest, itertools.cycle(_LARGER), strict=False)]

@@ -8,16 +8,17 @@ pair what the one is of the other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from reparam.affine import AffineConv, Anchor, Constant, Deferred
+from reparam.arrangement import Arrangement, Length, Moved, lengths_of
 from reparam.capture import Node, evaluate
 from reparam.errors import Refusal
 from reparam.rules import RULES, Value, operation
-from reparam.viewed import Viewed
+from reparam.viewed import Viewed, viewed
 
 # How many dominators back a convolution may start. Composing more operations than this that are each worth keeping does
 # not happen in networks; without a limit a purely linear network would take quadratic time.
@@ -154,12 +155,16 @@ def step(node: Node, values: Mapping[Node, Value], fixed: bool = False) -> Value
     rule = RULES[operation(node.function)]  # type: ignore[arg-type]
     view = next((values[operand] for operand in node.operands if isinstance(values.get(operand), Viewed)), None)
     if view is None:
-        value = rule(*_looked_up(node.args, values, fixed), **_looked_up(node.kwargs, values, fixed))
+        value = viewed(rule(*_looked_up(node.args, values, fixed), **_looked_up(node.kwargs, values, fixed)))
     elif len(node.operands) > 1:
         raise Refusal("it joins tensors whose pixels were rearranged", "joining them before that would fold")
     else:
         seen = {node.operands[0]: view.seen()}
-        value = view.then(rule(*_looked_up(node.args, seen, fixed), **_looked_up(node.kwargs, seen, fixed)))
+        try:
+            value = view.then(rule(*_looked_up(node.args, seen, fixed), **_looked_up(node.kwargs, seen, fixed)))
+        except Refusal:
+            view.require_readable()  # else that is the reason
+            raise
     if node.inplace and isinstance(node.args[0], Node) and node.args[0] not in values:
         raise Refusal("it overwrites its input, which others may read", "the same operation out of place would fold")
     sources = {operand.dtype for operand in node.operands if operand.dtype is not None}
@@ -172,6 +177,42 @@ def anchored(node: Node, fixed: bool = False) -> AffineConv:
     """An anchor as the value that its readers see: channels on dimension 1 where it has the rank of a feature map."""
     rank = len(node.shape)
     return AffineConv.of(Anchor(node, node.shape, fixed), rank - 2 if 3 <= rank <= 5 else 0)
+
+
+def lengths(found: Interpretation, base: Node, nodes: Sequence[Node]) -> dict[Node, tuple[Length, ...]]:
+    """How long the dimensions of `base` and of `nodes` behind it are, for every input.
+
+    Nothing where all that is reshaped stays so, and no reshape cuts channels apart.
+    """
+    values = {base: anchored(base, found.fixed), **{node: found.value(base, node) for node in nodes}}
+    views = [value for value in values.values() if isinstance(value, Viewed)]
+    ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
+    if all(view.whole for view in views) and not any(True for _ in ended):
+        return {}
+    known = {base: lengths_of(anchored(base, found.fixed))}
+    for node in nodes:
+        value, before = values[node], values.get(node.operands[0])
+        made = _moved(node, before) if isinstance(before, Viewed) else None
+        if made is None and isinstance(value, Viewed) and value.moves is not None:
+            made = Moved(value.inside, value.moves)
+        if made is not None:
+            known[node] = Arrangement.of(made.input, made.moves).lengths(lengths_of(made.input))
+        elif isinstance(value, AffineConv):
+            known[node] = lengths_of(value)
+    return known
+
+
+def _moved(node: Node, before: Viewed) -> Moved | None:
+    """What a node makes of the rearranged tensor that it reads, if it rearranges it once more."""
+    seen = {node.operands[0]: before.seen()}
+    rule = RULES[operation(node.function)]  # type: ignore[arg-type]
+    try:
+        result = rule(*_looked_up(node.args, seen, False), **_looked_up(node.kwargs, seen, False))
+    except Refusal:
+        return None
+    if not isinstance(result, Moved) or before.moves is None:
+        return None
+    return Moved(before.inside, (*before.moves, *result.moves))
 
 
 def between(base: Node, sinks: Collection[Node]) -> list[Node]:

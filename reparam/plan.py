@@ -22,7 +22,7 @@ from reparam.border import Border, borders
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
-from reparam.interpret import REACH, Interpretation, between
+from reparam.interpret import REACH, Interpretation, between, lengths
 from reparam.memory import relied_on, reordered
 from reparam.rules import Value, operation
 from reparam.spread import Spread, spreads
@@ -36,11 +36,14 @@ _PARTING = (
     "chunk",
     "tensor_split",
     "narrow",
+    "select",
+    "unbind",
     "index_select",
     "expand",
     "repeat",
 )
 _MULTIPLYING = ("cat", "pixel_unshuffle", "repeat", "tile", "repeat_interleave")
+_MOVING = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous")
 _JOINING = ("cat",)  # they have no kernel that could take a scale
 
 
@@ -313,7 +316,7 @@ class _Region:
             if own is not found[-1][1] and not all(map(within, nodes[nodes.index(own[-1]) : -1])):
                 return None
             here = None if start is base else self.found.value(base, start)
-            whole = not isinstance(here, Viewed) or here.spread == 1
+            whole = not isinstance(here, Viewed) or here.whole
             before = sum(nodes.index(step) < nodes.index(own[0]) for step in steps)
             if whole and (value.inside.pixelwise or before == value.ahead):
                 return start, own
@@ -330,10 +333,13 @@ class _Region:
         way = [node]
         while way[-1] is not base:
             way.append(self.found.above[way[-1]])
-        found = []
+        found: list[Node] = []
         before = 0
         for each in way[-2::-1]:
             value = self.found.value(base, each)
+            if isinstance(value, AffineConv):
+                found.clear()  # what was rearranged is a convolution again
+                before = 0
             count = value.steps if isinstance(value, Viewed) else before
             copies = count > 0 and operation(each.function) == "contiguous"  # type: ignore[arg-type]
             found += [each] if count > before or copies else []
@@ -377,16 +383,19 @@ class _Region:
         inside = value if isinstance(value, AffineConv) else value.inside
         space = inside is value or not inside.pixelwise
         start = inside.in_channels, [Axis().sizing for _ in inside.axes if space]
-        sizes = {base: start, **{node: _size(self.found.value(base, node), space) for node in nodes}}
+        values = {node: self.found.value(base, node) for node in nodes}
+        sizes = {base: start, **{node: _size(each, space) for node, each in values.items()}}
+        apart = lengths(self.found, base, nodes)
         if isinstance(value, AffineConv):
-            return Fold(base, sink, value, nodes, (), sizes)
+            sizes.update((node, None) for node, each in values.items() if isinstance(each, Viewed))
+            return Fold(base, sink, value, nodes, (), sizes, lengths=apart)
         place = self._place(base, sink, value)
         assert place is not None
         here = self.found.value(base, place[1][-1])
         read = here.seen() if isinstance(here, Viewed) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
-        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]))
+        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), lengths=apart)
 
 
 def _size(value: Value, space: bool) -> Any:
@@ -423,8 +432,8 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
                 if counted or operation(node.function) not in _SCALING:  # type: ignore[arg-type]
                     return True
                 continue
-            manifold = operation(node.function) in _MULTIPLYING and whole.issuperset(node.operands)  # type: ignore[arg-type]
-            if manifold or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
+            kept = operation(node.function) in (*_MULTIPLYING, *_MOVING) and whole.issuperset(node.operands)  # type: ignore[arg-type]
+            if kept or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
                 whole.add(node)
     return False
 

@@ -32,6 +32,7 @@ from reparam.plan import Plan
 from reparam.proofs import Proofs, contains
 from reparam.rules import operation
 from reparam.split import SCALED, affine_part
+from reparam.stated import require_stated
 from reparam.trace import CHECKS, Trace, user_code
 
 
@@ -133,10 +134,13 @@ class _Editor:
                 inside[node].append(fold)
         for fold, whole in starts.items():
             try:
+                self._require_sizes(whole)
                 parts = [fold]
                 if fold.steps and not is_chain(fold, inside, self.removed):
                     parts = parted(fold, inside, self.removed)
                 self.whole.update(dict.fromkeys(parts, whole))
+            except _At as refusal:
+                result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 self._refuse(result, [whole], refusal)
         chains = [fold for fold in self.whole if is_chain(fold, inside, self.removed)]
@@ -187,6 +191,21 @@ class _Editor:
         if affine not in self.removed:
             raise Refusal("not every operation that reads it can take its scale")
 
+    def _require_sizes(self, fold: Fold) -> None:
+        """Each reshape that cuts channels or pixels apart is given sizes that do so for every input."""
+        for node in fold.reshapes:
+            call = node.call
+            try:
+                own = call if call is not None and user_code(call.module) else None
+                trace = None if own is None else self.proofs.trace(own, frozenset({own.module}))
+                require_stated(node, trace, fold.lengths)
+            except Refusal as refusal:
+                raise _At(node, refusal.reason, refusal.remedy) from None
+
+    def _shown(self, fold: Fold) -> Collection[Node]:
+        """The operations of a fold, or of a part of one, whose sizes are those of what they read."""
+        return self.whole.get(fold, fold).reshapes
+
     # --- one group of folds: the same code, once for every call of the module around it
 
     def _smallest(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
@@ -212,7 +231,7 @@ class _Editor:
             told = len(call.args) > 1 or call.kwargs
             if told and not user_code(call.module) and not fold.takes_output_size(nodes, value):
                 raise Refusal("it is told its output size at every call", "output_padding instead would fold")
-            if self._whole(call, nodes):
+            if self._whole(call, nodes, fold):
                 self._require_one_fate(call)
                 if not self._unread(call.module):
                     raise _NoChain  # the module has to stay as well
@@ -234,7 +253,7 @@ class _Editor:
         self._require_loose(call, fold.nodes)
         self._require_alike(call, group)
         value = None if fold.value.identity else fold.value
-        if self._whole(call, fold.nodes):
+        if self._whole(call, fold.nodes, fold):
             if not self._unread(call.module):
                 raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
             return [Swap(call.module, self.whole[fold], value)], []
@@ -296,7 +315,7 @@ class _Editor:
                 "separate modules would fold",
             )
 
-    def _whole(self, call: Call, nodes: Sequence[Node]) -> bool:
+    def _whole(self, call: Call, nodes: Sequence[Node], fold: Fold) -> bool:
         """Whether these operations are all that the call does, so that its module can be exchanged."""
         if call.module in self.pinned or any(isinstance(event, Call) for event in call.events):
             return False
@@ -305,7 +324,7 @@ class _Editor:
         mine = set(nodes)
         own = [event for event in call.events if isinstance(event, Node)]
         whole = all(node.constant or node.same or node in mine for node in own) and call.result is nodes[-1]
-        return whole and (not user_code(call.module) or self._proven(call, nodes))
+        return whole and (not user_code(call.module) or self._proven(call, nodes, fold))
 
     def _unread(self, module: nn.Module) -> bool:
         """Whether only operations that are removed read the module's tensors."""
@@ -316,9 +335,9 @@ class _Editor:
         own = (node for call in self.calls[module] for node in call.nodes())
         return not only_read_by({*self.removed, *own}, module, self.readers)
 
-    def _proven(self, call: Call, nodes: Sequence[Node]) -> bool:
+    def _proven(self, call: Call, nodes: Sequence[Node], fold: Fold) -> bool:
         trace = self.proofs.trace(call, frozenset({call.module}))
-        return not any(trace.sized(node) for node in nodes)
+        return not any(trace.sized(node) for node in nodes if node not in self._shown(fold))
 
     def _refuse(self, result: Edits, group: Iterable[Fold], refusal: Refusal, call: Call | None = None) -> None:
         """Leave as they are the operations that the code around them holds fast: those of its own forward.
@@ -403,7 +422,7 @@ class _Editor:
             for node in piece.nodes:
                 if node in self.unmade - {piece.sink} and node in trace.at and _returned(trace, node):
                     raise _At(node, "its code also returns it, although nobody reads it")
-                if node in trace.at and trace.sized(node):
+                if node in trace.at and trace.sized(node) and node not in self._shown(piece.fold):
                     raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
                 if (
                     piece.nodes == piece.fold.nodes
@@ -431,8 +450,8 @@ class _Editor:
 class _At(Refusal):
     """One operation that stands in the way; what is around it may still be edited."""
 
-    def __init__(self, node: Node, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, node: Node, reason: str, remedy: str = "") -> None:
+        super().__init__(reason, remedy)
         self.node = node
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reparam.affine import AffineConv, Anchor, Constant, Deferred
+from reparam.arrangement import Arrangement, Move, Moved, Permuted, Picked, Reshaped
 from reparam.errors import Refusal
 from reparam.kernels import repeated
 
@@ -17,43 +20,94 @@ class Viewed:
     (a mean keeps a bias because its weights sum to 1). So a map behind them can be moved in front of them and back.
     ahead: so many of the steps come before `inside`, which reads neighbours of the pixels that they have rearranged;
     its anchor stands for what these steps make of the anchor proper.
-    shape: of the tensor now; channel: which of its dimensions holds the channels.
-    spread: how many channels of `inside` each of them was, side by side, before they were moved into pixels. A map in
-    front of that maps every copy by itself.
+    shape: of the tensor now; channel: which of its dimensions holds the channels (None: none does).
+    places: which channel, as they are seen now, each of those of `inside` has become, or a part of; None where they are
+    whole and in their order. A map in front of that maps every part by itself.
+    moves: the reshapes and transposes, where they are all that the steps do.
     """
 
     inside: AffineConv
     shape: tuple[int, ...]
-    channel: int
+    channel: int | None
     steps: int = 1
-    spread: int = 1
+    places: tuple[int, ...] | None = None
     ahead: int = 0
+    moves: tuple[Move, ...] | None = None
+
+    @staticmethod
+    def of(moved: Moved) -> Viewed | AffineConv:
+        """What a rule has moved; a convolution where all pixels are in their places again, or blocks of them."""
+        x, moves = moved.input, moved.moves
+        source = 1 if x.axes else len(x.anchor.shape) - 1
+        shape, channel = _followed(x.shape(), source, moves)
+        if channel is not None:
+            return Viewed(x, shape, channel, moves=moves)
+        if not x.axes:
+            raise _apart()
+        arrangement = Arrangement.of(x, moves)
+        if not any(digit.source == source for digits in arrangement.dims for digit in digits):
+            raise Refusal("it drops the channels") if arrangement.picked else _apart()
+        convolved = arrangement.convolved(x)
+        if convolved is not None:
+            return convolved
+        at = arrangement.channels(source)
+        places = None if at is None else arrangement.places(at, x.out_channels)
+        return Viewed(x, shape, at, places=places, moves=moves)
+
+    @property
+    def readable(self) -> bool:
+        """Whether a layer may read the channels where they are."""
+        rank = len(self.shape)
+        return self.channel == rank - 1 or (self.channel == 1 and rank <= 5)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the channels are one dimension, in their order."""
+        return self.channel is not None and self.places is None
 
     def seen(self) -> AffineConv:
         """The tensor as if it were an anchor: what the next rule reads."""
         rank = len(self.shape)
-        if self.channel == rank - 1:
-            return AffineConv.of(Anchor(object(), self.shape), 0)
-        if self.channel == 1 and rank <= 5:
-            return AffineConv.of(Anchor(object(), self.shape), rank - 2)
-        raise Refusal(f"its channels are on dimension {self.channel} of {rank}, where no layer reads them")
+        first = self.readable and self.channel != rank - 1
+        return AffineConv.of(Anchor(object(), self.shape), rank - 2 if first else 0)
 
-    def then(self, result: object) -> Viewed:
+    def require_readable(self) -> None:
+        """Raises Refusal where no layer reads the channels."""
+        if self.channel is None:
+            raise Refusal("it reads what cuts channels apart, or joins them with pixels")
+        if not self.readable:
+            where = f"dimension {self.channel} of {len(self.shape)}"
+            raise Refusal(f"its channels are on {where}, where no layer reads them")
+
+    def then(self, result: object) -> Viewed | AffineConv | tuple[object, ...]:
         """What a rule has made of `seen()`, put behind this."""
+        if isinstance(result, tuple):
+            return tuple(map(self.then, result))
+        if isinstance(result, Moved):
+            return self._again(result.moves)
+        if isinstance(result, AffineConv) and result.identity:
+            return self
+        self.require_readable()
         made = result.inside if isinstance(result, Viewed) else result
         if isinstance(made, AffineConv) and len(made.axes) != len(self.seen().axes):
             raise Refusal("it reads other dimensions as channels than those that hold them")
+        return self._read(result)
+
+    def _read(self, result: object) -> Viewed:
         if isinstance(result, Viewed) and result.inside.pixelwise:
-            steps, spread = self.steps + result.steps, self.spread * result.spread
-            return Viewed(self._mapped(result.inside), result.shape, result.channel, steps, spread, self.ahead)
+            result.require_readable()
+            inside, steps = self._mapped(result.inside), self.steps + result.steps
+            places = _one_by_one(self._still(inside), result.places)
+            return Viewed(inside, result.shape, result.channel, steps, places, self.ahead)
         if isinstance(result, AffineConv) and result.mean:
-            return replace(self, shape=result.shape(), steps=self.steps + 1)
+            return replace(self, shape=result.shape(), steps=self.steps + 1, moves=None)
         if isinstance(result, AffineConv) and result.pixelwise:
-            return replace(self, inside=self._mapped(result), shape=result.shape())
+            inside = self._mapped(result)
+            moves = self.moves if inside.out_channels == self.inside.out_channels else None
+            return replace(self, inside=inside, shape=result.shape(), places=self._still(inside), moves=moves)
         if isinstance(result, AffineConv) and not result.mapped and self._behind:
-            return replace(
-                self, inside=result.fed(self._moved(len(result.axes))), shape=result.shape(), ahead=self.steps
-            )
+            inside = result.fed(self._moved(len(result.axes)))
+            return replace(self, inside=inside, shape=result.shape(), ahead=self.steps, moves=None)
         raise Refusal(
             "it reads the neighbours of pixels that were rearranged before it",
             "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",
@@ -62,21 +116,63 @@ class Viewed:
     @property
     def _behind(self) -> bool:
         """Whether there is something inside that may stand behind all of the steps."""
-        movable = self.inside.pixelwise and self.spread == 1
+        movable = self.inside.pixelwise and self.whole
         return not self.inside.identity and (movable or self.ahead == self.steps)
 
     def _moved(self, spatial: int) -> AffineConv:
         """What stands inside, behind the steps."""
         if self.ahead == self.steps:
             return self.inside
-        shape = (*self.shape[: self.channel], self.inside.in_channels, *self.shape[self.channel + 1 :])
+        shape = tuple(self.inside.in_channels if i == self.channel else size for i, size in enumerate(self.shape))
         return replace(self.inside.with_axes(spatial), anchor=replace(self.inside.anchor, key=object(), shape=shape))
+
+    def _again(self, moves: tuple[Move, ...]) -> Viewed | AffineConv:
+        """This with its entries in other places."""
+        steps = self.steps + 1
+        shape, channel = _followed(self.shape, self.channel, moves)
+        if channel is not None and (self.whole or self.moves is None):
+            together = None if self.moves is None else (*self.moves, *moves)
+            return replace(self, shape=shape, channel=channel, steps=steps, moves=together)
+        if self.moves is not None:
+            found = Viewed.of(Moved(self.inside, (*self.moves, *moves)))
+            return replace(found, steps=steps) if isinstance(found, Viewed) else found
+        last = Viewed.of(Moved(self.seen(), moves)) if self.readable else None
+        if not isinstance(last, Viewed) or last.places is None:
+            raise _apart()
+        places = _one_by_one(self.places, last.places)
+        return replace(self, shape=last.shape, channel=last.channel, steps=steps, places=places)
 
     def _mapped(self, outer: AffineConv) -> AffineConv:
         """What stands inside, with a map of the channels behind it."""
         if outer.identity:
             return self.inside
-        return self.inside.then(_repeated(outer.with_axes(len(self.inside.axes)), self.spread))
+        places = self.places
+        if places is None:
+            return self.inside.then(outer.with_axes(len(self.inside.axes)))
+        if outer.pointwise:
+            scale = Deferred(lambda: outer.kernel().flatten()[list(places)])
+            shift = Deferred(lambda: outer.bias_value()[list(places)])
+            return self.inside.scale_shift(scale, None if outer.bias is None else shift)
+        aside = sorted(range(len(places)), key=places.__getitem__)
+        mapped = self.inside.take(aside).then(_repeated(outer.with_axes(len(self.inside.axes)), self._parts))
+        if aside == list(range(len(places))):
+            return mapped
+        if outer.out_channels != outer.in_channels:
+            raise Refusal(
+                "it makes more or fewer channels of what was put in another order before",
+                "a map of as many channels would fold",
+            )
+        return mapped.take(sorted(range(len(places)), key=aside.__getitem__))
+
+    @property
+    def _parts(self) -> int:
+        """How many channels of `inside` each of them was."""
+        return 1 if self.places is None else len(self.places) // (max(self.places) + 1)
+
+    def _still(self, inside: AffineConv) -> tuple[int, ...] | None:
+        """The places of the channels of another map inside."""
+        same = self.places is None or len(self.places) == inside.out_channels
+        return self.places if same else tuple(i // self._parts for i in range(inside.out_channels))
 
 
 def _repeated(outer: AffineConv, times: int) -> AffineConv:
@@ -88,3 +184,44 @@ def _repeated(outer: AffineConv, times: int) -> AffineConv:
     shift = None if bias is None else Constant((many,), Deferred(lambda: bias().repeat_interleave(times)))
     kernel = Deferred(lambda: repeated(outer.kernel(), times, apart=outer.pointwise).view(shape))
     return AffineConv.conv(Constant(shape, kernel), shift, groups=groups)
+
+
+def viewed(result: object) -> object:
+    """What a rule has made: tensors that it has moved, each with its channels."""
+    if isinstance(result, tuple):
+        return tuple(map(viewed, result))
+    return Viewed.of(result) if isinstance(result, Moved) else result
+
+
+def _one_by_one(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The places of channels that were put in other places twice."""
+    return second if first is None else first if second is None else tuple(second[place] for place in first)
+
+
+def _apart() -> Refusal:
+    return Refusal("it cuts channels apart, or joins them with pixels")
+
+
+def _followed(shape: tuple[int, ...], channel: int | None, moves: Sequence[Move]) -> tuple[tuple[int, ...], int | None]:
+    """Shape and channels (as long as they are whole) after some moves."""
+    for move in moves:
+        match move:
+            case Reshaped():
+                shape, channel = move.shape(shape), _kept(shape, channel, move)
+            case Permuted(order):
+                shape, channel = tuple(shape[dim] for dim in order), None if channel is None else order.index(channel)
+            case Picked(dim):
+                shape = (*shape[:dim], *shape[dim + 1 :])
+                channel = None if channel is None or channel == dim else channel - (dim < channel)
+    return shape, channel
+
+
+def _kept(before: Sequence[int], channel: int | None, move: Reshaped) -> int | None:
+    """Where the channels are after a reshape: they stay whole where equally many elements stand before them."""
+    if channel is None or channel < move.start:
+        return channel
+    if channel >= move.stop:
+        return channel - move.stop + move.start + len(move.lengths)
+    ahead = math.prod(before[move.start : channel])
+    kept = (i for i, size in enumerate(move.lengths) if size == before[channel])
+    return next((move.start + i for i in kept if math.prod(move.lengths[:i]) == ahead), None)

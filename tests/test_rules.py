@@ -70,7 +70,7 @@ def behind_steps(found: Interpretation, base: Node, node: Node, x: Tensor) -> Te
     others = [each for each in nodes if each not in steps]
     kernels = [each for each in others if operation(each.function) in KERNELS]
     at = {each: found.value(base, each) for each in kernels}
-    kernels = [each for each in kernels if getattr(at[each], "spread", 1) == 1]
+    kernels = [each for each in kernels if getattr(at[each], "places", None) is None]
     if not whole.inside.pixelwise:
         kernels = [each for each in kernels if getattr(at[each], "steps", 0) == whole.ahead]
     place = [*others[-1:], *kernels][-1]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import cast
 
 import torch
 from torch import nn
 
 from reparam.affine import AffineConv, Constant
+from reparam.arrangement import Moved, Picked
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, constant, dimension, each, rule
 from reparam.viewed import Viewed
@@ -129,16 +131,17 @@ def chunk(input: Value, chunks: int, dim: int = 0) -> tuple[AffineConv, ...]:
         (Case(nn.Sequential(Op(lambda m, x: x[:, :, :2]), nn.Conv2d(4, 4, (2, 1))), smallest=3), "neighbours"),
         (Case(Op(lambda m, x: x[:, :, :0])), "nothing"),
         (Case(Op(lambda m, x: x[:, 0])), "drops the channels"),
+        (Case(Op(lambda m, x: x[:, 0, 1:]), smallest=2), "drops the channels"),
         (Case(Op(lambda m, x: x[:, :, [2, 0]]), smallest=3), "picks pixels"),
         (Case(Op(lambda m, x: x[:, [0, 1], [0, 1]]), smallest=3), "together with pixels"),
         (Case(Op(lambda m, x: x[:, m.index], index=torch.tensor(2))), "plain list"),
         (Case(Op(lambda m, x: x[:, :, : torch.tensor(3)])), "computed"),
     ],
 )
-def getitem(x: Value, index: Value) -> AffineConv | Viewed:
-    """An entry of a tuple, a range of channels, a crop, pixels or tokens by their number."""
+def getitem(x: Value, index: Value) -> AffineConv | Viewed | Moved:
+    """An entry of a tuple, a range of channels, a crop, pixels or tokens by their number, channels of one group."""
     if isinstance(x, tuple):
-        return affine(x[index])
+        return cast(AffineConv | Viewed, x[index])
     value = affine(x)
     entries = list(index) if isinstance(index, tuple) else [index]
     rank = len(value.anchor.shape)
@@ -148,6 +151,9 @@ def getitem(x: Value, index: Value) -> AffineConv | Viewed:
     bounds = [bound for part in entries if isinstance(part, slice) for bound in (part.start, part.stop, part.step)]
     if not all(bound is None or isinstance(bound, int) for bound in bounds):
         raise Refusal("it slices at a position that is computed from a tensor", "a fixed position would fold")
+    picks = [dim for dim, part in enumerate(entries) if type(part) is int]
+    if picks and all(part == slice(None) for part in entries if type(part) is not int):
+        return Moved(value, tuple(Picked(dim, entries[dim] % value.shape()[dim]) for dim in reversed(picks)))
     if not all(_shifts(value, dim, part) for dim, part in enumerate(entries)):
         return _picked(value, entries)
     for dim, part in enumerate(entries):
@@ -188,6 +194,38 @@ def _picked(x: AffineConv, entries: Sequence[Value]) -> Viewed:
     if 0 in shape:
         raise Refusal("it takes nothing at this size")
     return Viewed(x, tuple(shape), channel)
+
+
+@rule(
+    "select",
+    folds=lambda: [
+        Case(Op(lambda m, x: m.inner[0](x).unflatten(1, (3, 2)).select(1, 1), nn.Conv2d(4, 6, 3, padding=1))),
+        Case(Op(lambda m, x: x.unflatten(1, (2, 2)).select(dim=2, index=-1))),
+    ],
+    keeps=lambda: [(Case(Op(lambda m, x: x.select(1, 0))), "drops the channels")],
+)
+def select(input: Value, dim: int, index: Value) -> Moved:
+    """One of the dimensions that channels were cut into, at one place."""
+    x = affine(input)
+    if not isinstance(index, int):
+        raise Refusal("it picks a place that is computed from a tensor", "a fixed place would fold")
+    at = dimension(dim, x)
+    return Moved(x, (Picked(at, index % x.shape()[at]),))
+
+
+@rule(
+    "unbind",
+    folds=lambda: [
+        Case(Op(lambda m, x: torch.cat(x.unflatten(1, (2, 2)).unbind(2)[::-1], 1))),
+        Case(Op(lambda m, x: torch.unbind(m.inner[0](x).unflatten(1, (2, 3)), dim=1)[0], nn.Conv2d(4, 6, 1))),
+    ],
+    keeps=lambda: [(Case(Op(lambda m, x: x.unbind(1)[0])), "drops the channels")],
+)
+def unbind(input: Value, dim: int = 0) -> tuple[Moved, ...]:
+    """One of the dimensions that channels were cut into, at every place."""
+    x = affine(input)
+    at = dimension(dim, x)
+    return tuple(Moved(x, (Picked(at, place),)) for place in range(x.shape()[at]))
 
 
 def _listed(index: Value, count: int) -> list[int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from reparam.affine import AffineConv, Constant, Deferred
+from reparam.affine import AffineConv
+from reparam.arrangement import Moved, Permuted, Reshaped, space_to_depth
 from reparam.rules.table import Case, Value, affine, rule
-from reparam.viewed import Viewed
 
 
 @rule(
@@ -20,10 +19,7 @@ from reparam.viewed import Viewed
 )
 def pixel_unshuffle(input: Value, downscale_factor: int) -> AffineConv:
     """Every block of pixels moved into channels."""
-    x, r = affine(input).seen_with(2), downscale_factor
-    shape = (x.out_channels * r * r, 1, r, r)
-    kernel = Deferred(lambda: torch.eye(r * r, dtype=torch.float64).repeat(x.out_channels, 1).view(shape))
-    return x.then(AffineConv.conv(Constant(shape, kernel), stride=[r, r], groups=x.out_channels))
+    return space_to_depth(affine(input).seen_with(2), [downscale_factor] * 2)
 
 
 @rule(
@@ -39,8 +35,9 @@ def pixel_unshuffle(input: Value, downscale_factor: int) -> AffineConv:
         (Case(nn.PixelShuffle(2), spatial=3, smallest=4, fixed=True), "2 spatial axes"),
     ],
 )  # fmt: skip
-def pixel_shuffle(input: Value, upscale_factor: int) -> Viewed:
+def pixel_shuffle(input: Value, upscale_factor: int) -> Moved:
     """Every r * r channels moved into a block of pixels: a map of single pixels may stand before it."""
     x, r = affine(input).seen_with(2), upscale_factor
-    batch, channels, *sizes = x.shape()
-    return Viewed(x, (batch, channels // (r * r), *(size * r for size in sizes)), 1, spread=r * r)
+    _, channels, high, wide = x.shape()
+    cut = Reshaped((channels // (r * r), r, r), 1, 2)
+    return Moved(x, (cut, Permuted((0, 1, 4, 2, 5, 3)), Reshaped((high * r,), 2, 4), Reshaped((wide * r,), 3, 5)))

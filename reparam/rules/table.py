@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.affine import AffineConv, Bordered, Constant, Deferred, Number, known
+from reparam.arrangement import Moved
 from reparam.errors import Refusal
 from reparam.viewed import Viewed
 
@@ -31,7 +32,7 @@ class Stack:
 
 # What a rule is handed: an AffineConv, Bordered, Stack or Constant where torch had a tensor, all else as torch had it.
 Value: TypeAlias = Any
-Result: TypeAlias = AffineConv | Bordered | Stack | Viewed | tuple[AffineConv, ...]
+Result: TypeAlias = AffineConv | Bordered | Stack | Viewed | Moved | tuple[AffineConv | Moved, ...]
 RuleFunction: TypeAlias = Callable[..., Result]
 Function = TypeVar("Function", bound=RuleFunction)
 

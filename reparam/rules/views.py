@@ -10,33 +10,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from reparam.affine import AffineConv
+from reparam.arrangement import Moved, Permuted, Reshaped
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, each, rule
 from reparam.viewed import Viewed
 
-_Moved = AffineConv | Viewed
 
-
-def _permuted(x: AffineConv, order: Sequence[int]) -> _Moved:
+def _permuted(x: AffineConv, order: Sequence[int]) -> AffineConv | Moved:
     rank = len(x.anchor.shape)
-    order = [dim % rank for dim in order]
-    if order == list(range(rank)):
-        return x
-    return Viewed(x, tuple(x.shape()[dim] for dim in order), order.index(channel_dimension(x)))
+    places = tuple(dim % rank for dim in order)
+    return x if places == tuple(range(rank)) else Moved(x, (Permuted(places),))
 
 
-def _reshaped(x: AffineConv, shape: Sequence[int]) -> _Moved:
-    """The same elements in the same order: channels stay whole where equally many elements stand before them."""
+def _reshaped(x: AffineConv, shape: Sequence[int]) -> AffineConv | Moved:
+    """The same elements in the same order."""
     before = x.shape()
     known = math.prod(size for size in shape if size != -1)
     after = tuple(math.prod(before) // max(known, 1) if size == -1 else size for size in shape)
-    channel = channel_dimension(x)
-    if tuple(shape) == (-1, before[channel]) and after == before:
+    if tuple(shape) == (-1, before[channel_dimension(x)]) and after == before:
         return x  # at every size; any other shape that is written out is that of one size
-    for i, size in enumerate(after):
-        if size == before[channel] and math.prod(after[:i]) == math.prod(before[:channel]):
-            return Viewed(x, after, i)
-    raise Refusal("it cuts channels apart, or joins them with pixels")
+    return Moved(x, (Reshaped(after, 0, len(before)),))
 
 
 @rule(
@@ -55,7 +48,7 @@ def _reshaped(x: AffineConv, shape: Sequence[int]) -> _Moved:
         (Case(nn.Sequential(Op(lambda m, x: x.transpose(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours"),
     ],
 )
-def transpose(input: Value, dim0: int, dim1: int) -> _Moved:
+def transpose(input: Value, dim0: int, dim1: int) -> AffineConv | Moved:
     """Two dimensions exchanged."""
     x = affine(input)
     order = list(range(len(x.anchor.shape)))
@@ -71,7 +64,7 @@ def transpose(input: Value, dim0: int, dim1: int) -> _Moved:
     ],
     keeps=lambda: [(Case(nn.Sequential(Op(lambda m, x: x.permute(0, 1, 3, 2)), nn.Conv2d(4, 4, 3))), "neighbours")],
 )
-def permute(input: Value, *dims: Value) -> _Moved:
+def permute(input: Value, *dims: Value) -> AffineConv | Moved:
     """Dimensions in another order."""
     return _permuted(affine(input), dims[0] if isinstance(dims[0], (tuple, list, torch.Size)) else dims)
 
@@ -85,7 +78,7 @@ def permute(input: Value, *dims: Value) -> _Moved:
     ],
     keeps=lambda: [(Case(nn.Sequential(Op(lambda m, x: x.movedim(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours")],
 )
-def movedim(input: Value, source: Value, destination: Value) -> _Moved:
+def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Moved:
     """Dimensions moved to other places, the others in their order."""
     x = affine(input)
     rank = len(x.anchor.shape)
@@ -110,7 +103,6 @@ def movedim(input: Value, source: Value, destination: Value) -> _Moved:
         ),
     ],
     keeps=lambda: [
-        (Case(nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.reshape(len(x), 2, 2, -1)))), "cuts channels"),
         (
             Case(
                 nn.Sequential(nn.Conv2d(4, 4, 1), Op(lambda m, x: x.view(len(x), -1)), nn.Linear(4 * 49, 2)),
@@ -119,9 +111,10 @@ def movedim(input: Value, source: Value, destination: Value) -> _Moved:
             ),
             "joins them",
         ),
+        (Case(nn.Sequential(nn.Linear(4, 4), Op(lambda m, x: x.view(len(x), -1, 2, 2))), channels_last=True), "apart"),
     ],
 )
-def reshape(input: Value, *shape: Value) -> _Moved:
+def reshape(input: Value, *shape: Value) -> AffineConv | Moved:
     """The same elements under another shape."""
     return _reshaped(affine(input), shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
 
@@ -139,14 +132,39 @@ def reshape(input: Value, *shape: Value) -> _Moved:
         )
     ],
 )
-def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> _Moved:
+def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> AffineConv | Moved:
     """Neighbouring dimensions made one."""
     x = affine(input)
     shape = x.shape()
     start, end = start_dim % len(shape), end_dim % len(shape)
     if start == end:
         return x
-    return _reshaped(x, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
+    return Moved(x, (Reshaped((math.prod(shape[start : end + 1]),), start, end + 1),))
+
+
+@rule(
+    "unflatten",
+    folds=lambda: [
+        Case(
+            nn.Sequential(
+                nn.Conv2d(4, 6, 1),
+                nn.Unflatten(1, (2, 3)),
+                Op(lambda m, x: x.swapaxes(1, 2).flatten(1, 2)),
+                nn.BatchNorm2d(6),
+            )
+        )
+    ],
+    keeps=lambda: [
+        (Case(nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))), channels_last=True), "cuts channels apart"),
+    ],
+)
+def unflatten(input: Value, dim: int, sizes: Value) -> Moved:
+    """One dimension cut into several."""
+    x = affine(input)
+    at = dim % len(x.shape())
+    count = x.shape()[at]
+    known = math.prod(size for size in sizes if size != -1)
+    return Moved(x, (Reshaped(tuple(count // known if size == -1 else size for size in sizes), at, at + 1),))
 
 
 @rule(
@@ -161,12 +179,11 @@ def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> _Moved:
         )
     ],
 )
-def unsqueeze(input: Value, dim: int) -> _Moved:
+def unsqueeze(input: Value, dim: int) -> Moved:
     """A new dimension of length 1."""
     x = affine(input)
-    shape = list(x.shape())
-    at = dim % (len(shape) + 1)
-    return Viewed(x, (*shape[:at], 1, *shape[at:]), channel_dimension(x) + (at <= channel_dimension(x)))
+    at = dim % (len(x.shape()) + 1)
+    return Moved(x, (Reshaped((1,), at, at),))
 
 
 @rule(
@@ -183,18 +200,18 @@ def unsqueeze(input: Value, dim: int) -> _Moved:
         (Case(Op(lambda m, x: x.squeeze(-1)), smallest=2), "some sizes"),
     ],
 )
-def squeeze(input: Value, dim: Value = None) -> _Moved:
+def squeeze(input: Value, dim: Value = None) -> Moved:
     """A dimension of length 1 dropped."""
     x = affine(input)
     if not isinstance(dim, int):
         raise Refusal("it drops every dimension that happens to be 1", "naming one dimension would fold")
-    shape, channel = list(x.shape()), channel_dimension(x)
+    shape, channel = x.shape(), channel_dimension(x)
     at = dim % len(shape)
     if at in (0, channel):
         raise Refusal("it drops the channels or the batch")
     if shape[at] != 1:
         raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
-    return Viewed(x, (*shape[:at], *shape[at + 1 :]), channel - (at < channel))
+    return Moved(x, (Reshaped((), at, at + 1),))
 
 
 @rule(

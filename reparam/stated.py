@@ -1,0 +1,136 @@
+"""The proof that the sizes which code hands to a reshape are those of what it reads, for every input.
+
+A record knows the numbers of one run. Code that was traced shows where they come from: sizes of tensors, multiplied
+and divided. That is worked out in terms of the lengths that depend on the input, and compared with what the fold took
+the reshape for. Numbers that are written out are the same for every input; the batch and the pixels are not.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from reparam.arrangement import Length, constant
+from reparam.capture import SHAPED_AS, Node
+from reparam.errors import Refusal
+from reparam.rules import RULES, operation
+from reparam.trace import Trace
+
+Lengths = tuple[Length, ...]
+_REST = constant(-1)
+
+
+def require_stated(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
+    """Raises Refusal where the sizes that a reshape is given are not proven to be its `lengths` for every input.
+
+    trace: of the code that calls it; None where that is torch's own, which hands on the numbers that it holds.
+    """
+    name = operation(node.function)  # type: ignore[arg-type]
+    try:
+        step = None if trace is None else trace.at[node]
+        args, kwargs = (node.args, node.kwargs) if step is None else (step.args, step.kwargs)
+        code = _Code(trace, lengths)
+        if step is not None and operation(step.target) in SHAPED_AS:
+            stated: Sequence[Length | None] | None = code.shape(args[1])
+        else:
+            given = RULES[name].signature.bind(*args, **kwargs).arguments
+            stated = code.sizes(given["sizes"] if name == "unflatten" else given["shape"])
+    except (KeyError, TypeError):
+        stated = None
+    expected = lengths.get(node, ())
+    if name == "unflatten":
+        at = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+        at %= len(node.operands[0].shape)
+        expected = expected[at : at + len(stated or ())]
+    if not stated or not _agree(stated, expected):
+        raise Refusal(
+            "the sizes that it is given are not proven to be those of what it reads, for every input",
+            "sizes that are read from its very input (x.shape) would fold",
+        )
+
+
+def _agree(stated: Sequence[Length | None], expected: Sequence[Length]) -> bool:
+    """Whether a reshape to these sizes is the expected one, or torch refuses it.
+
+    A size that was rounded down is smaller than it should be, and torch refuses the lot as too small; unless it is to
+    work out another one from what is left.
+    """
+    known = [(ours, length) for ours, length in zip(stated, expected, strict=False) if ours != _REST]
+    if len(stated) != len(expected) or len(stated) - len(known) > 1:
+        return False
+    exact = len(known) == len(stated)
+    return all(ours is not None and ours.same(length) and (exact or ours.exact) for ours, length in known)
+
+
+class _Code:
+    """Steps of a trace that are about sizes, as lengths."""
+
+    def __init__(self, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
+        self.trace = trace
+        self.lengths = {_as_large(node): each for node, each in lengths.items()}
+
+    def sizes(self, given: Any) -> Sequence[Length | None] | None:
+        """A shape, however it is spelled: some sizes, or one sequence of them."""
+        first = given[0] if isinstance(given, (tuple, list)) and len(given) == 1 else given
+        value = self.value(first)
+        return value if isinstance(value, tuple) else None if value is None else (value,)
+
+    def shape(self, tensor: Any) -> Lengths | None:
+        seen = self.trace.tree.get(tensor) if self.trace is not None and isinstance(tensor, fx.Node) else None
+        return self.lengths.get(_as_large(seen)) if isinstance(seen, Node) else None
+
+    def value(self, item: Any) -> Any:
+        """A Length, a tuple of them, or None for what is neither."""
+        if isinstance(item, (tuple, list)):
+            return tuple(map(self.value, item))
+        if isinstance(item, int) and not isinstance(item, bool):
+            return constant(item)
+        if not isinstance(item, fx.Node):
+            return None
+        if item.op == "call_method" and item.target == "size":
+            whole = self.shape(item.args[0])
+            place = item.kwargs.get("dim", item.args[1] if len(item.args) > 1 else None)
+            return whole if place is None else _entry(whole, place)
+        if item.target is getattr and item.args[1] == "shape":
+            return self.shape(item.args[0])
+        if item.op == "call_function" and len(item.args) == 2:
+            return self._computed(item)
+        return None
+
+    def _computed(self, step: fx.Node) -> Any:
+        if step.target is operator.getitem:
+            return _entry(self.value(step.args[0]), step.args[1])
+        a, b = map(self.value, step.args)
+        if isinstance(a, tuple) and isinstance(b, tuple) and step.target is operator.add:
+            return (*a, *b)
+        if isinstance(a, Length) and isinstance(b, Length):
+            if step.target is operator.mul:
+                return a * b
+            if step.target is operator.floordiv:
+                return a // b
+        return None
+
+
+# What these compute is as large as the first tensor that they read, whatever else they are given.
+_AS_LARGE = frozenset(
+    "data detach clone contiguous relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardsigmoid "
+    "hardswish hardtanh softplus dropout batch_norm layer_norm rms_norm group_norm instance_norm affine_part".split()
+)
+
+
+def _as_large(node: Node) -> Node:
+    """The first tensor on the way to this one that is as large for every input."""
+    while node.function is not None and operation(node.function) in _AS_LARGE and len(node.operands) == 1:
+        node = node.operands[0]
+    return node
+
+
+def _entry(whole: Any, place: Any) -> Any:
+    if not isinstance(whole, tuple) or not isinstance(place, (int, slice)):
+        return None
+    if isinstance(place, slice) and any(isinstance(part, fx.Node) for part in (place.start, place.stop, place.step)):
+        return None
+    return whole[place]
