@@ -77,6 +77,36 @@ def shuffled(w: Writer) -> None:
         w.call("conv", conv_text(w, y), y)
 
 
+_FACTORED = (
+    "{x}.view({b}, 2, {c} // 2, {h}, {w}).transpose(1, 2).reshape({b}, {c}, {h}, {w})",
+    "{x}.reshape({b}, -1, 2, {h} * {w}).permute(0, 2, 1, 3).reshape({b}, -1, {h}, {w})",
+    "{x}.reshape({b} * {c} // 2, 2, {h}, {w})[:, 1].reshape({b}, {c} // 2, {h}, {w})",
+    "{x}.view({b}, 2, {c} // 2, {h}, {w})[:, 1]",
+    "torch.cat({x}.unflatten(1, (2, {c} // 2)).unbind(2), 1)",
+    "{x}.view({b}, {c}, {h} // 2, 2, {w}).permute(0, 1, 3, 2, 4).reshape({b}, {c} * 2, {h} // 2, {w})",
+    "{x}.reshape({b}, {c}, {h}, -1, 2).permute(0, 4, 1, 2, 3).reshape({b}, 2 * {c}, {h}, -1)",
+    "{x}.view({b}, {c} // 2, 2, {h}, {w}).permute(0, 1, 3, 2, 4).reshape({b}, {c} // 2, {h} * 2, {w})",
+    # of another shape at other sizes, or pixels among channels
+    "{x}.view({b}, 2, {c} // 2, {w}, {h}).transpose(1, 2).reshape({b}, {c}, {h}, {w})",
+    "{x}.view({b}, 2, {c} // 2, {h}, {w}).transpose(2, 3).reshape({b}, {c}, {h}, {w})",
+    "{x}.view({b}, {c}, 2, {h} // 2, {w}).transpose(1, 2).reshape({b}, 2 * {c}, {h} // 2, {w})",
+    "{x}.reshape(-1, {c} * {h}, {w}).reshape({b}, {c}, {w}, {h})",
+    "{x}.view(2, {c}, -1, {w}).transpose(0, 1).reshape({b}, {c}, {h}, {w})",
+)
+
+
+@drawn(3)
+def factored(w: Writer) -> None:
+    """Channels and pixels cut apart by sizes of the code's own, and what stands behind that."""
+    x = w.any(lambda value: value.dim() == 4)
+    size = w.draw.choice(["{}.shape[{}]", "{}.size({})"])
+    y = w.let(w.draw.choice(_FACTORED).format(x=x, **{name: size.format(x, i) for i, name in enumerate("bchw")}))
+    if w.chance(0.5):
+        w.call("bn", norm_text(w, y), y)
+    elif w.chance(0.7):
+        w.call("conv", conv_text(w, y, geometry=w.draw.choice(["1", "1", "3", "3, padding=1"])), y)
+
+
 @drawn(1)
 def rearranged(w: Writer) -> None:
     """Pixels to channels or back, and what stands behind that."""
