@@ -13,6 +13,7 @@ import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from reparam import cost
@@ -285,7 +286,7 @@ class _Region:
         gives, which is another number than some of them may name.
         """
         place = self._place(base, node, value)
-        if place is None:
+        if place is None or any(map(_in_parts, map(partial(self.found.value, base), between(base, [node])))):
             return False
         nodes, steps = between(base, [node]), self.steps(base, node)
         at = nodes.index(place[1][0])
@@ -396,6 +397,11 @@ class _Region:
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
         return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), lengths=apart)
+
+
+def _in_parts(value: Value) -> bool:
+    """Whether it is several rearranged tensors: what takes them apart is no step of one."""
+    return isinstance(value, tuple) and any(isinstance(part, Viewed) for part in value)
 
 
 def _size(value: Value, space: bool) -> Any:

@@ -154,6 +154,20 @@ def test_channels_of_a_group_are_a_part_of_the_convolution() -> None:
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
+def test_a_dimension_of_one_entry_that_is_taken_apart() -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.cat(x.unflatten(1, (6, x.shape[1] // 6)).unbind(2), 1)
+
+    def row(x: Tensor) -> Tensor:
+        return x.view(x.shape[2]).relu()
+
+    model = trained(in_code(function, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)))
+    result = reparam.reparameterize(model, image(*SIZES[0]))
+    assert distance(model, result, image(*SIZES[2])) < EXACT
+    model = trained(in_code(row, nn.BatchNorm1d(1), nn.ReLU()))
+    assert distance(model, reparam.reparameterize(model, image(1, 1, 5)), image(1, 1, 7)) < EXACT
+
+
 # --- what is another function for another input
 
 
