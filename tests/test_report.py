@@ -28,6 +28,7 @@ from reparam.render.diagram import LARGEST, diagram, shape_of
 from reparam.render.layout import laid_out
 from reparam.render.markup import tag
 from reparam.report import Report
+from reparam.rules import RULES, Rule
 from reparam.verify import Check, Verification
 
 COUNTS = Counts(2, 1, 0, 30, 400)
@@ -507,3 +508,18 @@ def test_a_report_is_a_value() -> None:
     assert pickle.loads(pickle.dumps(report)) == report
     assert copy.deepcopy(report) == report
     assert len(pickle.dumps(report)) < 20_000  # figures, no weights
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("rule", list({entry.name: entry for entry in RULES.values()}.values()), ids=lambda r: r.name)
+def test_whatever_folds_can_be_shown(rule: Rule) -> None:
+    for case in rule.folds():
+        x = case.input(2, (9, 7, 5), torch.Generator().manual_seed(0))
+        model = trained(nn.Sequential(case.module))
+        report = reparam.reparameterize(model, x, verify=False).reparam_report
+        for fold in report.folds:
+            assert all(START <= read < i for i, step in enumerate(fold.steps) for read in step.reads)
+            assert {read for step in fold.steps for read in step.reads} >= set(range(len(fold.steps) - 1))
+            picture = Page(diagram(fold))
+            assert picture.texts.get("text", []).count("x") == (2 if fold.steps else 0)
+        Page(report.to_html())
