@@ -42,13 +42,15 @@ class BiasMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels, *sizes). Raises ValueError at any other size: a map of one pixel would broadcast."""
-        if x.shape[2:] != self.bias.shape[2:]:
-            sizes = ["x".join(map(str, each.shape[2:])) for each in (x, self.bias)]
-            raise ValueError(
-                f"a map of {sizes[0]} pixels where {sizes[1]} were folded in: this model was converted with "
-                "fixed_size=True; convert it for the new size, or without"
-            )
-        return x + self.bias
+        # A choice, not a condition in front of `raise`: checks go with the code that is folded away, this one must not.
+        return x + (self.bias if x.shape[2:] == self.bias.shape[2:] else self._refused(x))
+
+    def _refused(self, x: Tensor) -> Tensor:
+        sizes = ["x".join(map(str, each.shape[2:])) for each in (x, self.bias)]
+        raise ValueError(
+            f"a map of {sizes[0]} pixels where {sizes[1]} were folded in: this model was converted with "
+            "fixed_size=True; convert it for the new size, or without"
+        )
 
 
 def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:
