@@ -11,6 +11,7 @@ from reparam.errors import (
     TrainModeError,
     VerificationError,
 )
+from reparam.export import Exported, export
 from reparam.origin import Origin, undo
 from reparam.pipeline import reparameterize
 from reparam.report import Report
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
+    "Exported",
     "InputError",
     "ModelError",
     "Origin",
@@ -31,6 +33,7 @@ __all__ = [
     "VerificationError",
     "apply",
     "benchmark",
+    "export",
     "load",
     "nn",
     "reparameterize",

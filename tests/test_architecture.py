@@ -69,6 +69,7 @@ FLOORS = {
     "structure": 6,
     "probe": 6,
     "artefact": 7,
+    "export": 7,
     "source": 6,
     "programs": 6,
     "cli": 8,

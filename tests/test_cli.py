@@ -19,7 +19,7 @@ from reparam.files import sha256
 from reparam.source import built
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("fold", "explain", "verify", "bench", "ops", "doctor", "demo")
+COMMANDS = ("fold", "export", "explain", "verify", "bench", "ops", "doctor", "demo")
 
 
 @pytest.fixture(autouse=True)
@@ -414,3 +414,31 @@ def test_a_checkpoint_of_another_model(here: Path) -> None:
 def mynet(**arguments: int) -> nn.Module:
     """The user's network, in eval mode."""
     return built("mynet:make", arguments)
+
+
+# --- export
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_export_writes_a_program_that_verifies(suffix: str, here: Path) -> None:
+    torch.save(mynet(seed=5).state_dict(), "best.pth")
+    file = f"net{suffix}"
+    data = run("export", "mynet:make", "-c", "best.pth", "-i", "1x3x17x19", "-o", file, "--json").data()
+    assert data["file"] == file
+    assert data["takes"] == "every batch and size"
+    assert data["verification"]["ok"] is True
+    ended = run("verify", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30")
+    assert ended.code == 0, ended.err
+    assert run("verify", "mynet:make", file, "-i", "2x3x21x30").code == 2
+    timed = run("bench", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30", "--rounds", "2", "--json").data()
+    assert [each["name"] for each in timed["models"]] == ["mynet:make", file]
+    assert "exists and is not overwritten" in refused("export", "mynet:make", "-o", file)
+    if suffix == ".pt2":
+        assert run("verify", file, "mynet:make", "--other-checkpoint", "best.pth", "-i", "2x3x21x30").code == 0
+
+
+def test_export_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install 'reparam[onnx]'" in refused("export", "mynet:fails", "-o", "net.onnx")
+    assert "name the file .pt2" in refused("export", "mynet:fails", "-o", "net.tflite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
@@ -12,6 +13,7 @@ import typer
 
 from reparam.cli.about import demo, doctor, ops
 from reparam.cli.compare import bench, verify
+from reparam.cli.export import export
 from reparam.cli.fold import explain, fold
 from reparam.errors import ReparamError, VerificationError
 
@@ -47,6 +49,7 @@ def _options(
 
 _EXAMPLES: dict[Callable[..., None], str] = {
     fold: "reparam fold mynet:make_model --checkpoint best.pth --input 1x3x224x224 --output deployed.safetensors",
+    export: "reparam export mynet:make_model --checkpoint best.pth --input 1x3x224x224 --output deployed.onnx",
     explain: "reparam explain timm:resnet50 --checkpoint resnet50.safetensors",
     verify: "reparam verify mynet:make_model deployed.onnx --checkpoint best.pth --input 1x3x224x224",
     bench: "reparam bench timm:resnet50 --input 1x3x224x224 --threads 2",
@@ -69,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app(args=arguments, prog_name="reparam")
+        with warnings.catch_warnings():
+            for kind in (FutureWarning, DeprecationWarning):  # for those who write code, and not for who runs a command
+                warnings.simplefilter("ignore", kind)
+            app(args=arguments, prog_name="reparam")
     except SystemExit as end:
         raise SystemExit(FAILED if end.code else 0) from None  # typer's own code for a mistake in usage is 2
     except ReparamError as error:

@@ -1,0 +1,67 @@
+"""`export`: a folded model as a program of another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reparam.cli import options
+from reparam.cli.fold import STEPS, folded
+from reparam.cli.shown import Bar, show
+from reparam.data import report_data, verification_data
+from reparam.export import export as export_model
+from reparam.export import require_exportable
+
+
+def export(
+    model: options.Model,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="FILE.pt2 (torch.export) or FILE.onnx.", show_default=False
+        ),
+    ],
+    arg: options.Arguments = None,
+    checkpoint: options.CheckpointFile = None,
+    checkpoint_key: options.CheckpointKey = None,
+    checkpoint_prefix: options.CheckpointPrefix = None,
+    partial: options.Partial = False,
+    input_: options.Input = None,
+    input_file: options.InputFile = None,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold the model first.")] = True,
+    keep: options.Keep = None,
+    cost: options.Cost = "static",
+    prune: options.Prune = False,
+    fixed_size: options.FixedSize = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Fold a model and write it as .pt2 or .onnx; the file is loaded again and held against the original."""
+    require_exportable(output, force)
+    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with Bar(STEPS + 3) as bar:
+        bar("loading the model")
+        loaded = named.load()
+        inputs = loaded.inputs(input_, input_file)
+        deployed, report = loaded.model, None
+        if fold:
+            deployed, report = folded(
+                loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size
+            )
+        done = export_model(deployed, output, inputs, original=loaded.model, fixed_size=fixed_size, force=force,
+                            progress=bar)  # fmt: skip
+    data = {
+        **loaded.data(),
+        "inputs": str(inputs),
+        "file": str(done.path),
+        "takes": done.takes,
+        "why": done.why,
+        "verification": verification_data(done.verification),
+        "report": None if report is None else report_data(report),
+    }
+    parts = [*loaded.notes, f"Inputs: {inputs}.", *([] if report is None else [report]), f"Written: {done}"]
+    show(data, parts, json)

@@ -1,0 +1,171 @@
+"""A model as a program of another runtime: `.pt2` by torch.export, `.onnx` by torch.onnx.
+
+What is written is loaded again, in the runtime that it is for, and compared with the float64 truth of the original; it
+gets its name only after that. A file takes every batch and every size if the model can be exported so and the file then
+holds at other batches and sizes; else every batch; else the example's shapes alone. The result says which, and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from reparam.errors import InputError, ModelError, ReparamError, VerificationError
+from reparam.files import require_writable, written
+from reparam.inputs import Inputs
+from reparam.precision import copied, mapped
+from reparam.programs import SUFFIXES, open_program, runtime
+from reparam.verify import Verification, require_eval, verify
+
+ANY_SIZE, ANY_BATCH, ONE_SHAPE = "every batch and size", "every batch", "the example's shapes alone"
+_LIMIT = 2 << 30  # bytes of one ONNX file; what is larger is written in several
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that has been written, what it takes, why no more, and how it compares with the original."""
+
+    path: Path
+    takes: str
+    why: str
+    verification: Verification
+
+    def __str__(self) -> str:
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.path} takes {self.takes}{why}; {self.verification.summary}"
+
+
+def require_exportable(path: Path, force: bool = False) -> None:
+    """Raises InputError, before any work is done, where a program could not be written to `path`."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: name the file .pt2 (torch.export) or .onnx")
+    require_writable(path, force)
+    if path.suffix == ".onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            runtime(name)
+
+
+def export(
+    model: nn.Module,
+    path: Path | str,
+    example_inputs: Any,
+    *,
+    original: nn.Module | None = None,
+    fixed_size: bool = False,
+    force: bool = False,
+    progress: Callable[[str], object] = lambda _: None,
+) -> Exported:
+    """Write `model` to a `.pt2` or `.onnx` file that computes what `original` (the model itself, if not given) does.
+
+    example_inputs: a tensor, a tuple or a dict, as for `reparameterize`.
+    fixed_size: every image will be as large as the example.
+
+    Neither model is changed. Raises InputError where the file cannot be written or the extra `onnx` is missing,
+    ModelError where torch cannot export the model, VerificationError where the file computes something else: then
+    nothing has been written.
+    """
+    path = Path(path)
+    require_exportable(path, force)
+    require_eval(model, "the model")
+    truth = model if original is None else original
+    inputs = Inputs.of(example_inputs)
+    if path.suffix == ".onnx" and any(each.dtype == torch.bfloat16 for _, each in inputs.tensors()):
+        raise InputError(f"{path}: onnxruntime takes no bfloat16 from Python; export the model in float32 or float16")
+    why = ""
+    with written([path], force) as (draft,):
+        for takes in (ANY_SIZE, ANY_BATCH, ONE_SHAPE)[fixed_size:]:
+            progress(f"exporting for {takes}")
+            try:
+                _write(_traced(model, inputs, takes), draft)
+                progress(f"verifying {path.name}")
+                outcome = verify(truth, open_program(draft), inputs, variants=takes != ONE_SHAPE,
+                                 fixed_size=takes == ANY_BATCH).raise_if_failed()  # fmt: skip
+            except (ModelError, VerificationError) as error:
+                if takes == ONE_SHAPE:
+                    raise _renamed(error, draft, path) from error
+                why = why or f"for {takes}: {str(error).splitlines()[0][:300]}"
+                continue
+            return Exported(path, takes, why, outcome)
+    raise AssertionError("the last way either returns or raises")
+
+
+def _renamed(error: ReparamError, draft: Path, path: Path) -> ReparamError:
+    return type(error)(str(error).replace(str(draft), str(path)))
+
+
+def _traced(model: nn.Module, inputs: Inputs, takes: str) -> ExportedProgram:
+    """The model as a program. A batch of one is doubled first: torch takes an axis of length one for fixed."""
+    rows = next((len(tensor) for _, tensor in inputs.tensors() if tensor.ndim > 1), 0)
+    given = inputs.resized(size=()).get("batch", inputs) if rows == 1 and takes != ONE_SHAPE else inputs
+    rows = next((len(tensor) for _, tensor in given.tensors() if tensor.ndim > 1), 0)
+    free = _free(rows, takes)
+    try:
+        bound = inspect.signature(model.forward).bind(*given.args, **given.kwargs).arguments
+        shapes = None if takes == ONE_SHAPE else {name: mapped(each, free) for name, each in bound.items()}
+        with _quiet(), torch.no_grad():
+            return torch.export.export(
+                copied(model), given.args, dict(given.kwargs), dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:
+        raise ModelError(f"torch.export cannot trace the model: {type(error).__name__}: {_line(error)}") from error
+
+
+def _free(rows: int, takes: str) -> Callable[[Any], dict[int, Any] | None]:
+    """Which axes of an argument may have any length: the batch, and the axes of images."""
+
+    def free(value: Any) -> dict[int, Any] | None:
+        if not isinstance(value, Tensor):
+            return None
+        axes = [0] if value.ndim > 1 and len(value) == rows else []
+        if takes == ANY_SIZE and value.is_floating_point() and value.ndim in (3, 4, 5):
+            axes += range(2, value.ndim)
+        return dict.fromkeys(axes, Dim.AUTO)
+
+    return free
+
+
+def _write(program: ExportedProgram, draft: Path) -> None:
+    draft.unlink(missing_ok=True)
+    with _quiet():
+        if draft.suffix == ".pt2":
+            torch.export.save(program, draft)
+            return
+        try:
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+        except Exception as error:
+            raise ModelError(
+                f"torch.onnx cannot translate the model: {type(error).__name__}: {_line(error)}"
+            ) from error
+        assert exported is not None
+        exported.save(draft)
+    if list(draft.parent.iterdir()) != [draft]:
+        raise InputError(
+            f"{draft.name} would be larger than {_LIMIT >> 30} GB, which one ONNX file cannot be; export a .pt2"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What exporters print and warn of is about themselves; what matters is compared afterwards."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else "no message"
