@@ -26,16 +26,18 @@ def relied_on(record: Record) -> set[Node]:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            waiting += [operand for operand in node.operands if not _named(operand, _ORDERING)]
+            waiting += [] if _named(node, _ORDERING) else node.operands
     return seen
 
 
-def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> bool:
-    """Whether the last of the nodes, or what a view among the steps sees, lies in another order after a fold."""
-    removed = [node for node in nodes if node not in steps]
+def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place: Collection[Node]) -> bool:
+    """Whether the last of the nodes, or what a view among the steps sees, may lie in another order after a fold.
+
+    What stands behind `steps` is computed at its `place` as before; all else that is removed must have kept the order.
+    """
     if steps:
-        seen = [node for node in removed if any(_named(step, _VIEWS) for step in nodes[nodes.index(node) :])]
-        return any(_order(each) != _order(node) or not _dense(each) for node in seen for each in node.operands)
+        gone = [node for node in nodes if node not in steps and node not in place]
+        return any(_order(each) != _order(node) or not _dense(each) for node in gone for each in node.operands)
     convolutions = [node for node in nodes if _named(node, _CONVOLUTIONS)]
     return _order(nodes[-1]) != (_order(convolutions[-1]) if convolutions else _convolved(base))
 

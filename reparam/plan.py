@@ -231,8 +231,10 @@ class _Region:
         if value is None or self._relaid(base, node) or self._overwritten(base, node):
             return None
         nodes = between(base, [node])
-        if any(each in self.relied for each in nodes) and reordered(base, nodes, self.steps(base, node)):
-            return None
+        if any(each in self.relied for each in nodes):
+            place = self._place(base, node, value) if isinstance(value, Viewed) else None
+            if reordered(base, nodes, self.steps(base, node), place[1] if place else ()):
+                return None
         if isinstance(value, AffineConv):
             if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
                 parts = any(map(_picks, nodes))

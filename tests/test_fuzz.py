@@ -222,7 +222,11 @@ def pooled_and_viewed(m: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([a.flatten(), b.flatten()])
 
 
-_ORDERED = [scaled_rows, viewed_behind_a_layer, viewed_between_layers]
+def viewed_in_rows(m: nn.Module, x: Tensor) -> Tensor:
+    return m.last(m.mix(x).permute(0, 2, 3, 1)).view(-1)
+
+
+_ORDERED = [scaled_rows, viewed_behind_a_layer, viewed_between_layers, viewed_in_rows]
 _FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
