@@ -64,6 +64,8 @@ def _border(found: Interpretation, node: Node) -> Border | None:
     outer = found.value(operand, node)
     if not isinstance(outer, AffineConv) or outer.mapped or any(axis.copies for axis in outer.axes):
         return None
+    if outer.stretched:
+        return None  # it pads between the pixels, too, where `inner` has none
     while base in found.above:
         base = found.above[base]
         inner = found.value(base, operand)

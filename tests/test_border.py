@@ -140,3 +140,14 @@ def test_a_linear_layer_behind_padding_has_no_border_error() -> None:
     model = trained(nn.Sequential(nn.BatchNorm2d(4), nn.ZeroPad2d((1, 1, 1, 0)), nn.Linear(7, 4)))
     report = reparam.reparameterize(model, image(2, 4, 3, 5)).reparam_report
     assert all(line.naive_error is None for line in report.refusals if line.operation == "linear")
+
+
+@pytest.mark.parametrize("number", [0.0, 1.5])
+def test_a_transposed_convolution_behind_padding_has_no_border_error(number: float) -> None:
+    """It reads what stands between the padded pixels, of which the operation in front knows nothing."""
+    model = trained(
+        nn.Sequential(nn.Conv2d(3, 2, 1), nn.ConstantPad2d(1, number), nn.ConvTranspose2d(2, 2, 2, stride=2))
+    )
+    assert [line.naive_error for line in reparam.reparameterize(model, image(3, 3, 1, 2)).reparam_report.refusals] == [
+        None
+    ]
