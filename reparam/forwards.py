@@ -8,6 +8,7 @@ the methods of tensors. Everything else is refused, and no function is ever hand
 from __future__ import annotations
 
 import ast
+import builtins
 import math
 import operator
 from collections.abc import Collection, Iterator
@@ -23,13 +24,22 @@ from reparam.errors import InputError
 from reparam.rewrite import Code
 
 _MODULES = {"torch": torch, "operator": operator, "math": math}
-_OBJECTS: dict[str, Any] = {"getattr": getattr, "inf": math.inf, "nan": math.nan, "device": torch.device}
 _MAKING = (
     "arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like",
     "scalar_tensor", "tensor", "zeros", "zeros_like", "_assert", "device", "Size",
 )  # fmt: skip
 _BUILT_IN = ("slice", "int", "float", "bool", "len", "abs", "min", "max", "round", "sum")
 _NO_ARITHMETIC = ("attrgetter", "methodcaller", "itemgetter", "call")
+# What a name in a forward may stand for, besides modules.
+_OBJECTS: dict[str, Any] = {
+    **{name: getattr(builtins, name) for name in ("getattr", *_BUILT_IN)},
+    **{f"math.{name}": each for name, each in vars(math).items() if callable(each)},
+    **{f"operator.{name}": each for name, each in vars(operator).items()
+       if callable(each) and not name.startswith("_") and name not in _NO_ARITHMETIC},
+    "inf": math.inf,
+    "nan": math.nan,
+    "device": torch.device,
+}  # fmt: skip
 _NO_METHODS = {
     "register_hook",
     "register_post_accumulate_grad_hook",
@@ -50,12 +60,15 @@ def code_data(code: Code, where: str) -> dict[str, Any]:
     """A forward for a file. Raises InputError where it says what files may not say; `where` names its module."""
     objects = {}
     for name, value in code.objects:
-        if name not in _OBJECTS or not (value is _OBJECTS[name] or value == _OBJECTS[name] or name == "nan"):
+        known = next((key for key, each in _OBJECTS.items() if value is each), None)
+        if known is None and isinstance(value, float):
+            known = "nan" if math.isnan(value) else "inf" if value == math.inf else None
+        if known is None:
             raise InputError(
                 f"{where}: its forward needs {value!r}, which an artefact cannot hold; export a .pt2 instead"
             )
-        objects[name] = name
-    data = {"text": code.text, "modules": dict(code.modules), "objects": sorted(objects)}
+        objects[name] = known
+    data = {"text": code.text, "modules": dict(code.modules), "objects": objects}
     read_code(data, where)
     return data
 
@@ -66,19 +79,27 @@ def read_code(data: Any, where: str) -> tuple[Code, list[list[str]]]:
     Raises InputError where it says more than a forward that torch.fx prints does.
     """
     try:
-        text, modules, objects = str(data["text"]), dict(data["modules"]), list(data["objects"])
+        text, modules, objects = str(data["text"]), dict(data["modules"]), dict(data["objects"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: its forward is damaged ({error!r})") from error
-    if any(modules[name] != name or name not in _MODULES for name in modules) or not set(objects) <= set(_OBJECTS):
-        raise InputError(f"{where}: its forward asks for {sorted({*modules, *objects})}; it is not loaded")
-    reader = _Reader(where, set(modules), set(objects))
+    strange = [name for name in modules if modules[name] != name or name not in _MODULES]
+    strange += [name for name, key in objects.items() if not _may_stand_for(name, key)]
+    if strange:
+        raise InputError(f"{where}: its forward asks for {', '.join(map(str, strange))}; it is not loaded")
+    reader = _Reader(where, set(modules), objects)
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: its forward is damaged ({error})") from error
     reader.function(tree)
-    code = Code(text, tuple(modules.items()), tuple((name, _OBJECTS[name]) for name in objects))
+    code = Code(text, tuple(modules.items()), tuple((name, _OBJECTS[key]) for name, key in objects.items()))
     return code, reader.paths
+
+
+def _may_stand_for(name: Any, key: Any) -> bool:
+    """Whether a name may mean that object; one of Python's own only itself, for that is how the text is read."""
+    own = {"self", *_MODULES, "getattr", *_BUILT_IN, "inf", "nan", "device"}
+    return isinstance(key, str) and key in _OBJECTS and (name == key or not {name, key} & own)
 
 
 def require_members(module: nn.Module, paths: Collection[list[str]], where: str) -> None:
@@ -101,10 +122,11 @@ def _is_member(module: nn.Module, path: list[str]) -> bool:
 class _Reader:
     """Walks the tree of a forward; refuses whatever it does not know."""
 
-    def __init__(self, where: str, modules: set[str], objects: set[str]) -> None:
+    def __init__(self, where: str, modules: set[str], objects: dict[str, str]) -> None:
         self.where = where
         self.modules = modules
-        self.objects = objects
+        self.functions = {name for name, key in objects.items() if key not in ("getattr", "inf", "nan")}
+        self.taken = {"self", "getattr", *_MODULES, *_BUILT_IN, *objects}
         self.paths: list[list[str]] = []
 
     def refuse(self, node: ast.AST, why: str = "") -> InputError:
@@ -117,7 +139,7 @@ class _Reader:
             raise self.refuse(only)
         given = only.args
         every = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
-        if any(each.annotation for each in every) or any(each.arg in {*_MODULES, *_BUILT_IN} for each in every):
+        if any(each.annotation for each in every) or any(each.arg in self.taken - {"self"} for each in every):
             raise self.refuse(only)
         for default in (*given.defaults, *filter(None, given.kw_defaults)):
             self.expression(default)
@@ -145,7 +167,7 @@ class _Reader:
 
     def target(self, node: ast.expr) -> None:
         match node:
-            case ast.Name(id=name) if name not in {"self", *_MODULES, *_OBJECTS, *_BUILT_IN}:
+            case ast.Name(id=name) if name not in self.taken:
                 pass
             case ast.Tuple(elts=parts):
                 for part in parts:
@@ -161,7 +183,7 @@ class _Reader:
             case ast.Constant():
                 pass
             case ast.Name(id=name):
-                if name in ("self", "getattr", "device", *_BUILT_IN) or name.startswith("__") or name in _MODULES:
+                if name in self.taken - {"inf", "nan"} or name.startswith("__"):
                     raise self.refuse(node)
             case ast.Call():
                 self.call(node)
@@ -192,8 +214,7 @@ class _Reader:
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             self.expression(argument.value if isinstance(argument, ast.Starred) else argument)
         if isinstance(node.func, ast.Name):
-            known = node.func.id in _BUILT_IN or (node.func.id == "device" and "device" in self.objects)
-            if not known:
+            if node.func.id not in _BUILT_IN and node.func.id not in self.functions:
                 raise self.refuse(node)
             return
         root, names = self.chain(node.func)

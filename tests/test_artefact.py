@@ -16,7 +16,7 @@ import reparam
 from helpers import ScaledBranches, convs_ran, distance, image, norms_ran, trained
 from reparam.artefact import Saved, apply, load, save
 from reparam.errors import InputError
-from reparam.forwards import read_code
+from reparam.forwards import code_data, read_code
 from reparam.nn import ACBlock, DiverseBranchBlock, MobileOneBlock, RepVGGBlock, demo_network
 from zoo_models import build, example_input
 
@@ -315,6 +315,16 @@ def test_what_folding_has_not_made_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_functions_of_numbers_are_arithmetic() -> None:
+    text = "def forward(self, x):\n    return x * math_ceil(getattr(x, 'shape')[2] / 2) + max(operator_add(1, 2), 3)\n"
+    objects = {"math_ceil": "math.ceil", "operator_add": "operator.add", "getattr": "getattr", "max": "max"}
+    data = {"text": text, "modules": {}, "objects": objects}
+    code, paths = read_code(data, "the model")
+    assert not paths
+    assert code.forward()(None, torch.ones(1, 1, 5)).tolist() == [[[6.0] * 5]]
+    assert code_data(code, "the model") == data
+
+
 HOSTILE = [
     "import os\ndef forward(self, x):\n    return x\n",
     "def forward(self, x):\n    import os\n    return x\n",
@@ -343,6 +353,10 @@ HOSTILE = [
     "def forward(self, x):\n    return eval('1')\n",
     "def forward(self, x):\n    return open('was-run', 'w')\n",
     "def forward(self, x):\n    return print\n",
+    "def forward(self, x):\n    return half\n",
+    "def forward(self, half):\n    return half\n",
+    "def forward(self, x):\n    half = x\n    return half\n",
+    "def forward(self, x):\n    return x.register_hook(half)\n",
     "def forward(self, x):\n    return [y for y in x]\n",
     "def forward(self, x):\n    return (lambda: x)()\n",
     "def forward(self, x):\n    torch = x\n    return torch.save(x)\n",
@@ -369,7 +383,11 @@ def test_a_forward_that_says_more_than_arithmetic_is_not_loaded(
     data = json.loads(saved.provenance.read_text())
     code = data["structure"]["kept"]["code"]
     assert "def forward" in code["text"]
-    code.update(text=text, modules={"torch": "torch", "operator": "operator"}, objects=["getattr"])
+    code.update(
+        text=text,
+        modules={"torch": "torch", "operator": "operator"},
+        objects={"getattr": "getattr", "half": "math.floor"},
+    )
     saved.provenance.write_text(json.dumps(data))
     with pytest.raises(InputError):
         load(saved.weights, make())
@@ -378,10 +396,21 @@ def test_a_forward_that_says_more_than_arithmetic_is_not_loaded(
 
 @pytest.mark.parametrize(
     "more",
-    [{"modules": {"os": "os"}}, {"modules": {"torch": "os"}}, {"objects": ["eval"]}, {"text": None}, {"modules": 3}],
+    [
+        {"modules": {"os": "os"}},
+        {"modules": {"torch": "os"}},
+        {"objects": {"os": "eval"}},
+        {"objects": {"os": "getattr"}},
+        {"objects": {"self": "math.floor"}},
+        {"objects": {"getattr": "math.floor"}},
+        {"objects": {"os": ["math.floor"]}},
+        {"objects": ["eval"]},
+        {"text": None},
+        {"modules": 3},
+    ],
 )
 def test_a_forward_that_asks_for_other_modules_is_not_loaded(more: dict[str, Any]) -> None:
-    data = {"text": "def forward(self, x):\n    return os.system('x')\n", "modules": {}, "objects": []}
+    data = {"text": "def forward(self, x):\n    return os.system('x')\n", "modules": {}, "objects": {}}
     with pytest.raises(InputError):
         read_code({**data, **more}, "the model")
 
