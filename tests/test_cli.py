@@ -298,6 +298,19 @@ def test_fold_writes_an_artefact_that_loads_and_verifies(here: Path) -> None:
     assert run("verify", "mynet:make", "net.json", "-i", "1x3x17x19").code == 2
 
 
+def test_bench_writes_a_report_with_the_latency(here: Path) -> None:
+    arguments = ("bench", "mynet:make", "-i", "1x3x17x19", "--rounds", "2", "--report", "r.html")
+    ended = run(*arguments)
+    assert ended.code == 0, ended.err
+    assert ended.out.rstrip().endswith("Written: r.html")
+    assert "times as fast" in (here / "r.html").read_text()
+    assert "r.html exists and is not overwritten" in refused(*arguments)
+    assert run(*arguments, "--force").code == 0
+    assert "leave out B" in refused("bench", "mynet:make", "mynet:make", "-i", "1x3x17x19", "--report", "s.html")
+    assert "ends in .html, .md, .json" in refused("bench", "mynet:fails", "--report", "r.doc")
+    assert not (here / "s.html").exists()
+
+
 def test_fold_as_json(here: Path) -> None:
     ended = run("fold", "mynet:make", "-i", "1x3x17x19", "-o", "net.safetensors", "--report", "r.json", "--json")
     data = ended.data()

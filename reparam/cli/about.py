@@ -16,6 +16,7 @@ from tabulate import tabulate
 from reparam.bench import benchmark
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
+from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
 from reparam.data import comparison_data, report_data
 from reparam.inputs import Inputs
@@ -55,17 +56,19 @@ def doctor(json: options.Json = False) -> None:
     show({"machine": machine, "packages": packages}, parts, json)
 
 
-def demo(json: options.Json = False) -> None:
+def demo(report: options.ReportFile = None, force: options.Force = False, json: options.Json = False) -> None:
     """Fold a small multi-branch network, prove the result equal, and time both."""
+    write = writer(report, force)
     torch.manual_seed(0)
     images = torch.randn(1, 3, 96, 96)
     # An untrained network is too regular to prove anything on: these draws stand for training.
     model = draw_statistics(draw_constants(demo_network()), inputs=(images,)).eval()
     with Bar(STEPS + 1) as bar:
-        deployed, report = folded(model, Inputs.of(images), bar, keep=None)
+        deployed, found = folded(model, Inputs.of(images), bar, keep=None)
         bar("timing both")
         timed = benchmark({"original": model, "folded": deployed}, images)
-    show({"report": report_data(report), "benchmark": comparison_data(timed)}, [report, timed], json)
+    done = write(found, timed)
+    show({"report": report_data(found), "benchmark": comparison_data(timed)}, [found, timed, *done], json)
 
 
 def _state(name: str, extra: str) -> dict[str, str]:

@@ -14,12 +14,14 @@ from reparam.artefact import load
 from reparam.bench import benchmark
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
+from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
 from reparam.data import comparison_data, verification_data
 from reparam.errors import InputError
 from reparam.files import require_file
 from reparam.inputs import Inputs
 from reparam.programs import SUFFIXES, exported_module, open_program
+from reparam.report import Report
 from reparam.verify import verify as verify_models
 
 ARTEFACTS = (".safetensors", ".json")
@@ -88,15 +90,21 @@ def bench(
     check: Annotated[bool, typer.Option(help="Refuse to time models whose outputs differ.")] = True,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
+    report: options.ReportFile = None,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Time a model and its fold, or any two models, in turns."""
+    if report is not None and other is not None:
+        raise InputError(f"--report {report}: a report is of a conversion; leave out B, and A's fold is timed")
+    write = writer(report, force)
+    conversion: Report | None = None
     named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
     with Bar(STEPS + 2) as bar:
         bar("loading the model")
         truth, inputs, notes, data = _original(named, input_, input_file)
         if other is None:
-            deployed, _ = folded(truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
+            deployed, conversion = folded(truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
             models: dict[str, Callable[..., Any]] = {"original": truth, "folded": deployed}
         else:
             b = options.Named(other, other_arg, other_checkpoint, device=device, dtype=dtype)
@@ -105,7 +113,8 @@ def bench(
             models = {model: truth, other if other != model else f"{other} (B)": found}
         bar(f"timing {rounds} rounds")
         outcome = benchmark(models, inputs, rounds=rounds, threads=threads, check=check)
-    show({**data, **comparison_data(outcome)}, [*notes, outcome], json)
+    done = [] if conversion is None else write(conversion, outcome)
+    show({**data, **comparison_data(outcome)}, [*notes, outcome, *done], json)
 
 
 def _original(

@@ -87,7 +87,7 @@ def fold(
         save(deployed, output, source=loaded.data(), force=force)
         if report is not None and text is not None:
             with written([report], force) as (draft,):
-                draft.write_text(text(found), encoding="utf-8")
+                draft.write_text(text(found, None), encoding="utf-8")
     names = [str(each) for each in (files.weights, files.provenance, report) if each is not None]
     data = {**loaded.data(), "inputs": str(inputs), "files": names, "report": report_data(found)}
     show(data, [*loaded.notes, f"Inputs: {inputs}.", found, f"Written: {', '.join(names)}"], json)

@@ -100,7 +100,7 @@ class Scale:
         return round(_EDGE + (_STRIP - 2 * _EDGE) * share, 1)
 
 
-_STRIP, _EDGE = 210, 12
+_STRIP, _EDGE = 210, 17
 _DECADES = 6  # a channel that is a millionth of another is as good as dead
 
 

@@ -232,13 +232,21 @@ def _equality(outcome: Outcome) -> Markup | None:
 
 def _checks(found: Verification) -> list[Markup]:
     rows = [
-        (c.inputs, c.kind, _code(c.name), f"{c.error:.1e}", f"{c.noise:.1e}", f"{c.bound:.1e}", _passed(c))
+        (
+            c.inputs,
+            c.kind,
+            _code(c.name),
+            f"{c.error:.1e}",
+            f"{c.noise:.1e}" if c.noise else "",
+            f"{c.bound:.1e}",
+            _passed(c),
+        )
         for c in found.shown()
     ]
     headers = ("inputs", "compared in", "worst output", "error", "original's own", "bound", "verdict")
     note = _note(
         f"{_plural(len(found.checks), 'comparison')} of the whole model; of each inputs the worst output. The "
-        "original's own error is that of the trained model against float64, or what one rounding of its weights does."
+        "original's own error is that of the trained model in its own dtype, against float64: the bound rests on it."
     )
     return [note, _table("Comparisons of the whole model", headers, rows, numbers=(3, 4, 5))]
 
