@@ -21,6 +21,8 @@ SOUND = 10 * math.log10(12 * (127 / 4) ** 2)
 
 BITS = 8
 _LEVELS = 2 ** (BITS - 1) - 1  # symmetric: from -127 to 127
+_LOOKED_AT = 64  # channels, evenly over their ranges: a conversion should not wait for the rounding of every weight
+_QUARTILES = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Ranges:
         nothing but zeros (`zeros` of `channels`) left out.
     per_tensor, per_channel: signal-to-noise in dB of the median channel once int8 has rounded it, with one scale for
         the whole tensor and with one for each channel; `BITS * BIT` at most, what a channel that uses all values has.
+        Where there are more than 64 channels, that many are looked at, evenly over their ranges.
     """
 
     name: str
@@ -94,15 +97,21 @@ class Weights:
 
 def ranges(name: str, kernel: Tensor) -> Ranges | None:
     """The ranges of a kernel, (out_channels, ...) of any floating dtype; None where it holds no weight but zeros."""
-    rows = kernel.detach().to(torch.float64).flatten(1)
-    reach = rows.abs().amax(1) if rows.numel() else rows.new_zeros(0)
-    rows, used = rows[reach > 0], reach[reach > 0]
-    if not len(used):
+    rows = kernel.detach().flatten(1)
+    if not rows.numel():
         return None
-    smallest, low, median, high, largest = torch.quantile(used, used.new_tensor([0, 0.25, 0.5, 0.75, 1])).tolist()
+    reach = torch.maximum(rows.amax(1), -rows.amin(1))  # the quickest way to the largest magnitudes
+    order = reach.argsort()
+    order = order[reach[order] > 0]
+    if not len(order):
+        return None
+    reach = reach.double()
+    smallest, low, median, high, largest = torch.quantile(reach[order], _QUARTILES).tolist()
+    picked = order[torch.linspace(0, len(order) - 1, min(len(order), _LOOKED_AT)).round().long()]
+    shown, own = rows[picked].double(), reach[picked][:, None]
     return Ranges(
-        name, len(reach), len(reach) - len(used), smallest, low, median, high, largest,
-        _kept(rows, used.amax()), _kept(rows, used[:, None]),
+        name, len(reach), len(reach) - len(order), smallest, low, median, high, largest,
+        _kept(shown, own.new_tensor(largest)), _kept(shown, own),
     )  # fmt: skip
 
 

@@ -195,7 +195,8 @@ def _kernel(node: Node) -> Ranges | None:
     weights = [each for each in node.inputs if each.constant and len(each.shape) > 1]
     if not weights:
         return None
-    value = evaluate(weights[0], {})
+    held = weights[0].tensor
+    value = evaluate(weights[0], {}) if held is None else held.detach().cpu()
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
     if name.startswith("conv_transpose"):

@@ -165,6 +165,16 @@ def test_ranges_are_what_rounding_every_weight_says(spread: float) -> None:
     assert found.per_channel >= found.per_tensor - 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_of_many_channels_a_few_say_what_all_would(dtype: torch.dtype) -> None:
+    kernel = (image(500, 40) * torch.logspace(0, 2, 500, dtype=torch.float64)[:, None]).to(dtype)
+    found = ranges("layer", kernel)
+    assert found is not None
+    assert found.channels == 500
+    assert found.per_tensor == pytest.approx(brute_force(kernel.double(), per_channel=False), abs=1)
+    assert found.per_channel == pytest.approx(brute_force(kernel.double(), per_channel=True), abs=1)
+
+
 def test_channels_of_zeros_are_counted_and_left_out() -> None:
     kernel = torch.cat([torch.zeros(3, 2), torch.ones(2, 2)])
     found = ranges("layer", kernel)
