@@ -28,7 +28,10 @@ _MAKING = (
     "arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like",
     "scalar_tensor", "tensor", "zeros", "zeros_like", "_assert", "device", "Size",
 )  # fmt: skip
-_BUILT_IN = ("slice", "int", "float", "bool", "len", "abs", "min", "max", "round", "sum")
+_BUILT_IN = (
+    "slice", "int", "float", "bool", "len", "abs", "min", "max", "round", "sum",
+    "list", "tuple", "dict", "range", "reversed", "sorted", "zip",
+)  # fmt: skip
 _NO_ARITHMETIC = ("attrgetter", "methodcaller", "itemgetter", "call")
 # What a name in a forward may stand for, besides modules.
 _OBJECTS: dict[str, Any] = {

@@ -76,7 +76,8 @@ def digests(model: nn.Module) -> dict[str, str]:
 
 def digest(tensor: Tensor) -> str:
     """That of one tensor, wherever it is and however its memory is laid out."""
-    held = tensor.detach().cpu().contiguous()
+    held = tensor.detach().cpu()
+    held = (held if held.layout == torch.strided else held.to_dense()).resolve_conj().resolve_neg().contiguous()
     mark = hashlib.sha256(f"{held.dtype} {tuple(held.shape)} ".encode())
     if held.numel():
         mark.update(held.flatten().view(torch.uint8).numpy().data)
@@ -160,8 +161,13 @@ def _require_same(restored: nn.Module, origin: Origin) -> None:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors themselves, by key."""
-    return {key: each for key, each in model.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
+    """The tensors themselves, by key; by path where a `state_dict` of the user's own does not give them."""
+    try:
+        held: Mapping[str, Any] = model.state_dict(keep_vars=True)
+    except Exception:  # noqa: BLE001 - an override may want other arguments, or raise anything
+        every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        return dict(every)
+    return {key: each for key, each in held.items() if isinstance(each, Tensor)}
 
 
 def _unmarked(model: nn.Module) -> nn.Module:

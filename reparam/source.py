@@ -107,7 +107,9 @@ def _from_zoo(zoo: str, what: str) -> Any:
     if what.partition(".")[0] not in names:
         raise InputError(f"{zoo} has no model {what}{_close(what, names)}")
     if zoo == "torchvision":
-        return lambda **kwargs: models.get_model(what, **{"weights": None, **kwargs})
+        offered = inspect.signature(models.get_model_builder(what)).parameters
+        none = {name: None for name in ("weights", "weights_backbone") if name in offered}  # nothing is downloaded
+        return lambda **kwargs: models.get_model(what, **{**none, **kwargs})
     return lambda **kwargs: models.create_model(what, **kwargs)
 
 

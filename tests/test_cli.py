@@ -166,6 +166,8 @@ def test_models_of_the_zoos() -> None:
     assert len(data["report"]["folds"]) == 22
     data = run("explain", "torchvision:resnet18", "--input", "1x3x64x64", "--json").data()
     assert data["report"]["after"]["norms"] == 0
+    # The builder of a detector downloads the weights of its backbone unless it is told not to.
+    assert isinstance(built("torchvision:ssdlite320_mobilenet_v3_large"), nn.Module)
 
 
 def test_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

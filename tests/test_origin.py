@@ -130,3 +130,20 @@ def test_digests_differ_where_tensors_do(change: Callable[[Tensor], Tensor]) -> 
     assert digest(torch.ones(2, dtype=torch.bfloat16)) == digest(torch.ones(2, dtype=torch.bfloat16))
     assert digest(torch.ones(())) != digest(torch.zeros(()))
     assert digest(torch.ones(0))
+    assert digest(torch.eye(3).to_sparse()) != digest(torch.zeros(3, 3).to_sparse())
+    assert digest(torch.tensor([1 + 1j, 2 + 1j]).conj()) == digest(torch.tensor([1 - 1j, 2 - 1j]))
+
+
+@pytest.mark.parametrize("kind", ["no arguments", "raises", "something else"])
+def test_a_state_dict_of_the_users_own_stands_in_no_ones_way(kind: str) -> None:
+    class Own(Net):
+        def state_dict(self) -> dict[str, object]:  # type: ignore[override]
+            if kind == "raises":
+                raise RuntimeError("not now")
+            return {"nested": {"a": 1}} if kind == "something else" else dict(self.named_parameters())
+
+    x = image(2, 3, 7, 9)
+    model = trained(Own(), x)
+    deployed = reparam.reparameterize(model, x)
+    assert distance(model, deployed, x) < 1e-12
+    assert pickle.loads(pickle.dumps(deployed.reparam_origin)).keys == deployed.reparam_origin.keys
