@@ -45,6 +45,16 @@ class Fold:
         named = (node for node in self.nodes if operation(node.function) in _GIVEN_SIZES)  # type: ignore[arg-type]
         return tuple(named) if self.lengths else ()
 
+    @property
+    def proven(self) -> tuple[Node, ...]:
+        """The nodes that have to follow one another for every input: its own, and the joins of what is `given`."""
+        found, waiting = dict.fromkeys(self.nodes), [self.base] if self.given else []
+        while waiting:
+            node = waiting.pop()
+            found[node] = None
+            waiting += () if node in self.given else node.operands
+        return tuple(found)
+
     def as_large(self, node: Node) -> Node | None:
         """The end of the fold that is as large as one of its nodes, whatever the size of the base, if one is."""
         size = None if self.steps else self.sizes.get(node)

@@ -276,10 +276,10 @@ class _Editor:
 
     def _looking(self, fold: Fold) -> tuple[Call, frozenset[nn.Module]]:
         """The call around a fold, and the modules whose code leads through it and may go other ways."""
-        around = common(fold.nodes)
+        around = common(fold.proven)
         if around is None:
             raise Refusal("it runs outside the model's forward")
-        way = {call for node in fold.nodes for call in within(node, around) if user_code(call.module)}
+        way = {call for node in fold.proven for call in within(node, around) if user_code(call.module)}
         looking = {outer for call in way if self.proofs.looks(call) for outer in call.above() if outer in way}
         return around, frozenset(call.module for call in looking)
 

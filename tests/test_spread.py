@@ -203,3 +203,22 @@ def test_what_is_read_on_the_way_is_not_computed_in_advance() -> None:
     )
     model, x = trained(model), image(2, 4, 7, 9)
     assert distance(model, reparam.reparameterize(model, x, verify=False), x) < EXACT
+
+
+def _normed_where_large(m: nn.Module, x: Tensor) -> Tensor:
+    joined = m.a(x.relu()) + m.b(x.sigmoid())
+    return m.norm(joined) if joined.shape[-1] > 3 else joined
+
+
+def _summed_where_large(m: nn.Module, x: Tensor) -> Tensor:
+    side = m.a(x.relu())
+    return m.norm(side + m.b(x.sigmoid()) if side.shape[-1] > 3 else side)
+
+
+@pytest.mark.parametrize("forward", [_normed_where_large, _summed_where_large])
+def test_what_only_some_sizes_lead_through_takes_nothing(forward: Callable[..., Tensor]) -> None:
+    layers = {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 4, 3, padding=1), "norm": nn.BatchNorm2d(4)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(2, 3, 5, 4))
+    for size in [(5, 4), (2, 3), (1, 1)]:
+        assert distance(model, folded, image(3, 3, *size)) < EXACT
