@@ -70,6 +70,8 @@ FLOORS = {
     "probe": 6,
     "artefact": 7,
     "export": 7,
+    "timm": 8,
+    "hub": 8,
     "source": 6,
     "programs": 6,
     "cli": 8,
@@ -140,7 +142,7 @@ SAME_FLOOR = {
 APART = "nn"
 
 # What may be imported besides Python's own library: the dependencies of pyproject.toml.
-THIRD_PARTY = {"torch", "numpy", "tabulate", "typer", "safetensors"}
+THIRD_PARTY = {"torch", "numpy", "tabulate", "typer", "safetensors", "huggingface_hub"}
 
 MAX_LINES = 600
 
