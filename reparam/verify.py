@@ -67,6 +67,11 @@ class Check:
     passed: bool
     detail: str = ""
 
+    @property
+    def compared(self) -> bool:
+        """Whether there was anything to compare: the original itself may not take these inputs."""
+        return self.kind != _REJECTED
+
     def __str__(self) -> str:
         text = f"{self.name} on {self.inputs} ({self.kind}): error {self.error:.2g}, bound {self.bound:.2g}"
         return f"{text}; {self.detail}" if self.detail else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+
+_PATIENCE = 120
 
 # The browser reads its commands from descriptor 3 and answers on 4.
 _MOVE = """
@@ -61,6 +64,8 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
+            if not select.select([self.answers], [], [], _PATIENCE)[0]:
+                raise RuntimeError(f"the browser has said nothing for {_PATIENCE} seconds")
             part = os.read(self.answers, 1 << 20)
             if not part:
                 raise RuntimeError("the browser has gone")

@@ -460,6 +460,13 @@ def test_what_was_not_verified_or_is_not_equal_is_not_called_equal() -> None:
         assert "Equal to the original" not in page
 
 
+def test_inputs_that_the_original_does_not_take_are_not_called_equal() -> None:
+    refused = Check("call", "size 1x3x9x9", "not accepted", 0.0, 0.0, 0.0, True, "by the original: too large")
+    page = replace(FULL, verification=Verification((refused,))).to_html()
+    assert "by the original: too large" in page
+    assert "✓ ok" not in page
+
+
 def test_a_layer_that_suffers_is_named() -> None:
     gains = torch.ones(16, dtype=torch.float64)
     gains[5] = 100.0

@@ -137,7 +137,7 @@ def _verdict(outcome: Outcome) -> Markup:
         return tag("p", tag("strong", text), class_="verdict open")
     if not found.ok:
         return tag("p", tag("strong", "✗ Not equal"), tag("span", f"{found.worst}"), class_="verdict wrong")
-    text = f"float64 error {found.fp64_error:.1e} of the largest output"
+    text = f"float64 error {_error(found.fp64_error)} of the largest output"
     return tag("p", tag("strong", "✓ Equal to the original"), tag("span", text), class_="verdict right")
 
 
@@ -231,18 +231,7 @@ def _equality(outcome: Outcome) -> Markup | None:
 
 
 def _checks(found: Verification) -> list[Markup]:
-    rows = [
-        (
-            c.inputs,
-            c.kind,
-            _code(c.name),
-            f"{c.error:.1e}",
-            f"{c.noise:.1e}" if c.noise else "",
-            f"{c.bound:.1e}",
-            _passed(c),
-        )
-        for c in found.shown()
-    ]
+    rows = [(c.inputs, c.kind, *(_numbers(c) if c.compared else [""] * 4), _passed(c)) for c in found.shown()]
     headers = ("inputs", "compared in", "worst output", "error", "original's own", "bound", "verdict")
     note = _note(
         f"{_plural(len(found.checks), 'comparison')} of the whole model; of each inputs the worst output. The "
@@ -251,9 +240,20 @@ def _checks(found: Verification) -> list[Markup]:
     return [note, _table("Comparisons of the whole model", headers, rows, numbers=(3, 4, 5))]
 
 
+def _numbers(check: Check) -> list[str]:
+    noise = _error(check.noise) if check.noise else ""  # it is measured where a bound rests on it
+    return [_code(check.name), _error(check.error), noise, _error(check.bound)]
+
+
 def _passed(check: Check) -> Markup:
+    if not check.compared:
+        return joined([check.detail])
     sign = tag("span", "✓ ok", class_="fine") if check.passed else tag("span", "✗ FAILED", class_="warning")
     return joined([sign, f" {check.detail}" if check.detail else ""])
+
+
+def _error(error: float) -> str:
+    return f"{error:.1e}" if error else "0"
 
 
 def _quantisation(outcome: Outcome) -> Markup | None:
@@ -314,7 +314,9 @@ def _arrowed(before: float | None, after: float, form: Callable[[float], str]) -
 def _folds(outcome: Outcome) -> Markup | None:
     if not outcome.folds:
         return None
-    rows = ((_code(name), was, shorthand(now), error) for name, was, now, error in words.folded(outcome))
+    rows = (
+        (_code(f.name), f.before, shorthand(f.after), "" if f.error is None else _error(f.error)) for f in outcome.folds
+    )
     table = _table("Every fold", words.FOLDED, rows, numbers=(3,))
     return _section("folds", "Every fold", _searchable("folds", "Search the folds", table))
 
