@@ -72,6 +72,7 @@ FLOORS = {
     "export": 7,
     "timm": 8,
     "hub": 8,
+    "lightning": 8,
     "source": 6,
     "programs": 6,
     "cli": 8,

@@ -93,3 +93,77 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "reparam.hub", raising=False)
     with pytest.raises(InputError, match=r"reparam\[hub\]"):
         import reparam.hub  # noqa: F401
+
+
+# --- Lightning
+
+
+def lightning() -> Any:
+    return pytest.importorskip("pytorch_lightning")
+
+
+def task(width: int = 4) -> Any:
+    """A LightningModule around a network, and its data: two batches of noise."""
+
+    class Task(lightning().LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(RepVGGBlock(3, width), RepVGGBlock(width, width))
+
+        def training_step(self, batch: Tensor) -> Tensor:
+            return self.model(batch).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(image(8, 3, 7, 9, dtype=torch.float32), batch_size=4)
+
+    return Task()
+
+
+def fitted(module: Any, callback: Any, folder: Path) -> Any:
+    trainer = lightning().Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[callback],
+    )  # fmt: skip
+    trainer.fit(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_callback_folds_what_was_trained(tmp_path: Path) -> None:
+    lightning()
+    from reparam.lightning import FoldCallback
+
+    module, x = task(), image(2, 3, 7, 9, dtype=torch.float32)
+    callback = FoldCallback(tmp_path / "net.safetensors", example_inputs=x)
+    fitted(module, callback, tmp_path)
+    assert callback.deployed is not None
+    loaded = reparam.load(tmp_path / "net.safetensors", task().model)
+    assert torch.equal(loaded(x), callback.deployed(x))
+    assert distance(module.model.eval(), loaded, x) < 1e-5
+    assert convs_ran(module.model, x) == 4
+    assert convs_ran(loaded, x) == 2
+
+
+def test_mistakes_are_found_before_training(tmp_path: Path) -> None:
+    lightning()
+    from reparam.lightning import FoldCallback
+
+    x = image(2, 3, 7, 9, dtype=torch.float32)
+    with pytest.raises(InputError, match="has no such part; name one of model"):
+        fitted(task(), FoldCallback(tmp_path / "net.safetensors", "net", x), tmp_path)
+    with pytest.raises(InputError, match="set example_input_array on Task"):
+        fitted(task(), FoldCallback(tmp_path / "net.safetensors"), tmp_path)
+    (tmp_path / "net.json").write_text("old")
+    with pytest.raises(InputError, match="exists"):
+        fitted(task(), FoldCallback(tmp_path / "net.safetensors", "model", x), tmp_path)
+
+
+def test_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "reparam.lightning", raising=False)
+    with pytest.raises(InputError, match=r"reparam\[lightning\]"):
+        import reparam.lightning  # noqa: F401
