@@ -55,6 +55,8 @@ def sketched(fold: Fold, order: Mapping[Node, int]) -> tuple[Step, ...]:
             index = len(steps)
             steps.append(Step(name, geometry(node), place(node), tuple(reads)))
         at[node] = index
+    if fold.advance is not None:
+        steps.append(Step("share of a norm", "", place(fold.sink), (at[fold.sink],)))
     return _ordered(steps)
 
 

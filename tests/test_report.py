@@ -128,6 +128,18 @@ def test_steps_that_stay_are_shown_around_what_has_become_of_the_others() -> Non
     assert "adaptive" in fold.becomes[0]
 
 
+def test_a_norm_behind_a_join_is_shown_where_it_has_gone() -> None:
+    members = {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 5, 1), "norm": nn.BatchNorm2d(9)}
+    model = Block(lambda m, x: m.norm(torch.cat([m.a(x), m.b(torch.relu(x))], 1)), **members)
+    a, b, norm = report_of(trained(model, image(2, 3, 5, 4)), image(2, 3, 5, 4)).folds
+    for fold in (a, b):
+        assert [step.operation for step in fold.steps] == ["conv2d", "share of a norm"]
+    assert [step.operation for step in norm.steps] == ["batch_norm"]
+    assert norm.becomes == ()
+    assert norm.weights is None
+    assert "taken in front" in diagram(norm)
+
+
 @pytest.mark.parametrize("block", ["repvgg", "dbb", "acnet", "mobileone"])
 def test_every_step_stands_behind_what_it_reads_and_the_last_is_the_result(block: str) -> None:
     network = reparam.nn.demo_network()
@@ -444,9 +456,9 @@ def test_a_report_of_nothing() -> None:
     for model in (nn.Sequential(nn.ReLU()), nn.Sequential(nn.Linear(3, 3))):
         report = report_of(model.eval(), torch.randn(2, 3))
         page = report.to_html()
-        assert "Nothing to fold" in page
+        assert "Nothing was folded" in page
         assert not {"Blocks", "Quantisation after folding"} & set(Page(page).texts["h2"])
-        assert report.to_markdown().startswith("# Sequential, folded")
+        assert report.to_markdown().startswith("# Sequential\n")
         assert json.loads(report.to_json())["folds"] == []
 
 

@@ -12,7 +12,7 @@ from reparam.render import words
 
 def as_markdown(outcome: Outcome, latency: Comparison | None = None) -> str:
     """Headings and tables, each only where there is something in it; every text is escaped."""
-    parts = [f"# {_escaped(outcome.model or 'A model')}, folded", _escaped(words.verdict(outcome))]
+    parts = [f"# {_escaped(words.title(outcome))}", _escaped(words.verdict(outcome))]
     parts.append(_table(("", "before", "after"), words.counted(outcome), numbers=(1, 2)))
     if latency is not None:
         headers = ("model", "ms per call (median)", "over the first")

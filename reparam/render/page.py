@@ -25,7 +25,7 @@ _OPEN = 8  # so many of the distinct blocks are shown at once, the others on dem
 def as_html(outcome: Outcome, latency: Comparison | None = None) -> str:
     """The page, in UTF-8 once written; `latency` is what `benchmark` has measured, the original first."""
     style, script = (Markup((files("reparam.render") / f"page.{kind}").read_text("utf-8")) for kind in ("css", "js"))
-    title = f"{outcome.model or 'A model'}, folded"
+    title = words.title(outcome)
     # Nothing is loaded from anywhere, and no script or style runs but these two, whatever a name may hold.
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
     head = tag(
@@ -133,8 +133,9 @@ def _about(outcome: Outcome) -> list[Markup]:
 def _verdict(outcome: Outcome) -> Markup:
     found = outcome.verification
     if found is None:
-        text = "Not verified" if outcome.folds else "Nothing to fold"
-        return tag("p", tag("strong", text), class_="verdict open")
+        text = "Not verified" if outcome.folds else "Nothing was folded"
+        why = tag("span", "the reasons are below") if not outcome.folds and outcome.refusals else ""
+        return tag("p", tag("strong", text), why, class_="verdict open")
     if not found.ok:
         return tag("p", tag("strong", "✗ Not equal"), tag("span", f"{found.worst}"), class_="verdict wrong")
     text = f"float64 error {_error(found.fp64_error)} of the largest output"

@@ -19,6 +19,11 @@ BAKED = "May take another way for other inputs (no fold relies on the way record
 KEPT = "Kept as they are"
 
 
+def title(outcome: Outcome) -> str:
+    """Whose report it is."""
+    return f"{outcome.model or 'A model'}{', folded' if outcome.folds else ''}"
+
+
 def counted(outcome: Outcome) -> list[tuple[str, str, str]]:
     """What runs, before and after: a text and two numbers."""
     return [(text, _number(outcome.before, key), _number(outcome.after, key)) for key, text in COUNTED.items()]
