@@ -12,9 +12,10 @@ from reparam.errors import (
     VerificationError,
 )
 from reparam.export import Exported, export
-from reparam.origin import Origin, undo
+from reparam.origin import Origin
 from reparam.pipeline import reparameterize
 from reparam.report import Report
+from reparam.undo import undo
 from reparam.verify import Verification, verify
 
 __version__ = "0.1.0"

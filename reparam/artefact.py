@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -115,19 +116,20 @@ def load(path: Path | str, model: nn.Module, *, verify: bool = True) -> nn.Modul
     saved = Saved.at(path)
     data = read_provenance(saved.provenance)
     require_file(saved.weights)
-    if sha256(saved.weights) != data["weights"]["sha256"]:
-        raise InputError(
-            f"{saved.weights} is damaged, or not the file that {saved.provenance.name} was written with (its sha256 "
-            "differs); copy both files again"
-        )
-    state, held = _read(saved.weights)
-    state |= {name: state[first] for name, first in data["weights"]["tied"].items()}
-    folded = _applied(data, model, held)
-    _fill(folded, state)
-    if data["weights"].get("channels last"):
-        folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if verify and data["probe"] is not None:
-        require_probe(folded, data["probe"])
+    with _whole(saved.provenance):
+        if sha256(saved.weights) != data["weights"]["sha256"]:
+            raise InputError(
+                f"{saved.weights} is damaged, or not the file that {saved.provenance.name} was written with (its "
+                "sha256 differs); copy both files again"
+            )
+        state, held = _read(saved.weights)
+        state |= {name: state[first] for name, first in data["weights"]["tied"].items()}
+        folded = _applied(data, model, held)
+        _fill(folded, state)
+        if data["weights"].get("channels last"):
+            folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if verify and data["probe"] is not None:
+            require_probe(folded, data["probe"])
     return folded
 
 
@@ -141,7 +143,24 @@ def apply(provenance: Mapping[str, Any] | Path | str, model: nn.Module) -> nn.Mo
     held: dict[str, Tensor] = {}
     if not isinstance(provenance, Mapping) and Saved.at(provenance).weights.exists():
         held = _read(Saved.at(provenance).weights)[1]
-    return _applied(data, model, held)
+    with _whole(Path("the provenance") if isinstance(provenance, Mapping) else Path(provenance)):
+        return _applied(data, model, held)
+
+
+def origin_of(path: Path | str) -> Origin:
+    """What an artefact knows of its original. Raises InputError where its .json is missing or damaged."""
+    saved = Saved.at(path)
+    with _whole(saved.provenance):
+        return _origin(read_provenance(saved.provenance))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Whatever is not where it should be in a provenance says that the file is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -166,10 +185,13 @@ def read_provenance(path: Path) -> dict[str, Any]:
 def _applied(data: Mapping[str, Any], model: nn.Module, held: Mapping[str, Tensor]) -> nn.Module:
     require_outline(model, data["original"])
     folded = rebuild(model, data["structure"], held)
-    keys = {old: tuple(new) for old, new in data["keys"].items()}
-    origin = Origin(None, dict(data["original"]["sha256"]), keys, data["inputs"], dict(data["options"]))
-    vars(folded)["reparam_origin"] = origin.with_skeleton_of(model)
+    vars(folded)["reparam_origin"] = _origin(data).with_skeleton_of(model)
     return folded
+
+
+def _origin(data: Mapping[str, Any]) -> Origin:
+    keys = {str(old): tuple(map(str, new)) for old, new in data["keys"].items()}
+    return Origin(None, dict(data["original"]["sha256"]), keys, data["inputs"], dict(data["options"]))
 
 
 def _fill(folded: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Where a folded model comes from: what it was, what became of each of its tensors, and the way back."""
+"""Where a folded model comes from: what it was, and what became of each of its tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.errors import InputError
 from reparam.precision import copied
 
 
@@ -111,53 +110,6 @@ def key_map(
             for old in before.get(id(tensor), ()):
                 found[old].update(dict.fromkeys(new))
     return {key: tuple(new) for key, new in found.items()}
-
-
-def undo(
-    deployed: nn.Module, original_state: Mapping[str, Tensor], *, model: nn.Module | None = None, check: bool = True
-) -> nn.Module:
-    """The training form of a folded model: what `reparameterize` was given, with the state that it had.
-
-    deployed: what `reparameterize` or `load` has returned. It is left as it is.
-    original_state: the `state_dict()` of the original; the numbers in the folded weights cannot be taken apart again.
-    model: a fresh original, where the folded model has been pickled and does not know the code any more.
-    check: refuse a state that is not the one that was folded.
-
-    Returns a new model in eval mode, on the device of `deployed`; call `.train()` on it to train on. Raises InputError
-    where the model was not folded, or the state is not that of the original.
-    """
-    origin = vars(deployed).get("reparam_origin")
-    if not isinstance(origin, Origin):
-        raise InputError(
-            "undo: this model has not been folded by reparam, or is a wrapper around one that has; give that"
-        )
-    if model is not None:
-        origin = origin.with_skeleton_of(model)
-    if origin.skeleton is None:
-        raise InputError(
-            "undo: a folded model that was pickled does not carry the code of its training form; build the original "
-            "anew and give it as model="
-        )
-    device = next((tensor.device for tensor in deployed.parameters()), torch.device("cpu"))
-    restored = filled(origin.skeleton, device)
-    try:
-        restored.load_state_dict(original_state)
-    except RuntimeError as error:
-        lines = " ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise InputError(f"undo: the state is not that of the original: {lines[:300]}") from error
-    if check:
-        _require_same(restored, origin)
-    return restored.eval()
-
-
-def _require_same(restored: nn.Module, origin: Origin) -> None:
-    found = digests(restored)
-    other = [key for key, mark in origin.digests.items() if found.get(key) != mark]
-    if other:
-        raise InputError(
-            f"undo: these are not the weights that were folded: {len(other)} of {len(origin.digests)} tensors differ, "
-            f"the first is {other[0]}; give the state of the original, or say check=False"
-        )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

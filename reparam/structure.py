@@ -241,6 +241,8 @@ class _Builder:
             shape, dtype = _read_kind(tensor)
             zeros = torch.zeros(shape, dtype=dtype, device=self.device)
             module.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
+        if any(tensor.is_meta for _, tensor in _own(module)):
+            raise InputError(f"the structure in the artefact is damaged: {path} lacks a weight")
         for name, below in data["children"].items():
             here = f"{path}.{name}" if path else name
             part = old.get_submodule(below["from"]) if old is not None and "from" in below else None

@@ -70,6 +70,7 @@ FLOORS = {
     "probe": 6,
     "artefact": 7,
     "export": 7,
+    "undo": 8,
     "timm": 8,
     "hub": 8,
     "lightning": 8,

@@ -456,3 +456,45 @@ def test_another_version_is_named(tmp_path: Path) -> None:
     saved.provenance.write_text(json.dumps({**json.loads(saved.provenance.read_text()), "version": 2}))
     with pytest.raises(InputError, match="is of version 2"):
         load(saved.weights, make())
+
+
+def test_undo_takes_an_artefact_and_a_checkpoint(tmp_path: Path) -> None:
+    make, model, deployed, x = made("RepVGG")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"ema": state}, tmp_path / "best.pth")
+    restored = reparam.undo(saved.provenance, tmp_path / "best.pth", model=make())
+    assert distance(model, restored, x) == 0
+    assert distance(model, reparam.undo(deployed, str(tmp_path / "best.pth")), x) == 0
+    with pytest.raises(InputError, match="model="):
+        reparam.undo(saved.weights, model.state_dict())
+    with pytest.raises(InputError, match="not the weights that were folded"):
+        reparam.undo(saved.weights, make().state_dict(), model=make())
+
+
+def _places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a tree of dicts and lists; of a list its first entry."""
+    inner = data.items() if isinstance(data, dict) else enumerate(data[:1]) if isinstance(data, list) else ()
+    return [path, *(place for key, each in inner for place in _places(each, (*path, key)))]
+
+
+@pytest.mark.slow
+def test_whatever_is_wrong_in_a_provenance_is_an_error_of_ours(tmp_path: Path) -> None:
+    make, _, deployed, x = made("rewritten")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    whole = json.loads(saved.provenance.read_text())
+    whole.pop("report")
+    fresh = make()
+    for path in _places(whole)[1:]:
+        for wrong in (None, "x", [], -1.5):
+            data = copy.deepcopy(whole)
+            held = data
+            for key in path[:-1]:
+                held = held[key]
+            held[path[-1]] = wrong
+            saved.provenance.write_text(json.dumps(data))
+            try:
+                loaded = load(saved.weights, fresh)
+            except InputError:
+                continue
+            assert distance(deployed, loaded, x) < 1e-12, (path, wrong)
