@@ -76,8 +76,8 @@ FLOORS = {
     "lightning": 8,
     "source": 6,
     "programs": 6,
-    "cli": 8,
-    "__init__": 8,
+    "cli": 9,
+    "__init__": 9,
 }
 TOP = max(FLOORS.values())
 
