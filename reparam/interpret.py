@@ -33,13 +33,17 @@ class Interpretation:
     above: for every node that is not an anchor, the nearest tensor that all paths to it pass through.
     base: for every such node, the farthest dominator of which it is known to be one value.
     refusals: why a node is not a value of anything, or of nothing farther than its base.
-    fixed: the recorded sizes are the only ones.
+    fixed: the nodes whose recorded sizes are the only ones.
 
     `opaque` nodes are values of nothing; `stops` are, but nothing behind them is a value of what is before them.
     """
 
     def __init__(
-        self, nodes: Iterable[Node], opaque: Collection[Node], fixed: bool = False, stops: Collection[Node] = ()
+        self,
+        nodes: Iterable[Node],
+        opaque: Collection[Node],
+        fixed: Collection[Node] = (),
+        stops: Collection[Node] = (),
     ) -> None:
         self.fixed = fixed
         self.stops = stops
@@ -145,8 +149,8 @@ class Interpretation:
         return first
 
 
-def step(node: Node, values: Mapping[Node, Value], fixed: bool = False) -> Value:
-    """The value of a node from those of its operands; an operand that has none is an anchor (of `fixed` size).
+def step(node: Node, values: Mapping[Node, Value], fixed: Collection[Node] = ()) -> Value:
+    """The value of a node from those of its operands; an operand that has none is an anchor (of one size if `fixed`).
 
     None where an operand is known to be no value; raises Refusal where the rule refuses.
     """
@@ -173,10 +177,10 @@ def step(node: Node, values: Mapping[Node, Value], fixed: bool = False) -> Value
     return value
 
 
-def anchored(node: Node, fixed: bool = False) -> AffineConv:
+def anchored(node: Node, fixed: Collection[Node] = ()) -> AffineConv:
     """An anchor as the value that its readers see: channels on dimension 1 where it has the rank of a feature map."""
     rank = len(node.shape)
-    return AffineConv.of(Anchor(node, node.shape, fixed), rank - 2 if 3 <= rank <= 5 else 0)
+    return AffineConv.of(Anchor(node, node.shape, node in fixed), rank - 2 if 3 <= rank <= 5 else 0)
 
 
 def lengths(found: Interpretation, base: Node, nodes: Sequence[Node]) -> dict[Node, tuple[Length, ...]]:
@@ -207,7 +211,7 @@ def _moved(node: Node, before: Viewed) -> Moved | None:
     seen = {node.operands[0]: before.seen()}
     rule = RULES[operation(node.function)]  # type: ignore[arg-type]
     try:
-        result = rule(*_looked_up(node.args, seen, False), **_looked_up(node.kwargs, seen, False))
+        result = rule(*_looked_up(node.args, seen, ()), **_looked_up(node.kwargs, seen, ()))
     except Refusal:
         return None
     if not isinstance(result, Moved) or before.moves is None:
@@ -233,7 +237,7 @@ def _is_map(node: Node) -> bool:
     return node.dtype in _FLOATING and len(node.shape) >= 2
 
 
-def _looked_up(argument: Any, values: Mapping[Node, Value], fixed: bool) -> Any:
+def _looked_up(argument: Any, values: Mapping[Node, Value], fixed: Collection[Node]) -> Any:
     if isinstance(argument, Node):
         if argument.constant:
             return Constant(argument.shape, Deferred(lambda: evaluate(argument, {})))

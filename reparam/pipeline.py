@@ -17,6 +17,7 @@ from reparam.capture import Node, Record, leaves_of, record
 from reparam.dead import Dead, around, dead_weight
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
+from reparam.fixed import of_one_size
 from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
@@ -147,11 +148,12 @@ def _convert(
     say("recording a run")
     recorded = record(target, inputs)
     recorded.walls.update(around(recorded, kept))
+    fixed = of_one_size(target, inputs, recorded) if asked.fixed_size else ()
     say("planning")
     refused: dict[Node, Refusal] = {}
     cuts: dict[Node, Refusal] = {}
     while True:
-        planned = plan(recorded, {*recorded.opaque, *refused}, only=only, fixed_size=asked.fixed_size, cuts=cuts)
+        planned = plan(recorded, {*recorded.opaque, *refused}, only=only, fixed=fixed, cuts=cuts)
         edits = prepare(recorded, planned, kept, cuts)
         if not edits.refused and not edits.cuts:
             break

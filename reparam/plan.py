@@ -71,15 +71,15 @@ def plan(
     opaque: Collection[Node],
     device: cost.Device = cost.CPU,
     only: int | None = None,
-    fixed_size: bool = False,
+    fixed: Collection[Node] = (),
     cuts: Collection[Node] = (),
 ) -> Plan:
     """Choose the folds of a record; `opaque` nodes are left as they are, and none passes through `cuts`.
 
-    `only` the first so many folds, if given.
+    `only` the first so many folds, if given; `fixed` are the nodes whose recorded sizes are the only ones.
     """
     stops = {*record.walls, *cuts}
-    found = Interpretation(record.nodes, opaque, fixed_size, stops)
+    found = Interpretation(record.nodes, opaque, fixed, stops)
     live = alive(record)
     demanded = _demanded(record, found, live) | (stops & live)
     regions: dict[Node, list[Node]] = {}

@@ -124,7 +124,14 @@ class Viewed:
         if self.ahead == self.steps:
             return self.inside
         shape = tuple(self.inside.in_channels if i == self.channel else size for i, size in enumerate(self.shape))
-        return replace(self.inside.with_axes(spatial), anchor=replace(self.inside.anchor, key=object(), shape=shape))
+        moved = Anchor(object(), shape, self.inside.anchor.fixed and self._of_one_size)
+        return replace(self.inside.with_axes(spatial), anchor=moved)
+
+    @property
+    def _of_one_size(self) -> bool:
+        """Whether nothing that grows is among the pixels: at a fixed size, none of the images of a batch."""
+        dims = () if self.moves is None else Arrangement.of(self.inside, self.moves).dims[2:]
+        return bool(dims) and not any(digit.grows for dim in dims for digit in dim)
 
     def _again(self, moves: tuple[Move, ...]) -> Viewed | AffineConv:
         """This with its entries in other places."""

@@ -42,6 +42,7 @@ FLOORS = {
     "rewrite": 4,
     "plain": 4,
     "cost": 4,
+    "fixed": 4,
     "fold": 4,
     "chains": 4,
     "memory": 4,

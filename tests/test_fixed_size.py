@@ -179,3 +179,73 @@ def test_a_border_that_is_written_to_is_no_map() -> None:
     folded = reparam.reparameterize(model, x, fixed_size=True)
     assert norms_ran(folded, x) == 1
     assert distance(model, folded, x) < EXACT
+
+
+def _sum_of_two(m: nn.Module, x: Tensor) -> Tensor:
+    y = x.permute(1, 2, 0)
+    return m.a(y) + m.b(y)
+
+
+AMONG_PIXELS: dict[str, Callable[[], nn.Module]] = {
+    "two convolutions behind a permutation": lambda: Block(
+        lambda m, x: m.b(m.a(m.up(x).permute([1, 2, 0]))),
+        up=nn.ConvTranspose1d(4, 4, 1),
+        a=nn.Conv1d(12, 4, 1),
+        b=nn.Conv1d(4, 4, 3, padding=1, stride=2),
+    ),
+    "a map of channels before it": lambda: Block(
+        lambda m, x: m.conv(m.norm(x).permute(2, 1, 0)),
+        norm=nn.BatchNorm1d(4),
+        conv=nn.Conv1d(4, 4, 3, padding=1, stride=2),
+    ),
+    "a linear layer before it": lambda: Block(
+        lambda m, x: m.conv(m.linear(x.transpose(1, 2)).permute(1, 2, 0)),
+        linear=nn.Linear(4, 4),
+        conv=nn.Conv1d(4, 4, 3, padding=1, stride=2),
+    ),
+    "a stride that hides it at some batches": lambda: Block(
+        lambda m, x: m.b(m.norm(torch.relu(x.permute(1, 2, 0)[:, :, ::2]))),
+        norm=nn.BatchNorm1d(12),
+        b=nn.Conv1d(12, 4, 3, padding=1, stride=2),
+    ),
+    "alignments that agree at some batches": lambda: Block(
+        _sum_of_two, a=nn.Conv1d(12, 4, 2, stride=2, padding=1), b=nn.Conv1d(12, 4, 3, stride=2, padding=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", AMONG_PIXELS)
+def test_images_of_a_batch_among_the_pixels_are_not_of_one_size(name: str, batch: int) -> None:
+    """Batches may differ, so a map of biases over them would be that of one batch."""
+    model = trained(AMONG_PIXELS[name]())
+    folded = reparam.reparameterize(model, image(batch, 4, 12), fixed_size=True)
+    for other in range(1, 8):
+        x = image(other, 4, 12)
+        try:
+            model(x)
+        except RuntimeError:  # its two sides agree at some batches only
+            continue
+        assert distance(model, folded, x) < EXACT
+
+
+def test_a_model_that_takes_no_other_batch_has_its_sizes() -> None:
+    model = trained(Block(lambda m, x: m.body(x.view(2, 4, 9, 7)), body=FOLDED["branches"]()), image(2, 4, 9, 7))
+    folded = reparam.reparameterize(model, image(2, 4, 9, 7), fixed_size=True)
+    assert norms_ran(folded, image(2, 4, 9, 7)) == 0
+    assert distance(model, folded, image(2, 4, 9, 7, seed=1)) < EXACT
+
+
+def test_a_model_that_takes_multiples_alone() -> None:
+    """Clips of four frames, among whose pixels are the batch's images."""
+    model = trained(
+        Block(
+            lambda m, x: m.conv(m.norm(torch.relu(x.view(-1, 4, 12).permute(2, 1, 0)))),
+            norm=nn.BatchNorm1d(4),
+            conv=nn.Conv1d(4, 4, 3, padding=1, stride=2),
+        ),
+        image(4, 12),
+    )
+    folded = reparam.reparameterize(model, image(4, 12), fixed_size=True)
+    for count in (4, 8, 12):
+        assert distance(model, folded, image(count, 12)) < EXACT
