@@ -181,17 +181,30 @@ def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 def _truths(program: Program, model: nn.Module) -> Iterator[Any]:
     """The results of the original for every variant of the inputs; None where it does not take them."""
+    example = None
     for i, (batch, sizes) in enumerate(_VARIANTS if program.dtype == torch.float64 else _VARIANTS[:1]):
         inputs = program.inputs(batch, sizes)
         try:
             truth = _run(model, inputs) if batch == _NONE or all(x.numel() for x in inputs) else None
             truth = None if program.fixed and any(sizes) else truth
-            # No convolution gives an empty image.
-            yield truth if batch == _NONE or all(t.numel() for _, t in tensors(truth)) else None
+            example = truth if example is None else example
+            if batch == _NONE:
+                yield truth if _emptied(example, truth) else None
+            else:  # No convolution gives an empty image.
+                yield truth if all(t.numel() for _, t in tensors(truth)) else None
         except (RuntimeError, ValueError, IndexError, AssertionError):
             if not i:
                 raise
             yield None
+
+
+def _emptied(example: Any, truth: Any) -> bool:
+    """Whether no images have the form of some: torch's own `pixel_unshuffle` hands an empty batch back as it came."""
+    forms = zip(tensors(example), tensors(truth), strict=True)
+    return all(
+        len(some.shape) == len(none.shape) and all(n in (0, s) for s, n in zip(some.shape, none.shape, strict=True))
+        for (_, some), (_, none) in forms
+    )
 
 
 def _compare(program: Program, model: nn.Module, folded: nn.Module, truths: list[Any]) -> None:
