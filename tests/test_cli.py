@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from torch import nn
 import reparam
 from console import NETWORK, refused, run
 from reparam.cli import main
+from reparam.cli.shown import Bar
 from reparam.files import sha256
 from reparam.source import built
 
@@ -103,6 +105,30 @@ def test_demo_folds_verifies_and_compares() -> None:
     assert "original" in out
     assert "folded" in out
     assert not err
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_a_bar_that_goes_when_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Bar(2) as bar:
+        bar("loading")
+        bar("folding")
+    lines = screen.getvalue().split("\r\x1b[K")
+    assert lines == ["", f"[{'.' * 24}] loading", f"[{'#' * 12}{'.' * 12}] folding", ""]
+
+
+def test_a_file_sees_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Bar(2) as bar:
+        bar("loading")
+    assert not sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
 # --- naming a model

@@ -26,6 +26,7 @@ from reparam.rules import RULES
 _PACKAGES = {
     "torch": "", "numpy": "", "safetensors": "", "timm": "zoo", "torchvision": "zoo",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
+    "huggingface_hub": "hub", "pytorch_lightning": "lightning",
 }  # fmt: skip
 
 
