@@ -1,0 +1,427 @@
+"""The cheapest way to compute the tensors of one region: everything that is linear in one anchor.
+
+The tensors that are read by something outside have to exist; every other one is a choice. For each of them the search
+weighs: one convolution from an earlier tensor that all paths to it pass through (a dominator), or the user's own
+operation on its own inputs, each computed in the cheapest way in turn. The user's operations are always among the
+candidates, so no plan costs more than what came in.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from operator import itemgetter
+from typing import Any
+
+from reparam import cost
+from reparam.affine import AffineConv, Bordered
+from reparam.axis import Axis
+from reparam.capture import Node, Record
+from reparam.fold import Fold, last_kernel, stretches
+from reparam.interpret import REACH, Interpretation, between, lengths
+from reparam.memory import reordered
+from reparam.rules import Value, operation
+from reparam.viewed import Viewed
+
+_SMALL = 12  # nodes of a region of which every set of tensors is tried
+_FEW = 4  # or so many tensors that several others could be computed from
+_TRIES = 32  # tensors that are tried one by one elsewhere, so that the search stays linear in the size of a region
+_NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
+_PARTING = (
+    "getitem",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "narrow",
+    "select",
+    "unbind",
+    "index_select",
+    "expand",
+    "repeat",
+)
+_MULTIPLYING = ("cat", "pixel_unshuffle", "repeat", "tile", "repeat_interleave")
+_MOVING = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous")
+_JOINING = ("cat",)  # they have no kernel that could take a scale
+
+
+@dataclass(eq=False)
+class Region:
+    """Everything that is linear in one anchor and is needed for `sinks`; `relied`: see `relied_on`."""
+
+    record: Record
+    order: Mapping[Node, int]
+    found: Interpretation
+    sinks: list[Node]
+    device: cost.Device
+    relied: Collection[Node]
+
+    def __post_init__(self) -> None:
+        self.anchor = self.found.root[self.sinks[0]]
+        self.nodes = between(self.anchor, self.sinks)
+        self.prices = {node: cost.of_node(self.device, node) for node in self.nodes}
+        self.values: dict[tuple[Node, Node], AffineConv | Viewed | None] = {}
+        self.whole: dict[tuple[Node, Node], float] = {}
+
+    def best(self) -> tuple[list[Fold], float, float]:
+        """The folds of the cheapest plan found, the cost of the user's operations, and that of the plan."""
+        before = sum(self.prices.values())
+        total, chosen = self._cheapest()
+        if total >= before:
+            return [], before, before
+        return [self._fold(base, node) for base, node in chosen], before, total
+
+    def _cheapest(self) -> tuple[float, list[tuple[Node, Node]]]:
+        """Over the sets of tensors that are computed for the sake of several others, though none alone would pay.
+
+        Whatever only one path leads through is decided by the search itself. All sets are tried where the region is
+        small or the sets are few, which is exact; elsewhere tensors are added and taken away one by one, once each.
+        """
+        forks = [node for node in self.nodes if self._readers(node) + (node in self.sinks) > 1]
+        useful = [n for n in between(self.anchor, forks) if n not in self.sinks and self.tensor(n)]
+        if len(self.nodes) <= _SMALL or len(useful) <= _FEW:
+            sets = [chosen for count in range(len(useful) + 1) for chosen in combinations(useful, count)]
+            return min(map(self._with, sets), key=itemgetter(0))
+        chosen, best = min(((each, self._with(each)) for each in ((), tuple(useful))), key=lambda pair: pair[1][0])
+        for node in useful[:_TRIES]:
+            other = tuple(n for n in useful if (n in chosen) != (n is node))
+            tried = self._with(other)
+            if tried[0] < best[0]:
+                chosen, best = other, tried
+        return best
+
+    def _readers(self, node: Node) -> int:
+        return len({reader for reader in node.readers if reader in self.prices})
+
+    def _with(self, wanted: Collection[Node]) -> tuple[float, list[tuple[Node, Node]]]:
+        """Each sink and each of the tensors `wanted`, in turn, in the cheapest way given what exists by then."""
+        total, chosen = 0.0, dict[Node, Node | None]()
+        for sink in (node for node in self.nodes if node in self.sinks or node in wanted):
+            paid = {(base, step) for node, base in chosen.items() if base for step in self.steps(base, node)}
+            search = _Search(self, {self.anchor, *chosen}, paid)
+            for node in between(self.anchor, [sink]):
+                search.cost(self.anchor, node)  # in order, so that no search goes deep
+            total += search.cost(self.anchor, sink)
+            search.settle(self.anchor, sink, chosen)
+        return total, [(base, node) for node, base in chosen.items() if base is not None]
+
+    def value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
+        """`node` as one convolution of `base`, possibly behind steps, if it is one that can be written back."""
+        if (base, node) not in self.values:
+            self.values[base, node] = self._value(base, node)
+        return self.values[base, node]
+
+    def _value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
+        value = self.found.value(base, node)
+        if value is None or self._relaid(base, node) or self._overwritten(base, node):
+            return None
+        nodes = between(base, [node])
+        if any(each in self.relied for each in nodes):
+            place = self._place(base, node, value) if isinstance(value, Viewed) else None
+            if reordered(base, nodes, self.steps(base, node), place[1] if place else ()):
+                return None
+        if isinstance(value, AffineConv):
+            if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
+                parts = any(map(_picks, nodes))
+                written = self._written_later(base, node)
+                return None if written or (parts and not _fixes_channels(base, nodes, True)) else value
+            alike = self._counted(base, 1 if value.axes else len(base.shape) - 1)
+            if not _fixes_channels(base, nodes, alike) or (_vanishes(base) and _takes_nothing(base, nodes)):
+                return None
+            return value if self._pays(value, nodes) else None
+        if not isinstance(value, Viewed) or not _fixes_channels(base, nodes, True, self.steps(base, node)):
+            return None
+        return value if self._movable(base, node, value) else None
+
+    def _written_later(self, base: Node, node: Node) -> bool:
+        """Whether the memory of either is written to once both may exist, be it through a view."""
+        writes = (*self.record.writes.get(base.memory, ()), *self.record.writes.get(node.memory, ()))
+        return base.written or node.written or any(self.order[base] < self.order[write] for write in writes)
+
+    def _overwritten(self, base: Node, node: Node) -> bool:
+        """Whether the memory of `base` is written to before `node` is computed, where a fold may want to read it."""
+        writes = self.record.writes.get(base.memory, ())
+        return any(self.order[base] < self.order[write] <= self.order[node] for write in writes)
+
+    def _relaid(self, base: Node, node: Node) -> bool:
+        """Whether an end of the fold is a copy into another order of memory, which a view outside may rely on."""
+        copies = {each for each in (node, *base.readers) if operation(each.function) == "contiguous"}  # type: ignore[arg-type]
+        return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
+
+    def _counted(self, base: Node, dim: int) -> bool:
+        """Whether dimension `dim` is as long at every size of the input, and not one of pixels moved there."""
+        node: Node | None = base
+        while node is not None and node not in self.found.above and operation(node.function or "") not in cost.KERNELS:
+            node = next((operand for operand in node.operands if operand.shape == node.shape), None)
+        value = self.found.value(self.found.base[node], node) if node in self.found.above else None
+        return not isinstance(value, Viewed) or value.channel == dim
+
+    def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
+        """Whatever has a kernel pays; of operations without one, what a depthwise convolution of many taps can do.
+
+        Scales and shifts are none: two of them, or two batch norms, take a fraction of the time of a depthwise 1x1
+        convolution. Channels in another order would be a dense kernel of zeros.
+        """
+        if any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
+            return True
+        return bool(value.axes) and value.groups == value.in_channels and not value.pointwise
+
+    def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
+        """Whether a map behind steps has a place to stand: a stretch between them with a kernel in it.
+
+        The steps before that place then see as many channels as the base has, and those behind it as many as the map
+        gives, which is another number than some of them may name.
+        """
+        place = self._place(base, node, value)
+        if place is None or any(map(_in_parts, map(partial(self.found.value, base), between(base, [node])))):
+            return False
+        nodes, steps = between(base, [node]), self.steps(base, node)
+        at = nodes.index(place[1][0])
+        seen = [value.inside.in_channels if nodes.index(step) < at else value.inside.out_channels for step in steps]
+        return all(
+            self._channels(base, step.operands[0]) in (None, count)
+            for step, count in zip(steps, seen, strict=True)
+            if operation(step.function) in _NAMING  # type: ignore[arg-type]
+        )
+
+    def _place(self, base: Node, node: Node, value: Viewed) -> tuple[Node, tuple[Node, ...]] | None:
+        """What a map behind steps takes the place of, and the tensor that it reads there: the last place that can be.
+
+        What reads neighbours stands between the very steps where it stood; what is there several times for each channel
+        that there will be, before these become pixels. Where it stands before other kernels, nobody else reads those.
+        """
+        nodes, steps = between(base, [node]), self.steps(base, node)
+        found = [
+            (start, own)
+            for start, own in stretches(base, nodes, steps)
+            if any(operation(each.function) in cost.KERNELS for each in own)  # type: ignore[arg-type]
+        ]
+
+        def within(each: Node) -> bool:
+            return each not in self.sinks and set(each.readers) <= set(nodes)
+
+        for start, own in reversed(found):
+            if own is not found[-1][1] and not all(map(within, nodes[nodes.index(own[-1]) : -1])):
+                return None
+            here = None if start is base else self.found.value(base, start)
+            whole = not isinstance(here, Viewed) or here.whole
+            before = sum(nodes.index(step) < nodes.index(own[0]) for step in steps)
+            if whole and (value.inside.pixelwise or before == value.ahead):
+                return start, own
+        return None
+
+    def _channels(self, base: Node, node: Node) -> int | None:
+        """How many channels the node has, None for the base itself."""
+        value = None if node is base else self.found.value(base, node)
+        inside = value.inside if isinstance(value, Viewed) else value
+        return inside.out_channels if isinstance(inside, AffineConv) else None
+
+    def steps(self, base: Node, node: Node) -> tuple[Node, ...]:
+        """The nodes that all between the two passes through and that rearrange or average pixels; copies behind one."""
+        way = [node]
+        while way[-1] is not base:
+            way.append(self.found.above[way[-1]])
+        found: list[Node] = []
+        before = 0
+        for each in way[-2::-1]:
+            value = self.found.value(base, each)
+            if isinstance(value, AffineConv):
+                found.clear()  # what was rearranged is a convolution again
+                before = 0
+            count = value.steps if isinstance(value, Viewed) else before
+            copies = count > 0 and operation(each.function) == "contiguous"  # type: ignore[arg-type]
+            found += [each] if count > before or copies else []
+            before = count
+        return tuple(found)
+
+    def tensor(self, node: Node) -> bool:
+        """Whether the node is a tensor by itself, not parts of one, nor one whose border is being written."""
+        value = self.found.value(self.found.base[node], node)
+        padded = isinstance(value, Bordered) and not (node.written or node.inplace)
+        return padded or isinstance(value, (AffineConv, Viewed))
+
+    def absorbed(self, node: Node) -> bool:
+        """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
+        if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
+            return False
+        behind = isinstance(self.found.value(self.found.base[node], node), Viewed)
+        if behind or operation(node.function) in _JOINING:  # type: ignore[arg-type]
+            return False
+        value = self.value(node, node.readers[0])
+        return isinstance(value, AffineConv) and value.pointwise
+
+    def price(self, base: Node, node: Node, value: AffineConv | Viewed, paid: Collection[Node] = ()) -> float:
+        """What `value` costs instead of everything between the two; `paid` steps are computed anyway."""
+        if isinstance(value, AffineConv):
+            if (base, node) not in self.whole:
+                self.whole[base, node] = cost.of_fold(self.device, value)
+            return self.whole[base, node]
+        steps = sum(self.prices[step] for step in self.steps(base, node) if step not in paid)
+        if not value.inside.pixelwise:
+            return cost.of_fold(self.device, value.inside) + steps
+        place = self._place(base, node, value)
+        assert place is not None
+        start = place[0]
+        pixels = math.prod(start.shape) // (self._channels(base, start) or value.inside.in_channels)
+        read, written = pixels * value.inside.in_channels, pixels * value.inside.out_channels
+        return cost.of_map(self.device, value.inside, read, written) + steps
+
+    def _fold(self, base: Node, sink: Node) -> Fold:
+        value = self.value(base, sink)
+        assert value is not None
+        nodes = tuple(between(base, [sink]))
+        inside = value if isinstance(value, AffineConv) else value.inside
+        space = inside is value or not inside.pixelwise
+        start = inside.in_channels, [Axis().sizing for _ in inside.axes if space]
+        values = {node: self.found.value(base, node) for node in nodes}
+        sizes = {base: start, **{node: _size(each, space) for node, each in values.items()}}
+        apart = lengths(self.found, base, nodes)
+        if isinstance(value, AffineConv):
+            sizes.update((node, None) for node, each in values.items() if isinstance(each, Viewed))
+            return Fold(base, sink, value, nodes, (), sizes, lengths=apart)
+        place = self._place(base, sink, value)
+        assert place is not None
+        here = self.found.value(base, place[1][-1])
+        read = here.seen() if isinstance(here, Viewed) else here
+        spatial = len(read.axes) if isinstance(read, AffineConv) else 0
+        placed = inside.with_axes(spatial) if inside.pixelwise else inside
+        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), lengths=apart)
+
+
+def _in_parts(value: Value) -> bool:
+    """Whether it is several rearranged tensors: what takes them apart is no step of one."""
+    return isinstance(value, tuple) and any(isinstance(part, Viewed) for part in value)
+
+
+def _size(value: Value, space: bool) -> Any:
+    """What is equal for two values of one tensor if they have equally many channels and, in space, pixels."""
+    if isinstance(value, Viewed):
+        value = value.inside
+    if not isinstance(value, AffineConv) or not (space or value.pixelwise):
+        return None
+    return value.out_channels, [axis.sizing for axis in value.axes if space]
+
+
+_BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
+_SCALING = ("add", "sub", "rsub", "mul", "div")  # there the input is repeated along the constant
+
+
+def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Collection[Node] = ()) -> bool:
+    """Whether what reads the whole base holds a number per channel: then it has as many channels at every input.
+
+    Not `counted`: what is read as channels may be pixels, one of which a scaling makes as many as it holds numbers.
+    What rearranges pixels (`steps`) leaves the channels whole.
+    """
+    whole = {base}
+    for node in nodes:
+        if node in steps and whole.intersection(node.operands):
+            whole.add(node)
+        elif whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
+            kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
+            if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
+                if counted or operation(node.function) not in _SCALING:  # type: ignore[arg-type]
+                    return True
+                continue
+            kept = operation(node.function) in (*_MULTIPLYING, *_MOVING) and whole.issuperset(node.operands)  # type: ignore[arg-type]
+            if kept or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
+                whole.add(node)
+    return False
+
+
+def _vanishes(node: Node) -> bool:
+    """Whether it is a part of an image, of which nothing is left at some sizes."""
+    while operation(node.function or "") not in (*cost.KERNELS, "getitem", "narrow", "pad"):
+        alike = [operand for operand in node.operands if operand.shape == node.shape]
+        if not alike:
+            return False
+        node = alike[0]
+    if operation(node.function or "") != "getitem":
+        before = node.operands[0].shape
+        return operation(node.function or "") not in cost.KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
+    entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    pixels = entries[entries.index(Ellipsis) + 1 :] if Ellipsis in entries else entries[2:]
+    return any(isinstance(entry, slice) and (entry.start, entry.stop) != (None, None) for entry in pixels)
+
+
+def _takes_nothing(base: Node, nodes: Sequence[Node]) -> bool:
+    """Whether the nodes take an empty image, which no layer takes: they pad it before any layer reads it."""
+    empty = {base}
+    for node in nodes:
+        if empty.intersection(node.operands):
+            if operation(node.function) in (*cost.KERNELS, *_POOLS):  # type: ignore[arg-type]
+                return False
+            empty |= {node} if node.shape[2:] == base.shape[2:] else set()
+    return True
+
+
+_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+
+
+def _picks(node: Node) -> bool:
+    """Whether it may be a part of dimension 1, be it one that happens to be the whole."""
+    if operation(node.function) != "getitem" or len(node.args) < 2:  # type: ignore[arg-type]
+        return operation(node.function) in _PARTING  # type: ignore[arg-type]
+    entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if Ellipsis in entries:
+        return entries[0] is not Ellipsis or len(entries) > len(node.shape) - 1
+    return len(entries) > 1 and entries[1] != slice(None)
+
+
+@dataclass(eq=False)
+class _Search:
+    """The cheapest way to let a node exist, when `there` exist already."""
+
+    region: Region
+    there: set[Node]
+    paid: set[tuple[Node, Node]] = field(default_factory=set)
+    memo: dict[tuple[Node, Node], tuple[float, Node, bool]] = field(default_factory=dict)
+
+    def cost(self, base: Node, node: Node) -> float:
+        return 0.0 if node in self.there or node is base else self._choice(base, node)[0]
+
+    def _choice(self, base: Node, node: Node) -> tuple[float, Node, bool]:
+        """(cost, the dominator it is computed from, whether by one convolution) from `base` on."""
+        if (base, node) not in self.memo:
+            self.memo[base, node] = min(self._choices(base, node), key=lambda choice: choice[0])
+        return self.memo[base, node]
+
+    def _choices(self, base: Node, node: Node) -> list[tuple[float, Node, bool]]:
+        # On equal cost the first is taken: the user's own operation, then a fold that stands for as much as it can.
+        kept: list[tuple[float, Node, bool]] = []
+        folded: list[tuple[float, Node, bool]] = []
+        for start in self._starts(base, node):
+            reached = self.cost(base, start)
+            own = self.region.prices[node] + sum(self.cost(start, operand) for operand in set(node.operands))
+            kept.append((reached + own, start, False))
+            value = self.region.value(start, node)
+            if value is not None:
+                paid = [step for origin, step in self.paid if origin is start]
+                folded.append((reached + self.region.price(start, node, value, paid), start, True))
+        return kept + folded[::-1]
+
+    def _starts(self, base: Node, node: Node) -> list[Node]:
+        """The dominators of `node` from the nearest to `base` at which a convolution may start."""
+        starts: list[Node] = []
+        start = node
+        while start is not base and len(starts) < REACH:
+            start = self.region.found.above[start]
+            if start is base or (self.region.tensor(start) and not self.region.absorbed(start)):
+                starts.append(start)
+        return starts
+
+    def settle(self, base: Node, node: Node, chosen: dict[Node, Node | None]) -> None:
+        """Note how `node` and all that it takes are computed: from which base by one convolution, or (None) as is."""
+        if node in self.there or node is base or node in chosen:
+            return
+        _, start, folded = self._choice(base, node)
+        self.settle(base, start, chosen)
+        if folded:
+            chosen[node] = start
+            return
+        for operand in node.operands:
+            self.settle(start, operand, chosen)
+        chosen[node] = None
