@@ -132,13 +132,14 @@ def _pickled(path: Path) -> Any:
 
 
 def _needs_code(path: Path, text: str) -> InputError:
-    named = re.search(r"(?:GLOBAL|Unsupported global: GLOBAL|Unsupported class|Trying to \w+ )\s*([\w.]+)", text)
-    asked = next(iter(re.findall(r"GLOBAL ([\w.]+)", text)), named[1] if named else "")
+    asked = re.findall(r"GLOBAL ([\w.]+)", text)
     if not asked:
-        return _damaged(path, ValueError(text.splitlines()[0] if text else "no message"))
+        # What torch says besides is to try again with weights_only=False, which is the last thing to do here.
+        told = re.search(r"WeightsUnpickler error: (.*)", text)
+        return _damaged(path, ValueError((told and told[1].strip()) or "no pickle of weights"))
     return InputError(
-        f"{path} cannot be read as data: it asks for the code of {asked} to be run, and a file that runs code can do "
-        "anything to this machine. If you trust whoever made it, save its weights alone where it was made, "
+        f"{path} cannot be read as data: it asks for the code of {asked[0]} to be run, and a file that runs code can "
+        "do anything to this machine. If you trust whoever made it, save its weights alone where it was made, by "
         "torch.save(model.state_dict(), 'weights.pt') or safetensors.torch.save_file, and give that file"
     )
 
