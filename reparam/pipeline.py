@@ -63,7 +63,8 @@ def reparameterize(
     prune: remove the dead weight that the report names (auxiliary heads, results that are dropped), where the model is
         proven to do the same without it. What only training calls is gone then: the result cannot be trained on.
     fixed_size: every image will be as large as the example (batches may differ): what zero padding makes of a bias is
-        then folded into one number per channel and pixel, where that is cheaper. Other sizes raise an error afterwards.
+        then folded into one number per channel and pixel, where that is cheaper. Give no other sizes afterwards: they
+        raise an error, except where a stride makes as many pixels of them; there the border would be wrong.
     progress: say on stderr what is being done, or hand each step to this function.
 
     Returns a model of the same class, dtype, device and memory format, in eval mode, whose new weights do not require
