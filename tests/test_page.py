@@ -14,8 +14,8 @@ from torch import nn
 import reparam
 from browser import CHROMIUM, Browser, browser
 from helpers import image, trained
+from outcomes import LATENCY, hostile
 from reparam.nn import DiverseBranchBlock, MobileOneBlock, RepVGGBlock
-from test_report import LATENCY, hostile
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 

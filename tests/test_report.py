@@ -21,24 +21,15 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import Block, image, trained
-from reparam.bench import Comparison, Timing
-from reparam.outcome import START, Counts, DeadWeight, FoldLine, Look, RefusalLine, Step
-from reparam.ranges import BIT, BITS, SOUND, Ranges, Weights, ranges
+from outcomes import HOSTILE, LATENCY, hostile
+from reparam.outcome import START, FoldLine, Step
+from reparam.ranges import BIT, BITS, SOUND, Weights, ranges
 from reparam.render.diagram import LARGEST, diagram, shape_of
 from reparam.render.layout import laid_out
 from reparam.render.markup import tag
 from reparam.report import Report
 from reparam.rules import RULES, Rule
 from reparam.verify import Check, Verification
-
-COUNTS = Counts(2, 1, 0, 30, 400)
-LATENCY = Comparison(
-    (Timing("original", 3, (2e-3, 4e-3), (2e-3, 4e-3)), Timing("folded", 5, (1e-3, 2e-3), (1e-3, 2e-3))),
-    "1x3x9x11",
-    "cpu",
-    2,
-    checked=True,
-)
 
 
 class Branches(nn.Module):
@@ -329,33 +320,6 @@ def test_what_is_too_large_to_see_has_no_picture() -> None:
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
-
-HOSTILE = [
-    "</script><script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)",
-    "</title></style><style>*{display:none}",
-    "<!-- ]]> &lt; &amp;",
-    "a\x00b\x1b[31m\u202egnp.exe \ud800 |\n| `x` *y* [z](http://example.org) @all #1 \\",
-]
-
-
-def hostile(text: str) -> Report:
-    reach = Ranges(text, 4, 0, 1e-9, 0.2, 0.3, 0.4, 90.0, 9.0, 30.0)
-    check = Check(text, text, text, float("inf"), 1e-10, float("nan"), False, text)
-    steps = (Step(text, text, text, (START,)), Step("conv2d", f"4->4 3x3 {text}", text, (0,), 3))
-    fold = FoldLine(text, text, text, 1e-16, steps, (text,), Weights((replace(reach, per_tensor=40.0),), reach))
-    return Report(
-        folds=(fold, replace(fold, error=float("inf"))),
-        refusals=(RefusalLine(text, text, text, text, 0.5), RefusalLine(f"2{text}", text, text, text)),
-        before=COUNTS,
-        after=COUNTS,
-        verification=Verification((check,)),
-        dead=(DeadWeight(text, text, text, 3, 12, text),),
-        baked=(Look(text, text), Look(f"2{text}", text)),
-        model=text,
-        inputs=text,
-    )
 
 
 class Page(HTMLParser):
