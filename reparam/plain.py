@@ -41,7 +41,7 @@ class BiasMap(nn.Module):
         self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, channels, *sizes). Raises ValueError where x has any other size: a map of one pixel would broadcast."""
+        """x: (N, channels, *sizes). Raises ValueError if x has any other size: a map of one pixel would broadcast."""
         # A choice, not a condition in front of `raise`: checks go with the code that is folded away, this one must not.
         return x + (self.bias if x.shape[2:] == self.bias.shape[2:] else self._refused(x))
 
