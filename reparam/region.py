@@ -158,6 +158,8 @@ class Region:
         while node is not None and node not in self.found.above and operation(node.function or "") not in cost.KERNELS:
             node = next((operand for operand in node.operands if operand.shape == node.shape), None)
         value = self.found.value(self.found.base[node], node) if node in self.found.above else None
+        if isinstance(value, AffineConv):  # a linear layer leaves dimension 1 as it is, which may be of pixels
+            return dim == (1 if value.axes else len(base.shape) - 1)
         return not isinstance(value, Viewed) or value.channel == dim
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import reparam
-from helpers import convs_ran, norms_ran
+from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
 from reparam.nn import draw_constants, draw_statistics
 
 
@@ -747,3 +747,14 @@ def test_what_one_block_does_not_need_stays_in_a_container_of_two() -> None:
     folded = reparam.reparameterize(model, x, verify=False)
     for ours, theirs in zip(folded(x), model(x), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_scale_per_row_behind_a_linear_layer_repeats_a_single_row() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.conv(m.scale * m.linear(x.permute(0, 2, 3, 1).relu()))
+
+    scale = nn.Parameter(torch.tensor([0.5, 2.0]).view(1, 2, 1, 1))
+    model = trained(Block(forward, linear=nn.Linear(6, 6), scale=scale, conv=nn.Conv2d(2, 2, 3, padding=1)))
+    folded = reparam.reparameterize(model, image(1, 6, 2, 2))
+    for size in [(2, 2), (1, 1), (1, 5), (2, 7)]:
+        assert distance(model, folded, image(1, 6, *size)) < EXACT
