@@ -1,4 +1,4 @@
-"""Shows the lines `name: what it is` of a docstring as the list that they are. An extension of griffe (see mkdocs.yml)."""
+"""Shows the lines `name: what it is` of a docstring as a list. An extension of griffe (see mkdocs.yml)."""
 
 from __future__ import annotations
 

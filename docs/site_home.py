@@ -12,5 +12,6 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the page; its links to docs/*.md lead to their neighbours."""
-    files.append(File.generated(config, "index.md", content=README.read_text(encoding="utf-8").replace("](docs/", "](")))
+    text = README.read_text(encoding="utf-8").replace("](docs/", "](")
+    files.append(File.generated(config, "index.md", content=text))
     return files

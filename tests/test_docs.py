@@ -4,6 +4,7 @@
 - `bash` lines and `console` lines after `$ ` that begin with `reparam ` run as commands; others are left alone.
 - A `text` block under `<!-- output -->` is what the block before it prints, up to white space; `...` stands for
   anything.
+- Under `<!-- fails -->` every command of a `console` block must fail; what it says on stderr counts as printed.
 - Under `<!-- output: measured -->`, and in a `console` block, a number with a decimal point or an exponent stands for
   any other, and so does a rule of dashes: times and errors differ between machines, words and counts do not.
 
@@ -17,6 +18,7 @@ import doctest
 import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -64,13 +66,13 @@ def run_python(block: Block, document: Path, module: ModuleType) -> str:
     return printed.getvalue()
 
 
-def run_command(line: str) -> str:
-    """What `reparam ...` prints, run with this Python on the files of this checkout."""
+def run_command(line: str, fails: bool = False) -> str:
+    """What `reparam ...` prints, run with this Python on the files of this checkout; on stderr too where it fails."""
     command = [sys.executable, "-m", "reparam.cli", *shlex.split(line)[1:]]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
-    assert done.returncode == 0, f"{line}\n{done.stderr}"
-    return done.stdout
+    assert bool(done.returncode) == fails, f"{line}\n{done.stderr}"
+    return done.stdout + (done.stderr if fails else "")
 
 
 def run_console(block: Block, where: str) -> None:
@@ -78,7 +80,7 @@ def run_console(block: Block, where: str) -> None:
     for session in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         line, _, expected = session.partition("\n")
         if line.startswith("reparam "):
-            printed = run_command(line)
+            printed = run_command(line, fails=block.marker == "fails")
             if expected.strip():
                 check(printed, expected, where, measured=True)
 
@@ -110,6 +112,9 @@ def test_blocks_run_and_print_what_is_said(document: Path, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     module = ModuleType("document")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle and dataclasses look for its classes
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "mynet", module)
+    monkeypatch.delitem(sys.modules, "mynet")  # a document writes its own; other tests have theirs, before and after
     with mock.patch.dict(RULES):  # a document may add a rule; the other tests do not know it
         run(document, module)
 
@@ -117,6 +122,11 @@ def test_blocks_run_and_print_what_is_said(document: Path, tmp_path: Path, monke
 @pytest.mark.skipif(not README.exists(), reason="there is no README yet")
 def test_the_readme_shows_an_example() -> None:
     assert any(block.language == "python" for block in blocks(README))
+
+
+def test_the_reference_of_the_command_line_is_current() -> None:
+    generator = runpy.run_path(str(ROOT / "docs" / "generate_cli.py"))
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generator["document"]()
 
 
 def test_a_wrong_output_is_seen(tmp_path: Path) -> None:
