@@ -30,14 +30,17 @@ def relied_on(record: Record) -> set[Node]:
     return seen
 
 
-def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place: Collection[Node]) -> bool:
+def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place: Sequence[Node]) -> bool:
     """Whether the last of the nodes, or what a view among the steps sees, may lie in another order after a fold.
 
-    What stands behind `steps` is computed at its `place` as before; all else that is removed must have kept the order.
+    What stands behind `steps` is computed at its `place` by one layer, whose result has to lie as the last of `place`
+    did; all else that is removed must have kept the order.
     """
     if steps:
+        layers = [node for node in place if _named(node, (*_CONVOLUTIONS, "linear"))]
         gone = [node for node in nodes if node not in steps and node not in place]
-        return any(_order(each) != _order(node) or not _dense(each) for node in gone for each in node.operands)
+        kept = all(_order(each) == _order(node) and _dense(each) for node in gone for each in node.operands)
+        return not kept or (bool(layers) and _order(place[-1]) != _order(layers[-1]))
     convolutions = [node for node in nodes if _named(node, _CONVOLUTIONS)]
     return _order(nodes[-1]) != (_order(convolutions[-1]) if convolutions else _convolved(base))
 

@@ -226,7 +226,11 @@ def viewed_in_rows(m: nn.Module, x: Tensor) -> Tensor:
     return m.last(m.mix(x).permute(0, 2, 3, 1)).view(-1)
 
 
-_ORDERED = [scaled_rows, viewed_behind_a_layer, viewed_between_layers, viewed_in_rows]
+def put_in_order(m: nn.Module, x: Tensor) -> Tensor:
+    return m.mix(x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)).contiguous().view(-1)
+
+
+_ORDERED = [scaled_rows, viewed_behind_a_layer, viewed_between_layers, viewed_in_rows, put_in_order]
 _FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
