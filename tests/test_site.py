@@ -64,6 +64,8 @@ def test_the_reference_shows_functions_and_their_arguments(site: Path) -> None:
 def test_a_page_fits_and_asks_for_nothing_from_elsewhere(site: Path, page: Browser, name: str, width: int) -> None:
     page.open(site / f"{name}.html", width, dark=width == PHONE)
     assert page.value("document.documentElement.scrollWidth") <= width
+    background = page.value("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (width == DESKTOP)  # as the system is
     assert page.complaints() == []
     assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in page.requests())
 
