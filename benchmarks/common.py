@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +54,7 @@ def _version(package: str) -> str:
 def write_json(file: Path, options: argparse.Namespace, results: Sequence[dict[str, Any]]) -> None:
     """Writes the results with what they depend on, whole or not at all: an interrupted run leaves the old file."""
     content = {
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version}" for name in _TOLD if (version := _version(name))),
         "machine": f"a CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)",

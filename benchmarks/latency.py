@@ -126,7 +126,7 @@ def rows(result: Result) -> list[list[str]]:
 def cases(options: Any) -> list[Case]:
     models = options.models or (QUICK if options.quick else MODELS)
     batches = [options.batch] if options.quick else options.batches
-    formats = ["contiguous"] if options.quick else list(FORMATS)
+    formats = ["contiguous"] if options.quick else options.formats
     forms = tuple(form.name for form in FORMS)
     rest = (options.threads, FEWEST if options.quick else options.rounds, 5.0 if options.quick else options.seconds)
     return [Case(m, b, f, forms, *rest) for m in models for b in batches for f in formats]
@@ -135,6 +135,9 @@ def cases(options: Any) -> list[Case]:
 def main() -> None:
     arguments = parser(__doc__ or "", rounds=30)
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="sizes of batches (default: 1 8)")
+    arguments.add_argument(
+        "--formats", choices=list(FORMATS), nargs="+", default=list(FORMATS), help="of memory (both)"
+    )
     arguments.add_argument("--seconds", type=float, default=45.0, help="timed per case, about (default: %(default)s)")
     arguments.add_argument("--page", type=Path, metavar="FOLDER", help="only write the page of what --json holds there")
     options = arguments.parse_args()

@@ -19,7 +19,7 @@ _HEAD = """# Benchmarks
 What a forward pass of the folded network costs, beside everything else that could be deployed, as ratios to the
 original network run eagerly: below 1 is faster. Made by
 
-    python benchmarks/latency.py --json latency.json
+    {command}
     python benchmarks/latency.py --page docs --json latency.json
 
 with {versions}
@@ -39,6 +39,7 @@ def write_page(file: Path, folder: Path) -> None:
     rounds = sorted({case["rounds"] for case in cases})
     parts = [
         _HEAD.format(
+            command=content["command"],
             versions=content["versions"],
             machine=content["machine"],
             threads=content["threads"],
