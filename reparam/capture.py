@@ -37,6 +37,9 @@ _QUERIES = frozenset(
     "is_inference dim_order is_signed _version is_mps is_xla is_cpu".split()
 )
 
+# Views of their input or copies, as its size and order of memory have it.
+PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")
+
 _SIZES = frozenset("shape size numel nelement len stride storage_offset".split())
 
 # Methods that ask their second argument for its shape or dtype only, as calls that do not take it.
@@ -163,7 +166,7 @@ class Record:
 
     watched: the modules whose calls hooks look at.
     walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
-    writes: the nodes that write to each memory, in order.
+    writes: the nodes that write to each memory, in order, at this size or perhaps at another.
     opaque: the walls that no fold can compute, as they write.
     asked: the modules whose code has asked a tensor of the model for its size, dtype or device, by the tensor's id.
     """
@@ -222,6 +225,7 @@ class _Recorder(TorchFunctionMode):
         self.walls: set[Node] = set()
         self.watched: set[nn.Module] = set()
         self.writes: dict[int, list[Node]] = defaultdict(list)
+        self.copies: dict[int, int] = {}  # memory of a copy to that of its original, where it would be a view elsewhere
         self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
         self.overwritten: set[int] = set()
         self.asked: dict[int, set[nn.Module]] = defaultdict(set)
@@ -416,6 +420,8 @@ class _Recorder(TorchFunctionMode):
         if whole is not None:
             node.shape, node.dtype = tuple(whole.shape), whole.dtype
             self._bind(whole, node)
+            if operation(node.function) in PERHAPS_VIEWS and node.inputs[0].memory != node.memory:  # type: ignore[arg-type]
+                self.copies[node.memory] = node.inputs[0].memory
         elif isinstance(result, (tuple, list)):
             self._entries(node, result)
         else:
@@ -428,7 +434,10 @@ class _Recorder(TorchFunctionMode):
     def _overwrites(self, node: Node, written: list[Tensor]) -> None:
         for tensor in written:
             (before := self.known[id(tensor)][1]).written = True
-            self.writes[before.memory].append(node)
+            memory: int | None = before.memory
+            while memory is not None:
+                self.writes[memory].append(node)
+                memory = self.copies.get(memory)
 
     def _entries(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
         """One node per tensor of a tuple, as if it were indexed."""

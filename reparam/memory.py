@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from reparam.capture import Node, Record
+from reparam.capture import PERHAPS_VIEWS, Node, Record
 from reparam.rules import operation
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _VIEWS = ("view", "as_strided", "view_as_real", "view_as_complex")
-_PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")  # views in one order of memory, copies in another
 _ORDERING = ("contiguous", "linear", "layer_norm")  # what comes out of them lies in order
 
 
@@ -19,7 +18,7 @@ def relied_on(record: Record) -> set[Node]:
     waiting = [
         node
         for node in record.nodes
-        if _named(node, _VIEWS) or (_named(node, _PERHAPS_VIEWS) and record.writes.get(node.memory))
+        if _named(node, _VIEWS) or (_named(node, PERHAPS_VIEWS) and record.writes.get(node.memory))
     ]
     seen: set[Node] = set()
     while waiting:

@@ -107,7 +107,8 @@ def alive(record: Record) -> set[Node]:
     }
     while True:
         lasting = {0, *(node.memory for node in (*given, *live))}  # 0: nobody knows which memory it has
-        code = {place for write, place in writes.items() if write in live or write.memory in lasting}
+        reaching = {write for memory in lasting for write in record.writes.get(memory, ())}
+        code = {place for write, place in writes.items() if write in live or write in reaching}
         seen = [write for write, place in writes.items() if place in code and write not in live]
         seen += [node for node in record.nodes if node.measured and node.function is not None and node not in live]
         if not seen:

@@ -136,6 +136,31 @@ def test_what_a_forward_does_besides_returning_stays(function: Callable[[Any, Te
         torch.testing.assert_close(folded.kept, model.kept)
 
 
+def written_where_it_is_a_view(m: nn.Module, x: Tensor) -> Tensor:
+    x[..., ::2].flatten(2).mul_(0.5)
+    y = m.first(x)
+    return y - 2 * y
+
+
+def written_between_branches(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.first(x)
+    x[..., ::2].reshape(len(x), -1).mul_(0.5)
+    return y + m.second(x)
+
+
+@pytest.mark.parametrize("function", [written_where_it_is_a_view, written_between_branches])
+def test_a_write_into_a_copy_is_one_into_its_original_where_that_is_a_view(
+    function: Callable[[Any, Tensor], Any],
+) -> None:
+    model = summed(function)
+    folded = reparam.reparameterize(model, image(2, 4, 7, 9))
+    for shape in ((2, 4, 7, 9), (2, 4, 1, 6), (1, 4, 1, 1)):  # of one row the strided slice can be seen flat
+        given, seen = image(*shape), image(*shape)
+        with torch.no_grad():
+            torch.testing.assert_close(folded(seen), model(given), rtol=0, atol=EXACT)
+        assert torch.equal(given, seen)
+
+
 @pytest.mark.parametrize("function", [literal, unpacked, unread])
 def test_what_is_written_beside_a_fold_stays(function: Callable[[Any, Tensor], Any]) -> None:
     model = summed(function)
