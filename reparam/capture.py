@@ -37,9 +37,7 @@ _QUERIES = frozenset(
     "is_inference dim_order is_signed _version is_mps is_xla is_cpu".split()
 )
 
-# Views of their input or copies, as its size and order of memory have it.
-PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")
-
+PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")  # or copies, by size and order of memory
 _SIZES = frozenset("shape size numel nelement len stride storage_offset".split())
 
 # Methods that ask their second argument for its shape or dtype only, as calls that do not take it.
@@ -225,7 +223,7 @@ class _Recorder(TorchFunctionMode):
         self.walls: set[Node] = set()
         self.watched: set[nn.Module] = set()
         self.writes: dict[int, list[Node]] = defaultdict(list)
-        self.copies: dict[int, int] = {}  # memory of a copy to that of its original, where it would be a view elsewhere
+        self.copies: dict[int, int] = {}  # of memory that would be that of another tensor at another size
         self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
         self.overwritten: set[int] = set()
         self.asked: dict[int, set[nn.Module]] = defaultdict(set)

@@ -21,6 +21,7 @@ from reparam import cost
 from reparam.affine import AffineConv, Bordered
 from reparam.axis import Axis
 from reparam.capture import Node, Record
+from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
 from reparam.interpret import REACH, Interpretation, between, lengths
 from reparam.memory import reordered
@@ -120,6 +121,8 @@ class Region:
         if value is None or self._relaid(base, node) or self._overwritten(base, node):
             return None
         nodes = between(base, [node])
+        if not self._measured(base, nodes):
+            return None
         if any(each in self.relied for each in nodes):
             place = self._place(base, node, value) if isinstance(value, Viewed) else None
             if reordered(base, nodes, self.steps(base, node), place[1] if place else ()):
@@ -136,6 +139,14 @@ class Region:
         if not isinstance(value, Viewed) or not _fixes_channels(base, nodes, True, self.steps(base, node)):
             return None
         return value if self._movable(base, node, value) else None
+
+    def _measured(self, base: Node, nodes: Sequence[Node]) -> bool:
+        """Whether it can be said, for every input, how long the dimensions are on the way."""
+        try:
+            lengths(self.found, base, nodes)
+        except Refusal:
+            return False
+        return True
 
     def _written_later(self, base: Node, node: Node) -> bool:
         """Whether the memory of either is written to once both may exist, be it through a view."""
@@ -158,7 +169,11 @@ class Region:
         while node is not None and node not in self.found.above and operation(node.function or "") not in cost.KERNELS:
             node = next((operand for operand in node.operands if operand.shape == node.shape), None)
         value = self.found.value(self.found.base[node], node) if node in self.found.above else None
-        if isinstance(value, AffineConv):  # a linear layer leaves dimension 1 as it is, which may be of pixels
+        if isinstance(value, AffineConv) and node is not None:
+            start = self.found.base[node]
+            if not any(operation(each.function or "") in cost.KERNELS for each in between(start, [node])):
+                return self._counted(start, dim)
+            # A linear layer leaves dimension 1 as it is, which may be of pixels.
             return dim == (1 if value.axes else len(base.shape) - 1)
         return not isinstance(value, Viewed) or value.channel == dim
 

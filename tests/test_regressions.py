@@ -749,6 +749,28 @@ def test_what_one_block_does_not_need_stays_in_a_container_of_two() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_sum_of_what_was_moved_to_the_channels_repeats_a_single_pixel() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.transpose(1, -1)
+        return m.conv(y * 0.5 + y + m.shift)
+
+    model = trained(Block(forward, shift=torch.randn(1, 2, 1, 1), conv=nn.Conv2d(2, 2, 1)))
+    folded = reparam.reparameterize(model, image(1, 1, 2, 2))
+    for size in [(2, 2), (1, 1), (5, 1), (3, 2)]:
+        assert distance(model, folded, image(3, 1, *size)) < EXACT
+
+
+def test_a_dimension_of_the_example_that_is_dropped_is_refused() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        n, c, h, w = m.conv(x).shape
+        return m.conv(x).reshape(n * c // 2, 2, h, w)[:, 1].reshape(n, c // 2, h, w).squeeze(-1)[:, :, :]
+
+    model = trained(Block(forward, conv=nn.Conv2d(2, 4, 2)))
+    folded = reparam.reparameterize(model, image(1, 2, 4, 2))
+    for size in [(4, 2), (3, 2), (5, 6)]:
+        assert distance(model, folded, image(3, 2, *size)) < EXACT
+
+
 def test_a_scale_per_row_behind_a_linear_layer_repeats_a_single_row() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.conv(m.scale * m.linear(x.permute(0, 2, 3, 1).relu()))
