@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,7 @@ class _Emitter:
     def _rewrite(self, rewrite: Rewrite, removed: Collection[Node], spent: set[nn.Module]) -> None:
         module, graph, trace = rewrite.trace.module, rewrite.trace.graph, rewrite.trace
         gone = {node for piece in rewrite.pieces for node in piece.nodes}
+        asking = _asking(trace)
         idle = _without_idle_calls(trace)
         for piece in {piece.nodes: piece for piece in rewrite.pieces}.values():
             if piece.sink is piece.base.affine_part:
@@ -106,7 +107,7 @@ class _Emitter:
                 with graph.inserting_before(first):
                     replacement = graph.call_module(name, (trace.at[piece.base],))
             if piece.nodes == piece.fold.nodes:
-                _asked_instead(trace, piece, replacement)
+                _asked_instead(trace, piece, replacement, asking)
             before = trace.at[piece.sink]
             before.replace_all_uses_with(replacement)
             trace.at.update({node: replacement for node, place in trace.at.items() if place is before})
@@ -215,16 +216,26 @@ def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
     return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
 
 
-def _asked_instead(trace: Trace, piece: Piece, replacement: fx.Node) -> None:
+def _asking(trace: Trace) -> dict[Node, set[fx.Node]]:
+    """The steps of the code that ask for the size of a tensor, as long as each stands where it was recorded."""
+    own = {node: place for node, place in trace.at.items() if trace.tree.get(place) is node}
+    return {
+        node: {step for step in place.users if step not in trace.tree and step.op in ("call_function", "call_method")}
+        for node, place in own.items()
+    }
+
+
+def _asked_instead(
+    trace: Trace, piece: Piece, replacement: fx.Node, asking: Mapping[Node, Collection[fx.Node]]
+) -> None:
     """Let code that asks for the size of what is gone ask an end of the fold that is as large."""
     ends = {piece.base: trace.at[piece.base], piece.sink: replacement}
-    asking = ("call_function", "call_method")
     for node in piece.nodes:
         end = piece.fold.as_large(node)
         place = trace.at.get(node)
         own = place is not None and trace.tree.get(place) is node  # and not what has taken its place already
         if own and node is not piece.sink and end is not None:
-            trace.at[node].replace_all_uses_with(ends[end], lambda step: step not in trace.tree and step.op in asking)
+            trace.at[node].replace_all_uses_with(ends[end], asking.get(node, ()).__contains__)
 
 
 def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:

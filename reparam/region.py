@@ -136,7 +136,10 @@ class Region:
             if not _fixes_channels(base, nodes, alike) or (_vanishes(base) and _takes_nothing(base, nodes)):
                 return None
             return value if self._pays(value, nodes) else None
-        if not isinstance(value, Viewed) or not _fixes_channels(base, nodes, True, self.steps(base, node)):
+        if not isinstance(value, Viewed):
+            return None
+        alike = self._counted(base, 1 if value.inside.axes else len(base.shape) - 1)
+        if not _fixes_channels(base, nodes, alike, self.steps(base, node)):
             return None
         return value if self._movable(base, node, value) else None
 

@@ -760,6 +760,28 @@ def test_a_sum_of_what_was_moved_to_the_channels_repeats_a_single_pixel() -> Non
         assert distance(model, folded, image(3, 1, *size)) < EXACT
 
 
+def test_a_scale_behind_which_pixels_are_cut_off_repeats_a_single_pixel() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.conv(x.transpose(1, -1) * m.scale)[:, :, :, :2]
+
+    model = trained(Block(forward, scale=torch.rand(2, 1, 1) + 0.5, conv=nn.Conv2d(2, 2, 1)))
+    folded = reparam.reparameterize(model, image(1, 1, 2, 2))
+    for size in [(2, 2), (1, 1), (5, 1), (3, 2)]:
+        assert distance(model, folded, image(3, 1, *size)) < EXACT
+
+
+def test_the_size_of_an_output_that_another_fold_leads_through_is_its_own() -> None:
+    def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.second(m.first(x))
+        return m.norm(y) * y.shape[1], y
+
+    layers = {"first": nn.Conv1d(3, 3, 1), "second": nn.Conv1d(3, 8, 1), "norm": nn.BatchNorm1d(8)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(1, 3, 11))
+    for length in (11, 1, 4):
+        assert distance(model, folded, image(2, 3, length)) < EXACT
+
+
 def test_a_dimension_of_the_example_that_is_dropped_is_refused() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         n, c, h, w = m.conv(x).shape
