@@ -269,7 +269,7 @@ def _price(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """The cost of all operations that the outputs depend on, by the measure of plans."""
     recorded = record(copied(model), Inputs.of(inputs))
     return sum(
-        cost.of_node(cost.CPU, n)
+        cost.of_node(cost.CPU, n).time
         for n in plan(recorded, recorded.nodes).live
         if n.function is not None and not n.constant
     )

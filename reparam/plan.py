@@ -27,7 +27,7 @@ class Plan:
     """The folds, in order; the refusals met on the way; what is computed before and after.
 
     live: every node that an output depends on; removed: those of them that need not be computed any more.
-    before, after: the cost of all regions (microseconds).
+    before, after: the price of all regions, by the cost chosen.
     borders: what those of the refusals that are about a border would have folded; worked out for the plan that is kept.
     """
 
@@ -35,20 +35,20 @@ class Plan:
     refusals: dict[Node, Refusal]
     live: frozenset[Node]
     removed: frozenset[Node]
-    before: float
-    after: float
+    before: cost.Price
+    after: cost.Price
     borders: Deferred[dict[Node, Border]]
 
 
 def plan(
     record: Record,
     opaque: Collection[Node],
-    device: cost.Device = cost.CPU,
+    judge: cost.Cost = cost.CPU,
     only: int | None = None,
     fixed: Collection[Node] = (),
     cuts: Collection[Node] = (),
 ) -> Plan:
-    """Choose the folds of a record; `opaque` nodes are left as they are, and none passes through `cuts`.
+    """Choose the folds of a record by `judge`; `opaque` nodes are left as they are, and none passes through `cuts`.
 
     `only` the first so many folds, if given; `fixed` are the nodes whose recorded sizes are the only ones.
     """
@@ -63,9 +63,9 @@ def plan(
     order = {node: i for i, node in enumerate(record.nodes)}
     relied = relied_on(record)
     folds: list[Fold] = []
-    before = after = 0.0
+    before = after = cost.FREE
     for sinks in regions.values():
-        region = Region(record, order, found, sinks, device, relied)
+        region = Region(record, order, found, sinks, judge, relied)
         chosen, old, new = region.best()
         folds += chosen
         before, after = before + old, after + new
@@ -73,8 +73,8 @@ def plan(
     spread = list(spreads(record, found, planned, live))
     for each in spread:
         was = planned.get(each.gone.sink)
-        own = sum(cost.of_node(device, node) for node in each.gone.nodes)
-        after -= own if was is None else cost.of_fold(device, was.value)
+        own = cost.total(cost.of_node(judge, node) for node in each.gone.nodes)
+        after -= own if was is None else cost.of_fold(judge, was.value)
     folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - _computed(record, folds, live)

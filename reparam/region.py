@@ -58,25 +58,25 @@ class Region:
     order: Mapping[Node, int]
     found: Interpretation
     sinks: list[Node]
-    device: cost.Device
+    judge: cost.Cost
     relied: Collection[Node]
 
     def __post_init__(self) -> None:
         self.anchor = self.found.root[self.sinks[0]]
         self.nodes = between(self.anchor, self.sinks)
-        self.prices = {node: cost.of_node(self.device, node) for node in self.nodes}
+        self.prices = {node: cost.of_node(self.judge, node) for node in self.nodes}
         self.values: dict[tuple[Node, Node], AffineConv | Viewed | None] = {}
-        self.whole: dict[tuple[Node, Node], float] = {}
+        self.whole: dict[tuple[Node, Node], cost.Price] = {}
 
-    def best(self) -> tuple[list[Fold], float, float]:
+    def best(self) -> tuple[list[Fold], cost.Price, cost.Price]:
         """The folds of the cheapest plan found, the cost of the user's operations, and that of the plan."""
-        before = sum(self.prices.values())
+        before = cost.total(self.prices.values())
         total, chosen = self._cheapest()
         if total >= before:
             return [], before, before
         return [self._fold(base, node) for base, node in chosen], before, total
 
-    def _cheapest(self) -> tuple[float, list[tuple[Node, Node]]]:
+    def _cheapest(self) -> tuple[cost.Price, list[tuple[Node, Node]]]:
         """Over the sets of tensors that are computed for the sake of several others, though none alone would pay.
 
         Whatever only one path leads through is decided by the search itself. All sets are tried where the region is
@@ -98,15 +98,15 @@ class Region:
     def _readers(self, node: Node) -> int:
         return len({reader for reader in node.readers if reader in self.prices})
 
-    def _with(self, wanted: Collection[Node]) -> tuple[float, list[tuple[Node, Node]]]:
+    def _with(self, wanted: Collection[Node]) -> tuple[cost.Price, list[tuple[Node, Node]]]:
         """Each sink and each of the tensors `wanted`, in turn, in the cheapest way given what exists by then."""
-        total, chosen = 0.0, dict[Node, Node | None]()
+        total, chosen = cost.FREE, dict[Node, Node | None]()
         for sink in (node for node in self.nodes if node in self.sinks or node in wanted):
             paid = {(base, step) for node, base in chosen.items() if base for step in self.steps(base, node)}
             search = _Search(self, {self.anchor, *chosen}, paid)
             for node in between(self.anchor, [sink]):
-                search.cost(self.anchor, node)  # in order, so that no search goes deep
-            total += search.cost(self.anchor, sink)
+                search.price(self.anchor, node)  # in order, so that no search goes deep
+            total += search.price(self.anchor, sink)
             search.settle(self.anchor, sink, chosen)
         return total, [(base, node) for node, base in chosen.items() if base is not None]
 
@@ -274,21 +274,21 @@ class Region:
         value = self.value(node, node.readers[0])
         return isinstance(value, AffineConv) and value.pointwise
 
-    def price(self, base: Node, node: Node, value: AffineConv | Viewed, paid: Collection[Node] = ()) -> float:
+    def price(self, base: Node, node: Node, value: AffineConv | Viewed, paid: Collection[Node] = ()) -> cost.Price:
         """What `value` costs instead of everything between the two; `paid` steps are computed anyway."""
         if isinstance(value, AffineConv):
             if (base, node) not in self.whole:
-                self.whole[base, node] = cost.of_fold(self.device, value)
+                self.whole[base, node] = cost.of_fold(self.judge, value)
             return self.whole[base, node]
-        steps = sum(self.prices[step] for step in self.steps(base, node) if step not in paid)
+        steps = cost.total(self.prices[step] for step in self.steps(base, node) if step not in paid)
         if not value.inside.pixelwise:
-            return cost.of_fold(self.device, value.inside) + steps
+            return cost.of_fold(self.judge, value.inside) + steps
         place = self._place(base, node, value)
         assert place is not None
         start = place[0]
         pixels = math.prod(start.shape) // (self._channels(base, start) or value.inside.in_channels)
         read, written = pixels * value.inside.in_channels, pixels * value.inside.out_channels
-        return cost.of_map(self.device, value.inside, read, written) + steps
+        return cost.of_map(self.judge, value.inside, read, written) + steps
 
     def _fold(self, base: Node, sink: Node) -> Fold:
         value = self.value(base, sink)
@@ -391,6 +391,9 @@ def _picks(node: Node) -> bool:
     return len(entries) > 1 and entries[1] != slice(None)
 
 
+_Choice = tuple[cost.Price, Node, bool]
+
+
 @dataclass(eq=False)
 class _Search:
     """The cheapest way to let a node exist, when `there` exist already."""
@@ -398,24 +401,25 @@ class _Search:
     region: Region
     there: set[Node]
     paid: set[tuple[Node, Node]] = field(default_factory=set)
-    memo: dict[tuple[Node, Node], tuple[float, Node, bool]] = field(default_factory=dict)
+    memo: dict[tuple[Node, Node], _Choice] = field(default_factory=dict)
 
-    def cost(self, base: Node, node: Node) -> float:
-        return 0.0 if node in self.there or node is base else self._choice(base, node)[0]
+    def price(self, base: Node, node: Node) -> cost.Price:
+        return cost.FREE if node in self.there or node is base else self._choice(base, node)[0]
 
-    def _choice(self, base: Node, node: Node) -> tuple[float, Node, bool]:
-        """(cost, the dominator it is computed from, whether by one convolution) from `base` on."""
+    def _choice(self, base: Node, node: Node) -> _Choice:
+        """(price, the dominator it is computed from, whether by one convolution) from `base` on."""
         if (base, node) not in self.memo:
-            self.memo[base, node] = min(self._choices(base, node), key=lambda choice: choice[0])
+            self.memo[base, node] = min(self._choices(base, node), key=itemgetter(0))
         return self.memo[base, node]
 
-    def _choices(self, base: Node, node: Node) -> list[tuple[float, Node, bool]]:
+    def _choices(self, base: Node, node: Node) -> list[_Choice]:
         # On equal cost the first is taken: the user's own operation, then a fold that stands for as much as it can.
-        kept: list[tuple[float, Node, bool]] = []
-        folded: list[tuple[float, Node, bool]] = []
+        kept: list[_Choice] = []
+        folded: list[_Choice] = []
         for start in self._starts(base, node):
-            reached = self.cost(base, start)
-            own = self.region.prices[node] + sum(self.cost(start, operand) for operand in set(node.operands))
+            reached = self.price(base, start)
+            operands = (self.price(start, operand) for operand in set(node.operands))
+            own = self.region.prices[node] + cost.total(operands)
             kept.append((reached + own, start, False))
             value = self.region.value(start, node)
             if value is not None:
