@@ -99,7 +99,7 @@ def matrix_product(w: Writer) -> None:
     if len(shape) == 4:
         d = w.constant([w.draw.choice([2, shape[1]]), shape[1]])
         forms.append(f'torch.einsum("bihw,oi->bohw", {x}, {d})')
-    w.let(w.draw.choice(forms))
+    w.let(*forms)
 
 
 @drawn(1)
@@ -110,7 +110,7 @@ def low_rank(w: Writer) -> None:
     y = w.call("fc", f"nn.Linear({size}, {size})", x)
     z = w.call("down", f"nn.Linear({size}, 1, bias=False)", x)
     z = w.call("up", f"nn.Linear(1, {size}, bias=False)", z)
-    w.let(w.draw.choice([f"{y} + 0.5 * {z}", f"{y} + {z} * 2", f"({y} + {z}) / 2"]))
+    w.let(f"{y} + 0.5 * {z}", f"{y} + {z} * 2", f"({y} + {z}) / 2")
 
 
 def _upsampling(w: Writer, x: str, geometry: str) -> str:
@@ -193,7 +193,7 @@ def branches(w: Writer) -> None:
         f"torch.stack([{joined}]).sum(0)",
         f"torch.stack([{joined}], dim=1).mean(1)",
     ]
-    y = w.let(w.draw.choice([*forms[:1] * 3, *forms, f"torch.cat([{joined}], 1)"]))
+    y = w.let(*forms[:1] * 3, *forms, f"torch.cat([{joined}], 1)")
     if w.chance(0.5):
         w.let(activation_text(w).format(y))
 
@@ -226,7 +226,7 @@ def norm_behind_join(w: Writer) -> None:
         y = w.call("conv", conv_text(w, y, channels, w.draw.choice(["1", "3, padding=1"])), y)
         sides.append(w.call("bn", norm_text(w, y), y) if w.chance(0.3) else y)
     joined = ", ".join(sides)
-    y = w.let(w.draw.choice([" + ".join(sides), " - ".join(sides), f"torch.cat([{joined}], 1)"]))
+    y = w.let(" + ".join(sides), " - ".join(sides), f"torch.cat([{joined}], 1)")
     y = w.call("bn", norm_text(w, y), y)
     if w.chance(0.5):
         w.let(activation_text(w).format(y))
@@ -240,16 +240,14 @@ def listed_branches(w: Writer) -> None:
         conv_text(w, x, channels, f"{k}, padding={k // 2}") for k in w.draw.choices([1, 3], k=w.draw.randint(1, 3))
     ]
     m = w.member("branches", f"nn.ModuleList([{', '.join([*items, 'nn.Identity()'])}])")
-    w.let(
-        w.draw.choice([f"sum(branch({x}) for branch in {m})", f"torch.stack([branch({x}) for branch in {m}]).sum(0)"])
-    )
+    w.let(f"sum(branch({x}) for branch in {m})", f"torch.stack([branch({x}) for branch in {m}]).sum(0)")
 
 
 @drawn(5)
 def residual(w: Writer) -> None:
     x = w.map()
     y = w.call("conv", conv_text(w, x, w.shape(x)[1], w.draw.choice(["1", "3, padding=1"])), x)
-    w.let(w.draw.choice([f"{x} + {y}", f"{y} + {x}", f"{x} - {y}", f"{y}.add({x})", f"torch.add({y}, {x}, alpha=0.5)"]))
+    w.let(f"{x} + {y}", f"{y} + {x}", f"{x} - {y}", f"{y}.add({x})", f"torch.add({y}, {x}, alpha=0.5)")
 
 
 @drawn(4)
@@ -257,16 +255,12 @@ def addition(w: Writer) -> None:
     x = w.any()
     y = w.like(x)
     w.let(
-        w.draw.choice(
-            [
-                f"{x} + {y}",
-                f"{x} + {y}",
-                f"{x} - {y} * 0.7",
-                f"torch.sub({x}, {y}, alpha=2)",
-                f"{x} * {y}",
-                f"torch.rsub({x}, {y})",
-            ]
-        )
+        f"{x} + {y}",
+        f"{x} + {y}",
+        f"{x} - {y} * 0.7",
+        f"torch.sub({x}, {y}, alpha=2)",
+        f"{x} * {y}",
+        f"torch.rsub({x}, {y})",
     )
 
 
@@ -276,13 +270,9 @@ def joined(w: Writer) -> None:
     y = w.like(x)
     dim = w.draw.choice([1, 1, 1, -1, 0])
     w.let(
-        w.draw.choice(
-            [
-                f"torch.cat([{x}, {y}], {dim})",
-                f"torch.cat(({y}, {x}, {y}), dim={dim})",
-                f"torch.stack([{x}, {y}]).mean(0)",
-            ]
-        )
+        f"torch.cat([{x}, {y}], {dim})",
+        f"torch.cat(({y}, {x}, {y}), dim={dim})",
+        f"torch.stack([{x}, {y}]).mean(0)",
     )
 
 
@@ -306,25 +296,21 @@ def scaled(w: Writer) -> None:
         f"{x}.neg()",
         f"torch.mul({x}, {number})",
     ]
-    w.let(w.draw.choice(forms))
+    w.let(*forms)
 
 
 @drawn(5)
 def scaled_per_channel(w: Writer) -> None:
     x = w.any()
     c = w.constant(per_channel(w, x), positive=True)
-    w.let(
-        w.draw.choice(
-            [f"{x} * {c}", f"{c} * {x}", f"{x} + {c}", f"{x} / {c}", f"{c} - {x}", f"{x} - {c}", f"{x} * ({c} * 2 + 1)"]
-        )
-    )
+    w.let(f"{x} * {c}", f"{c} * {x}", f"{x} + {c}", f"{x} / {c}", f"{c} - {x}", f"{x} - {c}", f"{x} * ({c} * 2 + 1)")
 
 
 @drawn(1)
 def scaled_per_pixel(w: Writer) -> None:
     x = w.any()
     c = w.constant(w.shape(x)[1:], positive=True)
-    w.let(w.draw.choice([f"{x} * {c}", f"{x} + {c}"]))
+    w.let(f"{x} * {c}", f"{x} + {c}")
 
 
 @drawn(1)
@@ -364,15 +350,11 @@ def nothing(w: Writer) -> None:
         )
     else:
         w.let(
-            w.draw.choice(
-                [
-                    f"{x}.clone()",
-                    f"{x}.contiguous()",
-                    f"{x}.detach()",
-                    f"F.dropout({x}, 0.5, self.training)",
-                    f"{x}.to({x}.dtype)",
-                ]
-            )
+            f"{x}.clone()",
+            f"{x}.contiguous()",
+            f"{x}.detach()",
+            f"F.dropout({x}, 0.5, self.training)",
+            f"{x}.to({x}.dtype)",
         )
 
 

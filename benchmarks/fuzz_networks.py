@@ -261,12 +261,16 @@ class Writer:
     def chance(self, probability: float) -> bool:
         return self.draw.random() < probability
 
+    def _one(self, texts: Sequence[str]) -> str:
+        return texts[0] if len(texts) == 1 else self.draw.choice(texts)
+
     def name(self, kind: str) -> str:
         self.counter += 1
         return f"{kind}{self.counter}"
 
-    def setup(self, line: str) -> None:
-        """A line of the constructor."""
+    def setup(self, *lines: str) -> None:
+        """A line of the constructor, or one of several."""
+        line = self._one(lines)
         exec(line, vars(self.session.module), {"self": self.holder})
         self.holder.to(torch.float64).eval()
         self.init.append(line)
@@ -286,8 +290,9 @@ class Writer:
         self.setup(f'self.register_buffer("{name}", {number})')
         return f"self.{name}"
 
-    def line(self, text: str) -> None:
-        """A line of the forward, run at once."""
+    def line(self, *texts: str) -> None:
+        """A line of the forward, run at once, or one of several."""
+        text = self._one(texts)
         scope = {**vars(self.session.module), **self.values, "self": self.holder}
         with torch.no_grad():
             exec(text, scope)
@@ -295,10 +300,10 @@ class Writer:
         self.values.update({name: scope[name] for name in match.group(1).split(", ")} if match else {})
         self.lines.append(text)
 
-    def let(self, expression: str) -> str:
-        """A new variable."""
+    def let(self, *expressions: str) -> str:
+        """A new variable, by an expression or one of several."""
         name = self.name("t")
-        self.line(f"{name} = {expression}")
+        self.line(f"{name} = {self._one(expressions)}")
         return name
 
     def call(self, kind: str, constructor: str, x: str) -> str:

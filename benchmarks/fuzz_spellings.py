@@ -42,12 +42,8 @@ def functional_layer(w: Writer) -> None:
     stride, padding, dilation = w.draw.choice([1, 2]), w.draw.choice([0, 1, 2]), w.draw.choice([1, 1, 2])
     named = f"bias={b}, stride={stride}, padding={padding}, dilation={dilation}, groups={groups}"
     y = w.let(
-        w.draw.choice(
-            [
-                f"F.conv{rank}d({x}, {k}, {b}, {stride}, {padding}, {dilation}, {groups})",
-                f"torch.conv{rank}d({x}, weight={k}, {named})",
-            ]
-        )
+        f"F.conv{rank}d({x}, {k}, {b}, {stride}, {padding}, {dilation}, {groups})",
+        f"torch.conv{rank}d({x}, weight={k}, {named})",
     )
     if w.chance(0.5):
         w.call("bn", norm_text(w, y), y)
@@ -60,21 +56,17 @@ def product(w: Writer) -> None:
     batch, rows, size = w.shape(x)
     c, d = w.constant([size, w.draw.choice([2, size])]), w.constant([rows, rows])
     y = w.let(
-        w.draw.choice(
-            [
-                f"torch.tensordot({x}, {c}, 1)",
-                f"torch.tensordot({x}, {c}, dims=([2], [0]))",
-                f"torch.inner({x}, {c}.t())",
-                f"torch.bmm({x}, {c}.expand({batch}, -1, -1))",
-                f"torch.baddbmm({x} @ {c}, {x}, {c}.expand({batch}, -1, -1), beta=0.5)",
-                f'torch.einsum("bnc,cd->bnd", {x}, {c})',
-                f'torch.einsum("bnc,nm->bmc", {x}, {d})',
-                f'torch.einsum("mn,bnc->bmc", {d}, {x})',
-                f"{d} @ {x}",
-                f"({x}.transpose(1, 2) @ {d}).transpose(1, 2)",
-                f"{x} @ {c} + {x} @ ({c} * 0.5)",
-            ]
-        )
+        f"torch.tensordot({x}, {c}, 1)",
+        f"torch.tensordot({x}, {c}, dims=([2], [0]))",
+        f"torch.inner({x}, {c}.t())",
+        f"torch.bmm({x}, {c}.expand({batch}, -1, -1))",
+        f"torch.baddbmm({x} @ {c}, {x}, {c}.expand({batch}, -1, -1), beta=0.5)",
+        f'torch.einsum("bnc,cd->bnd", {x}, {c})',
+        f'torch.einsum("bnc,nm->bmc", {x}, {d})',
+        f'torch.einsum("mn,bnc->bmc", {d}, {x})',
+        f"{d} @ {x}",
+        f"({x}.transpose(1, 2) @ {d}).transpose(1, 2)",
+        f"{x} @ {c} + {x} @ ({c} * 0.5)",
     )
     if w.chance(0.5):
         w.call("fc", f"nn.Linear({w.shape(y)[-1]}, 3)", y)
@@ -93,20 +85,16 @@ def ranges(w: Writer) -> None:
     name = w.name("i")
     w.setup(f'self.register_buffer("{name}", torch.tensor({index}))')
     y = w.let(
-        w.draw.choice(
-            [
-                f"{x}.narrow(1, {start}, {channels - start})",
-                f"torch.narrow({x}, -1, {long}, {last - long})",
-                f"torch.index_select({x}, 1, self.{name})",
-                f"{x}[:, self.{name}]",
-                f"{x}.unbind(1)[{start}].unsqueeze(1)",
-                f"{x}.split(1, 1)[{start}]",
-                f"torch.chunk({x}, {channels}, dim=1)[{start}]",
-                f"{x}.repeat(1, 2{', 1' * (len(w.shape(x)) - 2)})",
-                f"{x}[:, {start}:{start + 1}].expand(-1, 3{', -1' * (len(w.shape(x)) - 2)})",
-                f"{x}.fliplr()",
-            ]
-        )
+        f"{x}.narrow(1, {start}, {channels - start})",
+        f"torch.narrow({x}, -1, {long}, {last - long})",
+        f"torch.index_select({x}, 1, self.{name})",
+        f"{x}[:, self.{name}]",
+        f"{x}.unbind(1)[{start}].unsqueeze(1)",
+        f"{x}.split(1, 1)[{start}]",
+        f"torch.chunk({x}, {channels}, dim=1)[{start}]",
+        f"{x}.repeat(1, 2{', 1' * (len(w.shape(x)) - 2)})",
+        f"{x}[:, {start}:{start + 1}].expand(-1, 3{', -1' * (len(w.shape(x)) - 2)})",
+        f"{x}.fliplr()",
     )
     if w.chance(0.6):
         w.call("conv", conv_text(w, y), y)
@@ -121,14 +109,10 @@ def ordered_otherwise(w: Writer) -> None:
     x = w.map()
     rank = len(w.shape(x))
     order = w.draw.sample(range(rank), rank)
-    y = w.let(
-        w.draw.choice(
-            [f"{x}.permute({order})", f"{x}.transpose(1, -1)", f"{x}.movedim(1, -1)", f"{x}.swapaxes(-1, -2)", x]
-        )
-    )
+    y = w.let(f"{x}.permute({order})", f"{x}.transpose(1, -1)", f"{x}.movedim(1, -1)", f"{x}.swapaxes(-1, -2)", x)
     for _ in range(w.draw.randint(0, 2)):
         c = w.constant(per_channel(w, y), positive=True)
-        y = w.let(w.draw.choice([f"{y} * {c}", f"{y} + {c}", f"{y}.relu()", f"{y} * 0.5 + {y}"]))
+        y = w.let(f"{y} * {c}", f"{y} + {c}", f"{y}.relu()", f"{y} * 0.5 + {y}")
     if w.chance(0.4):
         y = w.call("conv", conv_text(w, y, geometry="1"), y)
     elif w.chance(0.4):
@@ -138,7 +122,7 @@ def ordered_otherwise(w: Writer) -> None:
     forms = [f"{y}.view(-1)", f"{y}.view(len({y}), -1)", f"{y}.view(-1, {w.shape(y)[-1]})", f"{y}.flatten(1)"]
     forms += [f"{y}.contiguous().view(-1)", f"{y}.contiguous()"]
     forms += [f"{y}.contiguous(memory_format=torch.channels_last)"] if rank == 4 else []
-    w.let(w.draw.choice(forms))
+    w.let(*forms)
 
 
 @drawn(1.5)
@@ -147,21 +131,17 @@ def written_through(w: Writer) -> None:
     x = w.map()
     y = w.call("conv", conv_text(w, x), x)
     z = w.let(
-        w.draw.choice(
-            [
-                f"{y}.view(len({y}), -1)",
-                f"{y}.transpose(1, -1)",
-                f"{y}.flatten(2)",
-                f"{y}[:, ::2]",
-                f"{y}.select(1, 0)",
-                f"{y}.detach()",
-                f"{y}.unsqueeze(0)",
-                f"{y}.reshape({y}.shape[0], {y}.shape[1], -1)",
-            ]
-        )
+        f"{y}.view(len({y}), -1)",
+        f"{y}.transpose(1, -1)",
+        f"{y}.flatten(2)",
+        f"{y}[:, ::2]",
+        f"{y}.select(1, 0)",
+        f"{y}.detach()",
+        f"{y}.unsqueeze(0)",
+        f"{y}.reshape({y}.shape[0], {y}.shape[1], -1)",
     )
-    w.line(w.draw.choice([f"{z} *= 2", f"{z}.add_(1)", f"{z}.zero_()", f"{z} -= 0.5", f"F.relu_({z})"]))
-    w.let(w.draw.choice([f"{y} * 1.5", f"{y} + {x}" if w.shape(x) == w.shape(y) else f"{y} - 1", f"-{y}"]))
+    w.line(f"{z} *= 2", f"{z}.add_(1)", f"{z}.zero_()", f"{z} -= 0.5", f"F.relu_({z})")
+    w.let(f"{y} * 1.5", f"{y} + {x}" if w.shape(x) == w.shape(y) else f"{y} - 1", f"-{y}")
 
 
 # --- code that counts
@@ -172,16 +152,12 @@ def loops(w: Writer) -> None:
     """Code that goes round as often as a size says, or asks for the batch."""
     x = w.map()
     w.let(
-        w.draw.choice(
-            [
-                f"sum({x} * (i + 1) for i in range({x}.shape[1]))",
-                f"{x} * 2 if {x}.shape[0] > 1 else {x} + 1",
-                f"torch.stack([part * 2 for part in {x}.unbind(1)], 1)",
-                f"torch.cat([{x}[:, i : i + 1] * i for i in range({x}.size(1))], 1)",
-                f"{x} if {x}.numel() else {x} * 2",
-                f"{x} * (1.5 if {x}.is_contiguous() else 2)",
-            ]
-        )
+        f"sum({x} * (i + 1) for i in range({x}.shape[1]))",
+        f"{x} * 2 if {x}.shape[0] > 1 else {x} + 1",
+        f"torch.stack([part * 2 for part in {x}.unbind(1)], 1)",
+        f"torch.cat([{x}[:, i : i + 1] * i for i in range({x}.size(1))], 1)",
+        f"{x} if {x}.numel() else {x} * 2",
+        f"{x} * (1.5 if {x}.is_contiguous() else 2)",
     )
 
 
@@ -193,8 +169,8 @@ def several_calls(w: Writer) -> None:
     m = w.member("conv", conv_text(w, x, channels, w.draw.choice(["1", "3, padding=1"])))
     w.callables.append((m, w.shape(x)))
     y = w.let(f"{m}({x})")
-    z = w.let(w.draw.choice([f"{m}({y})", f"{m}(F.relu({x}))", f"{m}(-{x})"]))
+    z = w.let(f"{m}({y})", f"{m}(F.relu({x}))", f"{m}(-{x})")
     if w.chance(0.5):
         b = w.member("bn", norm_text(w, y))
-        y, z = w.let(f"{b}({y})"), w.let(w.draw.choice([f"{b}({z})", z]))
-    w.let(w.draw.choice([f"{y} + {z}", f"torch.cat([{y}, {z}], 1)", f"{z} * 2"]))
+        y, z = w.let(f"{b}({y})"), w.let(f"{b}({z})", z)
+    w.let(f"{y} + {z}", f"torch.cat([{y}, {z}], 1)", f"{z} * 2")

@@ -31,7 +31,7 @@ def parts(w: Writer) -> None:
     w.line(f"{a}, {b} = {form}")
     if w.chance(0.6):
         c = w.call("conv", conv_text(w, a, geometry=w.draw.choice(["1", "3, padding=1"])), a)
-        w.let(w.draw.choice([f"torch.cat([{b}, {c}], 1)", f"torch.cat(({c}, {b}), dim=1)"]))
+        w.let(f"torch.cat([{b}, {c}], 1)", f"torch.cat(({c}, {b}), dim=1)")
 
 
 @drawn(3)
@@ -50,21 +50,17 @@ def picked(w: Writer) -> None:
     order = list(range(w.shape(x)[1]))
     w.draw.shuffle(order)
     w.let(
-        w.draw.choice(
-            [
-                f"{x}[:, {order}]",
-                f"{x}.flip(1)",
-                f"{x}.narrow(1, 0, 1)",
-                f"{x}.roll(1, 1)",
-                f"{x}.unflatten(1, (-1, 1)).flatten(1, 2)",
-                f"torch.cat(({x}.tensor_split(2, 1)[0], {x}), 1)",
-                f"{x}.repeat_interleave(2, 1)",
-                f"{x}.select(1, 0).unsqueeze(1)",
-                f"{x}.flip(-1)",
-                f"torch.cat([{x}, {x}], 1)[:, 1:-1]",
-                f"torch.index_select({x}, 1, torch.tensor({order}))",
-            ]
-        )
+        f"{x}[:, {order}]",
+        f"{x}.flip(1)",
+        f"{x}.narrow(1, 0, 1)",
+        f"{x}.roll(1, 1)",
+        f"{x}.unflatten(1, (-1, 1)).flatten(1, 2)",
+        f"torch.cat(({x}.tensor_split(2, 1)[0], {x}), 1)",
+        f"{x}.repeat_interleave(2, 1)",
+        f"{x}.select(1, 0).unsqueeze(1)",
+        f"{x}.flip(-1)",
+        f"torch.cat([{x}, {x}], 1)[:, 1:-1]",
+        f"torch.index_select({x}, 1, torch.tensor({order}))",
     )
 
 
@@ -112,7 +108,7 @@ def rearranged(w: Writer) -> None:
     """Pixels to channels or back, and what stands behind that."""
     x = w.any(lambda value: value.dim() == 4)
     if w.shape(x)[1] % 4 == 0 and w.chance(0.6):
-        y = w.let(w.draw.choice([f"F.pixel_shuffle({x}, 2)", f"F.channel_shuffle({x}, 2)"]))
+        y = w.let(f"F.pixel_shuffle({x}, 2)", f"F.channel_shuffle({x}, 2)")
     else:
         y = w.let(f"F.pixel_unshuffle({x}, 2)")
     if w.chance(0.5):
@@ -144,13 +140,9 @@ def tokens(w: Writer) -> None:
     rank, channels = rank_of(w, x), w.shape(x)[1]
     order = [0, *range(2, rank + 2), 1]
     y = w.let(
-        w.draw.choice(
-            [
-                f"{x}.flatten(2).transpose(1, 2)",
-                f"{x}.permute({', '.join(map(str, order))})",
-                f"{x}.view({x}.shape[0], {channels}, -1).transpose(1, 2)",
-            ]
-        )
+        f"{x}.flatten(2).transpose(1, 2)",
+        f"{x}.permute({', '.join(map(str, order))})",
+        f"{x}.view({x}.shape[0], {channels}, -1).transpose(1, 2)",
     )
     if w.chance(0.7):
         z = w.call("fc", f"nn.Linear({channels}, {w.draw.choice([channels, 3])})", y)
@@ -163,14 +155,10 @@ def head(w: Writer) -> None:
     x = w.map()
     dims = tuple(range(2, len(w.shape(x))))
     y = w.let(
-        w.draw.choice(
-            [
-                f"{x}.mean({dims})",
-                f"F.adaptive_avg_pool{rank_of(w, x)}d({x}, 1).flatten(1)",
-                f"torch.flatten({x}, 1)",
-                f"{x}.mean({dims}, keepdim=True)",
-            ]
-        )
+        f"{x}.mean({dims})",
+        f"F.adaptive_avg_pool{rank_of(w, x)}d({x}, 1).flatten(1)",
+        f"torch.flatten({x}, 1)",
+        f"{x}.mean({dims}, keepdim=True)",
     )
     if w.chance(0.7) and len(w.shape(y)) == 2:
         w.call("fc", f"nn.Linear({w.shape(y)[1]}, 3)", y)
@@ -191,20 +179,16 @@ def viewed(w: Writer) -> None:
         f"{x}.view({', '.join(map(str, shape))})",
         f"{x}.view({x}.size(0), -1)",
     ]
-    w.let(w.draw.choice(forms))
+    w.let(*forms)
 
 
 @drawn(1)
 def resized(w: Writer) -> None:
     x = w.any(lambda value: value.dim() == 4)
     w.let(
-        w.draw.choice(
-            [
-                f'F.interpolate({x}, scale_factor=2, mode="nearest")',
-                f'F.interpolate({x}, size=(4, 5), mode="bilinear")',
-                f"F.pixel_unshuffle({x}, 2)",
-            ]
-        )
+        f'F.interpolate({x}, scale_factor=2, mode="nearest")',
+        f'F.interpolate({x}, size=(4, 5), mode="bilinear")',
+        f"F.pixel_unshuffle({x}, 2)",
     )
 
 
@@ -213,16 +197,12 @@ def mixed(w: Writer) -> None:
     """Operations that no rule will ever know."""
     x = w.any()
     w.let(
-        w.draw.choice(
-            [
-                f"{x}.softmax(1)",
-                f"{x}.cumsum(1)",
-                f"{x}.sum(1, keepdim=True)",
-                f"{x}.amax(-1, keepdim=True)",
-                f"torch.where({x} > 0, {x}, -{x})",
-                f"{x} ** 2",
-            ]
-        )
+        f"{x}.softmax(1)",
+        f"{x}.cumsum(1)",
+        f"{x}.sum(1, keepdim=True)",
+        f"{x}.amax(-1, keepdim=True)",
+        f"torch.where({x} > 0, {x}, -{x})",
+        f"{x} ** 2",
     )
 
 
@@ -237,16 +217,12 @@ def added_in_place(w: Writer) -> None:
         w.line(f"{x} += {w.like(x)}")
     elif form == 1:
         w.line(
-            w.draw.choice(
-                [
-                    f"{x} *= 0.5",
-                    f"{x}.add_(1.5)",
-                    f"{x}.mul_(2)",
-                    f"{x} -= 1",
-                    f"F.relu({x}, inplace=True)",
-                    f"{x}.neg_()",
-                ]
-            )
+            f"{x} *= 0.5",
+            f"{x}.add_(1.5)",
+            f"{x}.mul_(2)",
+            f"{x} -= 1",
+            f"F.relu({x}, inplace=True)",
+            f"{x}.neg_()",
         )
     elif form == 2:
         w.line(f"{x} += {w.constant(per_channel(w, x))}")
@@ -260,7 +236,7 @@ def written_and_dropped(w: Writer) -> None:
     """Writes as statements."""
     x = w.map()
     y = w.call("conv", conv_text(w, x), x)
-    w.line(w.draw.choice([f"{y}.mul_(0.5)", f"{y}.add_({w.like(y)})", f"F.relu({y}, inplace=True)", f"{y}.neg_()"]))
+    w.line(f"{y}.mul_(0.5)", f"{y}.add_({w.like(y)})", f"F.relu({y}, inplace=True)", f"{y}.neg_()")
     if w.chance(0.6):
         w.call("bn", norm_text(w, y), y)
 
@@ -277,16 +253,12 @@ def view_written(w: Writer) -> None:
     """A write through a view: the whole changes as well."""
     x = w.map()
     w.line(
-        w.draw.choice(
-            [
-                f"{x}[:, :1] *= 2",
-                f"{x}[:, 0] = 1",
-                f"{x}.view(-1).add_(1)",
-                f"{x}[:, :1].zero_()",
-                f"{x}.flatten(2).mul_(0.5)",
-                f"{x}[..., 0] = {x}[..., -1]",
-            ]
-        )
+        f"{x}[:, :1] *= 2",
+        f"{x}[:, 0] = 1",
+        f"{x}.view(-1).add_(1)",
+        f"{x}[:, :1].zero_()",
+        f"{x}.flatten(2).mul_(0.5)",
+        f"{x}[..., 0] = {x}[..., -1]",
     )
 
 
@@ -321,7 +293,7 @@ def depends_on_size(w: Writer) -> None:
         f"{x}.view({x}.shape)",
         f"F.pad({x}, [0, {x}.shape[-1] % 2])",
     ]
-    w.let(w.draw.choice(forms))
+    w.let(*forms)
 
 
 @drawn(1.5)
@@ -329,11 +301,7 @@ def depends_on_other_size(w: Writer) -> None:
     """A size that was read from another tensor, perhaps one that is folded away."""
     x, y = w.map(), w.any()
     size = f"{y}.{w.draw.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(0)'])}"
-    w.let(
-        w.draw.choice(
-            [f"{x} * {size}", f"{x} / {size}", f"{x}.view({y}.shape[0], {w.shape(x)[1]}, -1)", f"{x} + {size}"]
-        )
-    )
+    w.let(f"{x} * {size}", f"{x} / {size}", f"{x}.view({y}.shape[0], {w.shape(x)[1]}, -1)", f"{x} + {size}")
 
 
 @drawn(2)
@@ -359,13 +327,9 @@ def norm_by_size(w: Writer) -> None:
 def number_read(w: Writer) -> None:
     x = w.any()
     w.let(
-        w.draw.choice(
-            [
-                f"{x} * (2.0 if {x}.mean().item() > 1e9 else 1.0)",
-                f"{x} + float({x}.abs().max() > 1e9)",
-                f"{x} if {x}.sum() < 1e9 else -{x}",
-            ]
-        )
+        f"{x} * (2.0 if {x}.mean().item() > 1e9 else 1.0)",
+        f"{x} + float({x}.abs().max() > 1e9)",
+        f"{x} if {x}.sum() < 1e9 else -{x}",
     )
 
 
@@ -373,13 +337,9 @@ def number_read(w: Writer) -> None:
 def asserted(w: Writer) -> None:
     x = w.any()
     w.line(
-        w.draw.choice(
-            [
-                f"assert {x}.dim() == {len(w.shape(x))}",
-                f'torch._assert({x}.ndim == {len(w.shape(x))}, "rank")',
-                f"assert {x}.shape[1] == {w.shape(x)[1]}",
-            ]
-        )
+        f"assert {x}.dim() == {len(w.shape(x))}",
+        f'torch._assert({x}.ndim == {len(w.shape(x))}, "rank")',
+        f"assert {x}.shape[1] == {w.shape(x)[1]}",
     )
 
 
@@ -422,13 +382,9 @@ def hooked(w: Writer) -> None:
     x = w.map()
     m = w.member("conv", conv_text(w, x))
     w.setup(
-        w.draw.choice(
-            [
-                f"{m}.register_forward_hook(halved)",
-                f"{m}.register_forward_pre_hook(shifted)",
-                f"{m}.register_forward_hook(looked_at)",
-            ]
-        )
+        f"{m}.register_forward_hook(halved)",
+        f"{m}.register_forward_pre_hook(shifted)",
+        f"{m}.register_forward_hook(looked_at)",
     )
     w.callables.append((m, w.shape(x)))
     y = w.let(f"{m}({x})")
@@ -441,15 +397,11 @@ def computed_weight(w: Writer) -> None:
     x = w.map()
     m = w.member("conv", conv_text(w, x))
     w.setup(
-        w.draw.choice(
-            [
-                f"parametrizations.weight_norm({m})",
-                f"weight_norm({m})",
-                f"parametrizations.spectral_norm({m})",
-                f"spectral_norm({m})",
-                f'parametrize.register_parametrization({m}, "weight", Doubled())',
-            ]
-        )
+        f"parametrizations.weight_norm({m})",
+        f"weight_norm({m})",
+        f"parametrizations.spectral_norm({m})",
+        f"spectral_norm({m})",
+        f'parametrize.register_parametrization({m}, "weight", Doubled())',
     )
     w.callables.append((m, w.shape(x)))
     y = w.let(f"{m}({x})")
