@@ -382,6 +382,14 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(output: str, 
     assert listed(here) == before
 
 
+def test_a_report_does_not_take_the_name_of_the_provenance(here: Path) -> None:
+    before = listed(here)
+    for force in ((), ("--force",)):  # which would lose the artefact
+        arguments = ("fold", "mynet:fails", "-o", "net.safetensors", "--report", str(here / "net.json"), *force)
+        assert "give the report another name" in refused(*arguments)
+    assert listed(here) == before
+
+
 def test_a_disk_that_fills_up_leaves_nothing_behind(here: Path) -> None:
     """No file may grow beyond 20 kB: the system ends the write of the weights in the middle."""
     (here / "small.py").write_text(

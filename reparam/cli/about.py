@@ -69,7 +69,11 @@ def demo(report: options.ReportFile = None, force: options.Force = False, json: 
         bar("timing both")
         timed = benchmark({"original": model, "folded": deployed}, images)
     done = write(found, timed)
-    show({"report": report_data(found), "benchmark": comparison_data(timed)}, [found, timed, *done], json)
+    show(
+        {"report": report_data(found), "benchmark": comparison_data(timed)},
+        [found, timed, *map("Written: {}".format, done)],
+        json,
+    )
 
 
 def _state(name: str, extra: str) -> dict[str, str]:

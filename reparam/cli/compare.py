@@ -114,7 +114,7 @@ def bench(
         bar(f"timing {rounds} rounds")
         outcome = benchmark(models, inputs, rounds=rounds, threads=threads, check=check)
     done = [] if conversion is None else write(conversion, outcome)
-    show({**data, **comparison_data(outcome)}, [*notes, outcome, *done], json)
+    show({**data, **comparison_data(outcome)}, [*notes, outcome, *map("Written: {}".format, done)], json)
 
 
 def _original(

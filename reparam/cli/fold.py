@@ -10,10 +10,11 @@ from torch import nn
 
 from reparam.artefact import Saved, save
 from reparam.cli import options
-from reparam.cli.reports import form
+from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
 from reparam.data import report_data
-from reparam.files import require_writable, written
+from reparam.errors import InputError
+from reparam.files import require_writable
 from reparam.inputs import Inputs
 from reparam.pipeline import reparameterize
 from reparam.report import Report
@@ -74,9 +75,11 @@ def fold(
 ) -> None:
     """Fold a model, prove the result equal, and write it; `reparam.load(FILE, model)` reads it."""
     files = Saved.at(output)
-    text = None if report is None else form(report)
-    for path in (files.weights, files.provenance, *filter(None, (report,))):
+    for path in (files.weights, files.provenance):
         require_writable(path, force)
+        if report is not None and report.resolve() == path.resolve():
+            raise InputError(f"--report {report}: --output {output} writes that file; give the report another name")
+    write = writer(report, force)
     named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
     with Bar(STEPS + 2) as bar:
         bar("loading the model")
@@ -85,10 +88,7 @@ def fold(
         deployed, found = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
         bar("writing")
         save(deployed, output, source=loaded.data(), force=force)
-        if report is not None and text is not None:
-            with written([report], force) as (draft,):
-                draft.write_text(text(found, None), encoding="utf-8")
-    names = [str(each) for each in (files.weights, files.provenance, report) if each is not None]
+        names = [str(files.weights), str(files.provenance), *write(found, None)]
     data = {**loaded.data(), "inputs": str(inputs), "files": names, "report": report_data(found)}
     show(data, [*loaded.notes, f"Inputs: {inputs}.", found, f"Written: {', '.join(names)}"], json)
 

@@ -17,7 +17,7 @@ _FORMS: dict[str, Callable[[Report, Comparison | None], str]] = {
 }
 
 
-def form(path: Path) -> Callable[[Report, Comparison | None], str]:
+def _form(path: Path) -> Callable[[Report, Comparison | None], str]:
     """What makes the text of a report of that name. Raises InputError, before any work is done, for an unknown form."""
     if path.suffix not in _FORMS:
         raise InputError(f"--report {path}: give it a name that ends in {', '.join(_FORMS)}")
@@ -25,15 +25,15 @@ def form(path: Path) -> Callable[[Report, Comparison | None], str]:
 
 
 def writer(path: Path | None, force: bool) -> Callable[[Report, Comparison | None], list[str]]:
-    """What writes the report and says so. Raises InputError, before any work is done, for a file that cannot be."""
+    """What writes the report and names the file. Raises InputError, before any work is done, for one that cannot be."""
     if path is None:
         return lambda report, latency: []
-    text = form(path)
+    text = _form(path)
     require_writable(path, force)
 
     def write(report: Report, latency: Comparison | None) -> list[str]:
         with written([path], force) as (draft,):
             draft.write_text(text(report, latency), encoding="utf-8")
-        return [f"Written: {path}"]
+        return [str(path)]
 
     return write
