@@ -146,16 +146,19 @@ class Call:
                 yield event
                 yield from event.inner()
 
-    def passes(self, nodes: Collection[Node]) -> bool:
-        """Whether it computes nothing and returns one of `nodes` as it came in."""
-        return self.result in nodes and not any(True for _ in self.nodes()) if isinstance(self.result, Node) else False
-
     def above(self) -> Iterator[Call]:
         """This call and those it was made from, innermost first."""
         call: Call | None = self
         while call is not None:
             yield call
             call = call.parent
+
+    def up_to(self, last: Call | None) -> Iterator[Call]:
+        """This call and those it was made from, innermost first, as far as `last`."""
+        for call in self.above():
+            yield call
+            if call is last:
+                return
 
 
 @dataclass(eq=False)
@@ -534,10 +537,7 @@ def common(nodes: Sequence[Node]) -> Call | None:
 
 def within(node: Node, common: Call | None) -> Iterator[Call]:
     """The calls around a node, from its own to `common`."""
-    for call in node.call.above() if node.call else ():
-        yield call
-        if call is common:
-            return
+    yield from node.call.up_to(common) if node.call else ()
 
 
 def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from reparam.affine import AffineConv
-from reparam.capture import Call, Node, Record, common, leaves_of, served, within
+from reparam.capture import Call, Node, Record, common, leaves_of, nodes_in, served, within
 from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.errors import Refusal
 from reparam.fold import Fold
@@ -91,6 +91,7 @@ class _Editor:
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
         self.proofs = Proofs(self.calls)
         self.readers = record.readers()
+        self.handed_on = _handed_on(record.calls)
         self.removed: Collection[Node] = ()
         self.unmade: Set[Node] = frozenset()  # of these, the tensors that no longer exist
         self.fates: dict[Call, object] = {}
@@ -280,6 +281,8 @@ class _Editor:
         if around is None:
             raise Refusal("it runs outside the model's forward")
         way = {call for node in fold.proven for call in within(node, around) if user_code(call.module)}
+        for call in self._passed({*fold.proven} - {fold.sink}, around):
+            way.update(outer for outer in call.up_to(around) if user_code(outer.module))
         looking = {outer for call in way if self.proofs.looks(call) for outer in call.above() if outer in way}
         return around, frozenset(call.module for call in looking)
 
@@ -402,8 +405,15 @@ class _Editor:
                 if user_code(call.module) or not self._inside(call, piece.nodes):
                     opened.add(call.module)
         # A module that only hands on a tensor of the fold (a drop path) has to prove that it always does.
-        passing = {*piece.nodes[:-1], piece.base}
-        return opened | {call.module for call in place.inner() if user_code(call.module) and call.passes(passing)}
+        for call in self._passed({*piece.nodes[:-1], piece.base}, place):
+            if self.proofs.looks(call) or not any(True for _ in call.nodes()):
+                opened |= {outer.module for outer in call.up_to(place) if user_code(outer.module)}
+        return opened
+
+    def _passed(self, nodes: Collection[Node], place: Call) -> list[Call]:
+        """The calls inside that of `place` that hand on one of the nodes as it came in."""
+        found = (call for node in nodes for call in self.handed_on[node])
+        return [call for call in found if call is not place and place in call.above()]
 
     def _inside(self, call: Call, nodes: Collection[Node]) -> bool:
         return all(node.constant or node in nodes for node in call.nodes())
@@ -507,6 +517,16 @@ def _handed(fold: Fold, around: Call | None) -> list[Node]:
         operand for node in fold.nodes for operand in node.operands if inner.get(operand, inner[node]) != inner[node]
     }
     return [node for node in fold.nodes if node in handed]
+
+
+def _handed_on(calls: Iterable[Call]) -> Mapping[Node, list[Call]]:
+    """The calls that return a tensor which they have not computed, for each such tensor."""
+    found: dict[Node, list[Call]] = defaultdict(list)
+    for call in calls:
+        for node in nodes_in(call.result):
+            if user_code(call.module) and call not in within(node, call):
+                found[node].append(call)
+    return found
 
 
 def only_read_by(nodes: Collection[Node], module: nn.Module, readers: Mapping[int, list[Node]]) -> bool:

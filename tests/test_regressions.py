@@ -802,3 +802,60 @@ def test_a_scale_per_row_behind_a_linear_layer_repeats_a_single_row() -> None:
     folded = reparam.reparameterize(model, image(1, 6, 2, 2))
     for size in [(2, 2), (1, 1), (1, 5), (2, 7)]:
         assert distance(model, folded, image(1, 6, *size)) < EXACT
+
+
+class _NormedIfLarge(nn.Module):
+    """Hands its input on at some sizes; `how` says in what, the input first."""
+
+    def __init__(self, how: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.how = how
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> object:
+        return self.how(self.norm(x) if x.shape[-1] > 5 else x)
+
+
+class _Within(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> object:
+        return self.inner(x), x.sigmoid()
+
+
+def _summed(m: nn.Module, x: Tensor) -> Tensor:
+    return m.first(x) + m.second(m.between(x)[0])
+
+
+def _one_behind_another(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(m.between(m.first(x))[0])
+
+
+@pytest.mark.parametrize("forward", [_summed, _one_behind_another])
+@pytest.mark.parametrize(
+    "between",
+    [
+        nn.Sequential(_NormedIfLarge(lambda y: y), nn.Unflatten(0, (1, -1))),
+        _NormedIfLarge(lambda y: (y, y.relu())),
+        _NormedIfLarge(lambda y: [y]),
+        _Within(_NormedIfLarge(lambda y: y)),
+    ],
+    ids=["alone", "with another", "in a list", "by a module inside"],
+)
+def test_a_module_between_operations_hands_on_another_tensor_at_other_sizes(
+    between: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    layers = {"first": nn.Conv2d(4, 4, 1), "between": copy.deepcopy(between), "second": nn.Conv2d(4, 4, 1)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(1, 4, 4, 4), verify=False)
+    for size in [(4, 4), (1, 1), (7, 7), (3, 6)]:
+        assert distance(model, folded, image(2, 4, *size)) < EXACT
+
+
+def test_a_module_that_always_hands_its_input_on_is_in_no_way() -> None:
+    layers = {"first": nn.Conv2d(4, 4, 1), "between": _Within(nn.Identity()), "second": nn.Conv2d(4, 4, 1)}
+    model = trained(Block(_one_behind_another, **layers))
+    folded = reparam.reparameterize(model, image(1, 4, 4, 4))
+    assert convs_ran(folded, image(1, 4, 4, 4)) == 1
