@@ -66,13 +66,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The time of reparam over that of another form in the same runtime, on the clock and in processor time."""
+
+    wall: Spread
+    cpu: Spread
+
+
+@dataclass(frozen=True)
 class Result:
-    """One case: its forms, those that are missing, and the share of the own conversion and of each runtime alone."""
+    """One case: its forms, those that are missing, and what reparam takes of each form that it is to beat."""
 
     case: Case
     rounds: int
     forms: list[Measured]
-    against: dict[str, Spread]
+    against: dict[str, Share]
     missing: dict[str, str]
     rounding: dict[str, dict[str, float]]
 
@@ -91,10 +99,10 @@ def measure(case: Case) -> Result:
     missing |= equal(runs, x)
     runs = {name: run for name, run in runs.items() if name not in missing}
     began = time.perf_counter()
-    reparam.benchmark(runs, x, rounds=1, check=False)
+    reparam.benchmark(runs, x, rounds=1, warmup=0, check=False)
     lasts = time.perf_counter() - began
     rounds = max(FEWEST, min(case.rounds, math.ceil(case.seconds / lasts)))
-    comparison = reparam.benchmark(runs, x, rounds=rounds, threads=case.threads, check=False)
+    comparison = reparam.benchmark(runs, x, rounds=rounds, warmup=1, threads=case.threads, check=False)
     forms = [
         Measured(each.name, comparison.ratio(each.name), comparison.cpu_ratio(each.name), each.wall, each.cpu)
         for each in comparison.timings
@@ -103,12 +111,16 @@ def measure(case: Case) -> Result:
     return Result(case, rounds, forms, against(comparison), missing, rounded)
 
 
-def against(comparison: Comparison) -> dict[str, Spread]:
+def against(comparison: Comparison) -> dict[str, Share]:
     """The time of reparam over that of each form that it is to beat, in the same runtime."""
     names = {timing.name for timing in comparison.timings}
     pairs = {"own conversion": "reparam", "torch.fx fuse": "reparam"}
     pairs |= {form.name: form.name.replace(ORIGINAL.name, "reparam") for form in FORMS if ORIGINAL.name in form.name}
-    return {theirs: comparison.ratio(ours, theirs) for theirs, ours in pairs.items() if {theirs, ours} <= names}
+    return {
+        theirs: Share(comparison.ratio(ours, theirs), comparison.cpu_ratio(ours, theirs))
+        for theirs, ours in pairs.items()
+        if {theirs, ours} <= names
+    }
 
 
 def in_fresh_process(case: Case) -> Result:
