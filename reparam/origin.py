@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,13 +103,24 @@ def key_map(
     for key, tensor in after.items():
         for old in before.get(id(tensor), ()):
             found[old][key] = None
+    made = list(made)
+    new: dict[str, list[str]] = {path: [] for path, _ in made}
+    for key in (key for key, tensor in after.items() if id(tensor) not in before):
+        for path in _around(key):
+            if path in new:
+                new[path].append(key)
     for path, tensors in made:
-        prefix = f"{path}." if path else ""
-        new = [key for key, tensor in after.items() if key.startswith(prefix) and id(tensor) not in before]
         for tensor in tensors:
             for old in before.get(id(tensor), ()):
-                found[old].update(dict.fromkeys(new))
-    return {key: tuple(new) for key, new in found.items()}
+                found[old].update(dict.fromkeys(new[path]))
+    return {key: tuple(keys) for key, keys in found.items()}
+
+
+def _around(key: str) -> Iterator[str]:
+    """The paths of the modules around a tensor, the model's own, which is empty, last."""
+    while key:
+        key = key.rpartition(".")[0]
+        yield key
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
