@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from reparam.artefact import Saved, save
+from reparam.checked import Verify, chosen
 from reparam.errors import InputError
 from reparam.files import require_writable
 from reparam.inputs import Inputs
@@ -32,23 +33,32 @@ class FoldCallback(_callback()):  # type: ignore[misc]
 
     path: the .safetensors file of the artefact. part: the attribute that holds the network, such as "model" or
     "net.backbone". example_inputs: as for `reparameterize`; without them the module's `example_input_array`.
+    verify: as for `reparameterize`.
 
     What could not be written or found is an InputError before training begins. The network that was trained is left as
     it is; `deployed` is the folded one.
     """
 
     def __init__(
-        self, path: Path | str, part: str = "model", example_inputs: Any = None, *, force: bool = False
+        self,
+        path: Path | str,
+        part: str = "model",
+        example_inputs: Any = None,
+        *,
+        verify: Verify = True,
+        force: bool = False,
     ) -> None:
         super().__init__()
         self.saved = Saved.at(path)
         self.part = part
         self.example_inputs = example_inputs
+        self.verify = verify
         self.force = force
         self.deployed: nn.Module | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Whatever is wrong with the arguments is wrong now, and not after a week of training."""
+        chosen(self.verify)
         self._network(pl_module)
         self._inputs(pl_module)
         if trainer.is_global_zero:
@@ -62,7 +72,7 @@ class FoldCallback(_callback()):  # type: ignore[misc]
         network = copied(self._network(pl_module)).eval()
         like = next(network.parameters(), torch.empty(0))
         inputs = self._inputs(pl_module).map(lambda tensor: tensor.to(like.device))
-        self.deployed = reparameterize(network, inputs, inplace=True)
+        self.deployed = reparameterize(network, inputs, inplace=True, verify=self.verify)
         save(self.deployed, self.saved.weights, source={"trained by": type(pl_module).__name__}, force=self.force)
 
     def _network(self, pl_module: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reparam.checked import FOLDS, FULL, NOTHING, Checked
 from reparam.ranges import Weights
 from reparam.verify import Verification
 
@@ -117,6 +118,18 @@ class Outcome:
     baked: tuple[Look, ...] = ()
     model: str = ""
     inputs: str = ""
+
+    @property
+    def checked(self) -> Checked:
+        """What has been verified: the whole model and each fold, each fold alone, or nothing."""
+        if self.verification is not None:
+            return FULL
+        return FOLDS if any(fold.error is not None for fold in self.folds) else NOTHING
+
+    @property
+    def fold_error(self) -> float:
+        """The largest error of a fold alone, in float64 and relative to max|y|, of those that were checked."""
+        return max((fold.error for fold in self.folds if fold.error is not None), default=0.0)
 
     def reasons(self) -> tuple[Reason, ...]:
         """The refusals by what they say, the most frequent first."""

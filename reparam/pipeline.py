@@ -14,6 +14,7 @@ from torch import nn
 
 from reparam.bisect import bisect
 from reparam.capture import Node, Record, leaves_of, record
+from reparam.checked import FULL, NOTHING, Verify, chosen
 from reparam.dead import Dead, around, dead_weight
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
@@ -44,7 +45,7 @@ def reparameterize(
     example_inputs: Any = None,
     *,
     inplace: bool = False,
-    verify: bool = True,
+    verify: Verify = True,
     keep: Sequence[str] = (),
     cost: str = "static",
     prune: bool = False,
@@ -57,7 +58,9 @@ def reparameterize(
     example_inputs: a tensor, a tuple (positional) or a dict (keyword) that the model accepts; without them a symbolic
         trace of the model has to tell their shapes.
     inplace: change `model` itself, after everything has been verified; it is returned as well.
-    verify: compare every fold and the whole model with the original in float64, and in its own dtype.
+    verify: True or "full": compare every fold, and then the whole model with the original, in float64 and in its own
+        dtype, at several sizes. "folds": compare every fold alone, in float64, which takes a fraction of the time and
+        runs the model no more often than without. False: compare nothing.
     keep: names of modules, or patterns such as "backbone.stage*.out", whose outputs must stay available.
     cost: what a plan is judged by; "static" is a roofline model of a CPU.
     prune: remove the dead weight that the report names (auxiliary heads, results that are dropped), where the model is
@@ -73,6 +76,7 @@ def reparameterize(
     changed then.
     """
     say = _speaker(progress)
+    checked = chosen(verify)
     _require_usable(model)
     if cost not in _COSTS:
         raise InputError(f"cost={cost!r} is not known; choose one of {', '.join(map(repr, _COSTS))}")
@@ -96,12 +100,13 @@ def reparameterize(
     errors: dict[Fold, float] = {}
     naive: dict[Node, float] = {}
     verification = None
-    if verify:
+    if checked != NOTHING:
         generator = torch.Generator().manual_seed(0)
         naive = {node: border.error(generator) for node, border in conversion.plan.borders().items()}
-    if verify and conversion.changed:
+    if checked != NOTHING and conversion.changed:
         say("checking each fold")
         errors = _checked_folds(conversion)
+    if checked == FULL and conversion.changed:
         say("comparing the models")
         verification = verify_models(
             model, conversion.emitted.model, inputs, exact=conversion.emitted.exact, fixed_size=fixed_size

@@ -7,19 +7,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from reparam.checked import Verify
 from reparam.pipeline import reparameterize
 
 
-def reparameterize_model(model: nn.Module, inplace: bool = False, *, example_inputs: Any = None) -> nn.Module:
+def reparameterize_model(
+    model: nn.Module, inplace: bool = False, *, example_inputs: Any = None, verify: Verify = True
+) -> nn.Module:
     """Drop-in for `timm.utils.reparameterize_model`: folds whatever is linear, and not only blocks with a `fuse()`.
 
     model: of timm, in eval mode. inplace: change it, and return it.
     example_inputs: as for `reparameterize`; without them one image of the size that the model was made for.
+    verify: as for `reparameterize`.
 
     Raises what `reparameterize` does; timm's own function proves nothing and so refuses nothing.
     """
     given = _image(model) if example_inputs is None else example_inputs
-    return reparameterize(model, given, inplace=inplace)
+    return reparameterize(model, given, inplace=inplace, verify=verify)
 
 
 def _image(model: nn.Module) -> torch.Tensor | None:

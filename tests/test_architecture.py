@@ -18,6 +18,7 @@ FLOORS = {
     "errors": 0,
     "bisect": 0,
     "files": 1,
+    "checked": 1,
     "axis": 1,
     "kernels": 1,
     "affine": 1,

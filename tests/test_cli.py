@@ -143,8 +143,16 @@ def test_explain_says_what_folds_and_writes_nothing(here: Path) -> None:
     assert sorted(each for each in here.rglob("*") if each.suffix != ".pyc" and each.is_file()) == before
 
 
+def test_what_is_checked_can_be_chosen() -> None:
+    command = ("explain", "mynet:make", "--input", "1x3x17x19", "--json")
+    assert run(*command).data()["report"]["checked"] == "none"
+    assert run(*command, "--verify", "folds").data()["report"]["checked"] == "folds"
+    assert run(*command, "--verify", "full").data()["report"]["checked"] == "full"
+    assert "choose one of full, folds, none" in refused(*command, "--verify", "all")
+
+
 def test_explain_as_json() -> None:
-    data = run("explain", "mynet:make", "--input", "1x3x17x19", "--json", "--verify").data()
+    data = run("explain", "mynet:make", "--input", "1x3x17x19", "--json", "--verify", "full").data()
     assert data["report"]["folds"][0]["after"] == "Conv2d 3->8 3x3 s2 p1"
     assert data["report"]["verification"]["ok"] is True
     assert data["inputs"] == "1x3x17x19"
@@ -228,7 +236,7 @@ def test_without_inputs_they_are_read_off_the_model() -> None:
 def test_devices_and_dtypes() -> None:
     assert "choose one of" in refused("explain", "mynet:make", "--dtype", "int8")
     assert "cannot be used here" in refused("explain", "mynet:make", "--device", "abacus")
-    assert run("explain", "mynet:make", "--dtype", "bfloat16", "-i", "1x3x9x9", "--verify").code == 0
+    assert run("explain", "mynet:make", "--dtype", "bfloat16", "-i", "1x3x9x9", "--verify", "full").code == 0
 
 
 # --- verify and bench

@@ -45,6 +45,7 @@ def test_timm_models_in_train_mode_are_refused() -> None:
 def test_a_model_that_names_no_size() -> None:
     model = trained(nn.Sequential(RepVGGBlock(3, 4), RepVGGBlock(4, 4)))
     assert len(reparameterize_model(model).reparam_report.folds) == 2
+    assert reparameterize_model(model, verify="folds").reparam_report.checked == "folds"
 
 
 # --- the hub
@@ -137,9 +138,10 @@ def test_a_callback_folds_what_was_trained(tmp_path: Path) -> None:
     from reparam.lightning import FoldCallback
 
     module, x = task(), image(2, 3, 7, 9, dtype=torch.float32)
-    callback = FoldCallback(tmp_path / "net.safetensors", example_inputs=x)
+    callback = FoldCallback(tmp_path / "net.safetensors", example_inputs=x, verify="folds")
     fitted(module, callback, tmp_path)
     assert callback.deployed is not None
+    assert callback.deployed.reparam_report.checked == "folds"
     loaded = reparam.load(tmp_path / "net.safetensors", task().model)
     assert torch.equal(loaded(x), callback.deployed(x))
     assert distance(module.model.eval(), loaded, x) < 1e-5
@@ -156,6 +158,8 @@ def test_mistakes_are_found_before_training(tmp_path: Path) -> None:
         fitted(task(), FoldCallback(tmp_path / "net.safetensors", "net", x), tmp_path)
     with pytest.raises(InputError, match="set example_input_array on Task"):
         fitted(task(), FoldCallback(tmp_path / "net.safetensors"), tmp_path)
+    with pytest.raises(InputError, match="verify='most'"):
+        fitted(task(), FoldCallback(tmp_path / "net.safetensors", "model", x, verify="most"), tmp_path)  # type: ignore[arg-type]
     (tmp_path / "net.json").write_text("old")
     with pytest.raises(InputError, match="exists"):
         fitted(task(), FoldCallback(tmp_path / "net.safetensors", "model", x), tmp_path)

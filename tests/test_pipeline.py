@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+import reparam.pipeline as pipeline
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
 from reparam.capture import record
 from reparam.errors import InputError, ModelError, ReparamError, TrainModeError, VerificationError
@@ -493,6 +494,45 @@ def test_without_verification_nobody_looks(wrong_norm: None) -> None:
     assert folded.reparam_report.verification is None
     assert "Not verified" in str(folded.reparam_report)
     assert distance(model, folded, X) > EXACT
+
+
+def test_folds_alone_are_verified_without_running_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(pipeline, "verify_models", lambda *_, **__: runs.append(1))
+    model = network()
+    reports = {
+        how: reparam.reparameterize(model, X, verify=how).reparam_report
+        for how in (False, "folds")  # type: ignore[arg-type]
+    }
+    assert not runs
+    assert [report.checked for report in reports.values()] == ["none", "folds"]
+    assert all(fold.error is None for fold in reports[False].folds)
+    assert all(fold.error is not None and fold.error <= EXACT for fold in reports["folds"].folds)
+    text = str(reports["folds"])
+    assert "Each fold verified alone: float64 error " in text
+    assert "the whole models were not compared" in text
+    assert "Verified: " not in text
+
+
+def test_folds_alone_find_a_wrong_fold(wrong_norm: None) -> None:
+    model = network()
+    before = state(model)
+    with pytest.raises(VerificationError, match="is not exact"):
+        reparam.reparameterize(model, X, verify="folds", inplace=True)
+    assert same(before, state(model))
+
+
+def test_full_is_what_true_means() -> None:
+    model = network()
+    reports = [reparam.reparameterize(model, X, verify=how).reparam_report for how in (True, "full")]  # type: ignore[arg-type]
+    assert reports[0].verification == reports[1].verification
+    assert reports[0].checked == reports[1].checked == "full"
+
+
+@pytest.mark.parametrize("wrong", ["fold", "none", "", None, 2])
+def test_what_cannot_be_chosen_is_refused_with_the_choices(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"verify=.*'full'.*'folds'.*False"):
+        reparam.reparameterize(network(), X, verify=wrong)
 
 
 # --- the report

@@ -428,6 +428,10 @@ def test_a_report_of_nothing() -> None:
 
 def test_what_was_not_verified_or_is_not_equal_is_not_called_equal() -> None:
     report = FULL
+    alone = replace(report, verification=None)
+    assert "Each fold verified alone" in alone.to_html()
+    assert "Not verified" not in alone.to_html()
+    report = replace(report, folds=tuple(replace(fold, error=None) for fold in report.folds))
     assert "Not verified" in replace(report, verification=None).to_html()
     check = Check("out", "example", "fp64", 0.5, 1e-10, 0.0, False)
     wrong = replace(report, verification=Verification((check,))).to_html()

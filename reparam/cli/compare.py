@@ -12,6 +12,7 @@ from torch import nn
 
 from reparam.artefact import load
 from reparam.bench import benchmark
+from reparam.checked import FULL
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
 from reparam.cli.reports import writer
@@ -85,6 +86,7 @@ def bench(
     cost: options.Cost = "static",
     prune: options.Prune = False,
     fixed_size: options.FixedSize = False,
+    verify: options.Verify = FULL,
     rounds: Annotated[int, typer.Option(help="How often each is timed, in turns.")] = 30,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; as many as it takes by itself, else.")] = None,
     check: Annotated[bool, typer.Option(help="Refuse to time models whose outputs differ.")] = True,
@@ -104,7 +106,8 @@ def bench(
         bar("loading the model")
         truth, inputs, notes, data = _original(named, input_, input_file)
         if other is None:
-            deployed, conversion = folded(truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
+            deployed, conversion = folded(truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size,
+                                          verify=verify)  # fmt: skip
             models: dict[str, Callable[..., Any]] = {"original": truth, "folded": deployed}
         else:
             b = options.Named(other, other_arg, other_checkpoint, device=device, dtype=dtype)

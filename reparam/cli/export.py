@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from reparam.checked import FULL
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
 from reparam.cli.shown import Bar, show
@@ -35,6 +36,7 @@ def export(
     cost: options.Cost = "static",
     prune: options.Prune = False,
     fixed_size: options.FixedSize = False,
+    verify: options.Verify = FULL,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     force: options.Force = False,
@@ -50,7 +52,7 @@ def export(
         deployed, report = loaded.model, None
         if fold:
             deployed, report = folded(
-                loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size
+                loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size, verify=verify
             )
         done = export_model(deployed, output, inputs, original=loaded.model, fixed_size=fixed_size, force=force,
                             progress=bar)  # fmt: skip

@@ -9,6 +9,7 @@ import typer
 from torch import nn
 
 from reparam.artefact import Saved, save
+from reparam.checked import FULL, NOTHING
 from reparam.cli import options
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
@@ -31,13 +32,13 @@ def folded(
     cost: str = "static",
     prune: bool = False,
     fixed_size: bool = False,
-    verify: bool = True,
+    verify: str = FULL,
     inplace: bool = False,
 ) -> tuple[nn.Module, Report]:
     """The conversion, with its report."""
     deployed = reparameterize(
-        model, inputs, keep=keep or (), cost=cost, prune=prune, fixed_size=fixed_size, verify=verify, progress=bar,
-        inplace=inplace,
+        model, inputs, keep=keep or (), cost=cost, prune=prune, fixed_size=fixed_size,
+        verify=options.verified(verify), progress=bar, inplace=inplace,
     )  # fmt: skip
     report = deployed.reparam_report
     assert isinstance(report, Report)
@@ -67,13 +68,14 @@ def fold(
     cost: options.Cost = "static",
     prune: options.Prune = False,
     fixed_size: options.FixedSize = False,
+    verify: options.Verify = FULL,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     report: options.ReportFile = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Fold a model, prove the result equal, and write it; `reparam.load(FILE, model)` reads it."""
+    """Fold a model, verify the result, and write it; `reparam.load(FILE, model)` reads it."""
     files = Saved.at(output)
     for path in (files.weights, files.provenance):
         require_writable(path, force)
@@ -85,7 +87,8 @@ def fold(
         bar("loading the model")
         loaded = named.load()
         inputs = loaded.inputs(input_, input_file)
-        deployed, found = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size)
+        deployed, found = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size,
+                                 verify=verify)  # fmt: skip
         bar("writing")
         save(deployed, output, source=loaded.data(), force=force)
         names = [str(files.weights), str(files.provenance), *write(found, None)]
@@ -106,9 +109,9 @@ def explain(
     cost: options.Cost = "static",
     prune: options.Prune = False,
     fixed_size: options.FixedSize = False,
+    verify: options.Verify = NOTHING,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every fold and the whole model as well.")] = False,
     json: options.Json = False,
 ) -> None:
     """Say what would be folded, what would not and why, and write nothing."""

@@ -10,6 +10,7 @@ import torch
 import typer
 from torch import nn
 
+from reparam import checked
 from reparam.checkpoint import Checkpoint, Fit, fit, read_checkpoint
 from reparam.errors import InputError
 from reparam.guess import guessed_inputs
@@ -57,6 +58,12 @@ Keep = Annotated[
     typer.Option(metavar="NAME", help="A module, or pattern of names, whose output must stay; repeatable."),
 ]
 Cost = Annotated[str, typer.Option(metavar="MODEL", help="What a plan is judged by.")]
+Verify = Annotated[
+    str,
+    typer.Option(
+        metavar="WHAT", help="What is checked: full (each fold, and the whole model), folds (each fold alone) or none."
+    ),
+]
 Prune = Annotated[bool, typer.Option("--prune", help="Remove dead weight, such as auxiliary heads.")]
 FixedSize = Annotated[bool, typer.Option("--fixed-size", help="Every image will be as large as the input.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1.")]
@@ -136,6 +143,16 @@ class Loaded:
         inputs = guessed_inputs(copied(self.model)) if given is None else Inputs.of(given)
         floats = any(":" in each for each in shapes or ())  # a dtype that was asked for stays
         return inputs.map(lambda t: t.to(like.device, like.dtype if t.is_floating_point() and not floats else t.dtype))
+
+
+_VERIFIED: dict[str, checked.Verify] = {checked.FULL: "full", checked.FOLDS: "folds", checked.NOTHING: False}
+
+
+def verified(name: str) -> checked.Verify:
+    """What `--verify` asks for."""
+    if name not in _VERIFIED:
+        raise InputError(f"--verify {name}: choose one of {', '.join(_VERIFIED)}")
+    return _VERIFIED[name]
 
 
 def _given(shapes: list[str]) -> Inputs:

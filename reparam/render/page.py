@@ -133,7 +133,7 @@ def _about(outcome: Outcome) -> list[Markup]:
 def _verdict(outcome: Outcome) -> Markup:
     found = outcome.verification
     if found is None:
-        text = "Not verified" if outcome.folds else "Nothing was folded"
+        text = words.unproven(outcome) if outcome.folds else "Nothing was folded"
         why = tag("span", "the reasons are below") if not outcome.folds and outcome.refusals else ""
         return tag("p", tag("strong", text), why, class_="verdict open")
     if not found.ok:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reparam.checked import NOTHING
 from reparam.outcome import Counts, Outcome
 
 COUNTED = {
@@ -17,6 +18,7 @@ FOLDED = ("folded", "what it was", "what it is", "fp64 error")
 DEAD = ("dead weight", "which is", "in eval", "elements", "bytes", "here")
 BAKED = "May take another way for other inputs (no fold relies on the way recorded)"
 KEPT = "Kept as they are"
+FOLDS_ALONE = "Each fold verified alone"
 
 
 def title(outcome: Outcome) -> str:
@@ -49,8 +51,15 @@ def some(places: Sequence[str], limit: int = 3) -> str:
     return ", ".join(places[:limit]) + more
 
 
+def unproven(outcome: Outcome) -> str:
+    """What was checked of folds that were not compared as a whole model."""
+    if outcome.checked == NOTHING:
+        return "Not verified"
+    return f"{FOLDS_ALONE}: float64 error {outcome.fold_error:.2g}; the whole models were not compared"
+
+
 def verdict(outcome: Outcome) -> str:
     """What verification has found; empty where there was nothing to verify."""
     if outcome.verification is None:
-        return "Not verified." if outcome.folds else ""
+        return f"{unproven(outcome)}." if outcome.folds else ""
     return f"Verified: {outcome.verification.summary}"
