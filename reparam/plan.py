@@ -18,7 +18,7 @@ from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.interpret import Interpretation
 from reparam.memory import relied_on
-from reparam.region import Region
+from reparam.region import Region, Unplaced
 from reparam.spread import Spread, spreads
 
 
@@ -29,6 +29,7 @@ class Plan:
     live: every node that an output depends on; removed: those of them that need not be computed any more.
     before, after: the price of all regions, by the cost chosen.
     borders: what those of the refusals that are about a border would have folded; worked out for the plan that is kept.
+    unplaced: folds that are exact, and that the model has no place for.
     """
 
     folds: tuple[Fold, ...]
@@ -38,6 +39,7 @@ class Plan:
     before: cost.Price
     after: cost.Price
     borders: Deferred[dict[Node, Border]]
+    unplaced: tuple[Unplaced, ...]
 
 
 def plan(
@@ -63,11 +65,13 @@ def plan(
     order = {node: i for i, node in enumerate(record.nodes)}
     relied = relied_on(record)
     folds: list[Fold] = []
+    refused: list[Unplaced] = []
     before = after = cost.FREE
     for sinks in regions.values():
         region = Region(record, order, found, sinks, judge, relied)
         chosen, old, new = region.best()
         folds += chosen
+        refused += region.unplaced.values()
         before, after = before + old, after + new
     planned = {fold.sink: fold for fold in folds}
     spread = list(spreads(record, found, planned, live))
@@ -79,7 +83,7 @@ def plan(
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - _computed(record, folds, live)
     named = Deferred(lambda: borders(found, refusals))
-    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after, named)
+    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after, named, tuple(refused))
 
 
 def _first(

@@ -46,8 +46,34 @@ _PARTING = (
     "repeat",
 )
 _MULTIPLYING = ("cat", "pixel_unshuffle", "repeat", "tile", "repeat_interleave")
-_MOVING = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous")
+MOVING = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous")
 _JOINING = ("cat",)  # they have no kernel that could take a scale
+
+_CHANNELS = (
+    "nothing on the way fixes its number of channels: for another input it could be another one",
+    "take all channels with `:`, and let a layer read them",
+)
+_ORDER = (
+    "code takes a view of it, which needs the order in memory that it has now; a layer may give it another",
+    "write `reshape` for `view`",
+)
+_UNMOVED = ("the operations that rearrange it name its number of channels, or take it apart", "write -1 for the number")
+_VANISHING = (
+    "at some sizes the crop in front leaves nothing, which is padded here, and which no convolution takes",
+    "crop what comes out",
+)
+_WRITTEN = (
+    "its tensor, or the one that it is computed from, is written to in place",
+    "write `x = x + y` for `x += y`, and `inplace=False`",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Unplaced:
+    """A fold of the nodes, the last one being its result, that is exact and cannot be written back."""
+
+    nodes: tuple[Node, ...]
+    refusal: Refusal
 
 
 @dataclass(eq=False)
@@ -67,6 +93,7 @@ class Region:
         self.prices = {node: cost.of_node(self.judge, node) for node in self.nodes}
         self.values: dict[tuple[Node, Node], AffineConv | Viewed | None] = {}
         self.whole: dict[tuple[Node, Node], cost.Price] = {}
+        self.unplaced: dict[Node, Unplaced] = {}
 
     def best(self) -> tuple[list[Fold], cost.Price, cost.Price]:
         """The folds of the cheapest plan found, the cost of the user's operations, and that of the plan."""
@@ -113,43 +140,57 @@ class Region:
     def value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
         """`node` as one convolution of `base`, possibly behind steps, if it is one that can be written back."""
         if (base, node) not in self.values:
-            self.values[base, node] = self._value(base, node)
+            try:
+                self.values[base, node] = self._value(base, node)
+            except Refusal as refusal:
+                self.values[base, node] = None
+                self._refuse(base, node, refusal)
         return self.values[base, node]
 
     def _value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
+        """Raises Refusal where there is a layer that could take it all, and it cannot be written back."""
         value = self.found.value(base, node)
-        if value is None or self._relaid(base, node) or self._overwritten(base, node):
-            return None
         nodes = between(base, [node])
-        if not self._measured(base, nodes):
-            return None
-        if any(each in self.relied for each in nodes):
-            place = self._place(base, node, value) if isinstance(value, Viewed) else None
-            if reordered(base, nodes, self.steps(base, node), place[1] if place else ()):
+        if isinstance(value, Viewed):
+            place = self._place(base, node, value)
+            if place is None:
                 return None
-        if isinstance(value, AffineConv):
-            if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
-                parts = any(map(_picks, nodes))
-                written = self._written_later(base, node)
-                return None if written or (parts and not _fixes_channels(base, nodes, True)) else value
-            alike = self._counted(base, 1 if value.axes else len(base.shape) - 1)
-            if not _fixes_channels(base, nodes, alike) or (_vanishes(base) and _takes_nothing(base, nodes)):
-                return None
-            return value if self._pays(value, nodes) else None
-        if not isinstance(value, Viewed):
+            self._require_order(base, node, nodes, place[1])
+            counted = self._counted(base, 1 if value.inside.axes else len(base.shape) - 1)
+            _require(_fixes_channels(base, nodes, counted, self.steps(base, node)), _CHANNELS)
+            _require(self._movable(base, node, value, place[1]), _UNMOVED)
+            return value
+        if not isinstance(value, AffineConv) or not (value.identity or self._pays(value, nodes)):
             return None
-        alike = self._counted(base, 1 if value.inside.axes else len(base.shape) - 1)
-        if not _fixes_channels(base, nodes, alike, self.steps(base, node)):
-            return None
-        return value if self._movable(base, node, value) else None
+        self._require_order(base, node, nodes, ())
+        if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
+            _require(not self._written_later(base, node), _WRITTEN)
+            _require(not any(map(_picks, nodes)) or _fixes_channels(base, nodes, True), _CHANNELS)
+            return value
+        counted = self._counted(base, 1 if value.axes else len(base.shape) - 1)
+        _require(_fixes_channels(base, nodes, counted), _CHANNELS)
+        _require(not (_vanishes(base) and _takes_nothing(base, nodes)), _VANISHING)
+        return value
 
-    def _measured(self, base: Node, nodes: Sequence[Node]) -> bool:
-        """Whether it can be said, for every input, how long the dimensions are on the way."""
-        try:
-            lengths(self.found, base, nodes)
-        except Refusal:
-            return False
-        return True
+    def _refuse(self, base: Node, node: Node, refusal: Refusal) -> None:
+        """Keep the first refusal of a node, that from the nearest base, where the fold would have saved something.
+
+        What only moves numbers is kept for what comes before it.
+        """
+        nodes = between(base, [node])
+        value = self.found.value(base, node)
+        assert isinstance(value, (AffineConv, Viewed))
+        saves = self.price(base, node, value) < cost.total(self.prices[each] for each in nodes)
+        if saves and operation(node.function) not in MOVING:  # type: ignore[arg-type]
+            self.unplaced.setdefault(node, Unplaced(tuple(nodes), refusal))
+
+    def _require_order(self, base: Node, node: Node, nodes: Sequence[Node], place: Sequence[Node]) -> None:
+        """What is written meanwhile, how long the dimensions are, and in which order of memory code finds them."""
+        _require(not self._overwritten(base, node), _WRITTEN)
+        _require(not self._relaid(base, node), _ORDER)
+        lengths(self.found, base, nodes)
+        if any(each in self.relied for each in nodes):
+            _require(not reordered(base, nodes, self.steps(base, node), place), _ORDER)
 
     def _written_later(self, base: Node, node: Node) -> bool:
         """Whether the memory of either is written to once both may exist, be it through a view."""
@@ -190,17 +231,16 @@ class Region:
             return True
         return bool(value.axes) and value.groups == value.in_channels and not value.pointwise
 
-    def _movable(self, base: Node, node: Node, value: Viewed) -> bool:
-        """Whether a map behind steps has a place to stand: a stretch between them with a kernel in it.
+    def _movable(self, base: Node, node: Node, value: Viewed, place: Sequence[Node]) -> bool:
+        """Whether the steps go with a map that stands at its `place` among them.
 
-        The steps before that place then see as many channels as the base has, and those behind it as many as the map
+        Those before that place then see as many channels as the base has, and those behind it as many as the map
         gives, which is another number than some of them may name.
         """
-        place = self._place(base, node, value)
-        if place is None or any(map(_in_parts, map(partial(self.found.value, base), between(base, [node])))):
+        if any(map(_in_parts, map(partial(self.found.value, base), between(base, [node])))):
             return False
         nodes, steps = between(base, [node]), self.steps(base, node)
-        at = nodes.index(place[1][0])
+        at = nodes.index(place[0])
         seen = [value.inside.in_channels if nodes.index(step) < at else value.inside.out_channels for step in steps]
         return all(
             self._channels(base, step.operands[0]) in (None, count)
@@ -312,6 +352,11 @@ class Region:
         return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), lengths=apart)
 
 
+def _require(fine: bool, otherwise: tuple[str, str]) -> None:
+    if not fine:
+        raise Refusal(*otherwise)
+
+
 def _in_parts(value: Value) -> bool:
     """Whether it is several rearranged tensors: what takes them apart is no step of one."""
     return isinstance(value, tuple) and any(isinstance(part, Viewed) for part in value)
@@ -346,7 +391,7 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
                 if counted or operation(node.function) not in _SCALING:  # type: ignore[arg-type]
                     return True
                 continue
-            kept = operation(node.function) in (*_MULTIPLYING, *_MOVING) and whole.issuperset(node.operands)  # type: ignore[arg-type]
+            kept = operation(node.function) in (*_MULTIPLYING, *MOVING) and whole.issuperset(node.operands)  # type: ignore[arg-type]
             if kept or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
                 whole.add(node)
     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,9 +16,11 @@ from reparam.bench import Comparison
 from reparam.capture import READ, SIZE, Node, Record
 from reparam.data import comparison_data, report_data
 from reparam.dead import Dead
+from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.outcome import Counts, DeadWeight, FoldLine, Look, Outcome, RefusalLine
 from reparam.plan import Plan
+from reparam.region import MOVING
 from reparam.render import as_html, as_markdown, as_text
 from reparam.rules import operation
 from reparam.sketch import become, called, macs, place, sketched, weighed
@@ -140,17 +142,18 @@ def report(
     lines = tuple(_line(fold, names.get(fold) or place(fold.sink), errors.get(fold), order) for fold in plan.folds)
     folded_nodes = {node for fold in plan.folds for node in fold.nodes}  # refused from afar, folded from nearer
     refusals = tuple(
-        RefusalLine(place(node), called(node), refusal.reason, refusal.remedy, naive.get(node))
+        _refusal_line(node, node, refusal, naive.get(node))
         for node, refusal in plan.refusals.items()
         if node.function is not None and node not in folded_nodes
     )
     staying = [node for node in computed if node not in plan.removed and node not in plan.refusals]
+    unplaced = tuple(_unplaced(set(staying), plan))
     lonely = tuple(_lonely(node, plan, naive) for node in staying if node.name == "batch_norm")
-    scales = tuple(_kept_scale(node, record) for node in staying if node.function is affine_part)
+    scales = tuple(_kept_scale(node, record, plan, naive) for node in staying if node.function is affine_part)
     weights = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
     return Report(
-        lines, refusals + lonely + scales, counts(computed, original), after, dead=weights, baked=_looks(record),
-        model=type(original).__name__,
+        lines, refusals + unplaced + lonely + scales, counts(computed, original), after, dead=weights,
+        baked=_looks(record), model=type(original).__name__,
     )  # fmt: skip
 
 
@@ -172,11 +175,9 @@ def _looks(record: Record) -> tuple[Look, ...]:
 
 def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
     """Why a norm is left that no rule has refused."""
-    sink = next((sink for sink, border in plan.borders().items() if norm in border.nodes), None)
-    if sink is not None:
-        refusal = plan.refusals[sink]
-        reason = f"{operation(sink.function)} cannot take it: {refusal.reason}"  # type: ignore[arg-type]
-        return RefusalLine(place(norm), "batch_norm", reason, refusal.remedy, naive.get(sink))
+    refused = _refused_with(norm, plan, naive)
+    if refused is not None:
+        return refused
     before = [operation(node.function) if node.function is not None else "the input" for node in norm.operands]
     after = [operation(node.function) for node in norm.readers if node.function is not None] or ["the output"]
     beside = any(name in cost.KERNELS for name in (*before, *after))
@@ -186,8 +187,43 @@ def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
     )
 
 
-def _kept_scale(node: Node, record: Record) -> RefusalLine:
+def _unplaced(staying: Collection[Node], plan: Plan) -> Iterable[RefusalLine]:
+    """Why the rest stays of what could have been one layer: the widest fold of each part of it, by its last node.
+
+    Norms and scales say it themselves.
+    """
+    told: set[Node] = set()
+    for fold in reversed(plan.unplaced):
+        rest = [node for node in fold.nodes if node in staying and operation(node.function) not in MOVING]  # type: ignore[arg-type]
+        if rest and not told.issuperset(rest) and not _scales(rest[-1]):
+            yield _refusal_line(rest[-1], fold.nodes[-1], fold.refusal)
+        told.update(rest)
+
+
+def _scales(node: Node) -> bool:
+    return node.name == "batch_norm" or node.function is affine_part
+
+
+def _refused_with(node: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine | None:
+    """The refusal of a fold that would have stood for the node, among others."""
+    for sink, border in plan.borders().items():
+        if node in border.nodes:
+            return _refusal_line(node, sink, plan.refusals[sink], naive.get(sink))
+    fold = next((fold for fold in plan.unplaced if node in fold.nodes), None)
+    return None if fold is None else _refusal_line(node, fold.nodes[-1], fold.refusal)
+
+
+def _refusal_line(node: Node, sink: Node, refusal: Refusal, naive: float | None = None) -> RefusalLine:
+    """A node that stays as a fold of `sink` was refused."""
+    why = refusal.reason if node is sink else f"{called(sink)} cannot take it: {refusal.reason}"
+    return RefusalLine(place(node), called(node), why, refusal.remedy, naive)
+
+
+def _kept_scale(node: Node, record: Record, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
     """Why a normalisation has kept its scale and shift."""
+    refused = _refused_with(node, plan, naive)
+    if refused is not None:
+        return refused
     after = [operation(reader.function) for reader in node.readers if reader.function is not None] or ["the output"]
     why = f"not everything that reads it can take it ({_named(after)})"
     if node in record.walls:

@@ -1,0 +1,77 @@
+"""Folds that would be equal as numbers and cannot be written back: each has its reason, and what it says would help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from reparam.report import Report
+from tests.helpers import Block, distance, image, trained
+
+_LAST = torch.channels_last
+
+
+def viewed(m: Block, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x).contiguous(memory_format=_LAST)).permute(0, 2, 3, 1).view(-1)
+
+
+def reshaped(m: Block, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x).contiguous(memory_format=_LAST)).permute(0, 2, 3, 1).reshape(-1)
+
+
+def written(m: Block, x: Tensor) -> Tensor:
+    x = x.relu()
+    y = m.conv(x)
+    x += 1
+    return m.norm(y) * x
+
+
+def not_written(m: Block, x: Tensor) -> Tensor:
+    x = x.relu()
+    y = m.conv(x)
+    return m.norm(y) * (x + 1)
+
+
+def averaged(m: Block, x: Tensor) -> Tensor:
+    """Of as many channels as come in."""
+    x = x.relu()
+    return F.avg_pool2d(x, 3, 1, 1) * 2 - x
+
+
+REASONS = [(viewed, reshaped, "takes a view of it"), (written, not_written, "is written to in place")]
+
+
+def _converted(forward: Callable[..., Tensor]) -> tuple[float, Report]:
+    model = Block(forward, conv=nn.Conv2d(3, 3, 3, padding=1), norm=nn.BatchNorm2d(3))
+    x = image(2, 3, 7, 9)
+    folded = reparam.reparameterize(trained(model, x), x)
+    report = folded.reparam_report
+    assert isinstance(report, Report)
+    return distance(model, folded, x), report
+
+
+@pytest.mark.parametrize(("refused", "helped", "reason"), REASONS)
+def test_a_fold_that_cannot_be_written_back_says_why(
+    refused: Callable[..., Tensor], helped: Callable[..., Tensor], reason: str
+) -> None:
+    error, report = _converted(refused)
+    assert (error, report.folds) == (0, ())
+    (line,) = [line for line in report.refusals if line.operation == "batch_norm"]
+    assert line.where == "norm"
+    assert reason in line.reason
+    error, report = _converted(helped)
+    assert error < 1e-12
+    assert len(report.folds) == 1
+    assert not any(reason in line.reason for line in report.refusals)
+
+
+def test_as_many_channels_as_come_in_are_of_no_convolution() -> None:
+    error, report = _converted(averaged)
+    assert (error, report.folds) == (0, ())
+    (line,) = report.refusals
+    assert "fixes its number of channels" in line.reason
