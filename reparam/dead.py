@@ -55,12 +55,17 @@ def around(record: Record, modules: Collection[nn.Module]) -> set[Node]:
     return {node for call in calls for node in nodes_in((call.args, call.kwargs, call.result)) if not node.constant}
 
 
+def from_outside(node: Node) -> bool:
+    """Whether nothing is known of its origin: TorchScript, an extension, a tensor that no module holds."""
+    return node.name.startswith("unknown") and not node.inputs
+
+
 def dead_weight(model: nn.Module, record: Record, live: Collection[Node]) -> list[Dead]:
     """Everything that `live` does not need, in the order of the model, each at the outermost module that is dead.
 
     Nothing where the output depends on a tensor of unknown origin: any weight may have gone into that one.
     """
-    if any(node.name.startswith("unknown") and not node.inputs for node in live):
+    if any(map(from_outside, live)):
         return []
     return list(_Walk(record, live, model).below(model, ""))
 
@@ -68,7 +73,7 @@ def dead_weight(model: nn.Module, record: Record, live: Collection[Node]) -> lis
 class _Walk:
     def __init__(self, record: Record, live: Collection[Node], model: nn.Module) -> None:
         read = [node.tensor for node in live if node.tensor is not None]
-        hidden = [tensor for each in model.modules() if _compiled(each) for tensor in _held(each)]
+        hidden = [tensor for each in model.modules() if compiled(each) for tensor in _held(each)]
         self.alive = {_memory(tensor) for tensor in (*read, *hidden)}
         self.readers = record.readers()
         self.called = {call.module for call in record.calls}
@@ -82,7 +87,7 @@ class _Walk:
             if tensor is not None and name not in _COUNTERS and self._dead([tensor]):
                 yield from self._named(path + name, tensor, [tensor])
         for name, child in module._modules.items():
-            if child is None or _compiled(child):
+            if child is None or compiled(child):
                 continue
             read = [tensor for key, tensor in _items(child) if key not in _COUNTERS]
             if self._dead(read) and self.busy.isdisjoint(child.modules()):
@@ -121,7 +126,7 @@ def _items(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name.rpartition(".")[2], tensor
 
 
-def _compiled(module: nn.Module) -> bool:
+def compiled(module: nn.Module) -> bool:
     """Whether it runs outside Python, where no run is recorded."""
     return isinstance(module, torch.jit.ScriptModule)
 

@@ -15,7 +15,7 @@ from reparam.axis import ZEROS, Axis
 from reparam.bench import Comparison
 from reparam.capture import READ, SIZE, Node, Record
 from reparam.data import comparison_data, report_data
-from reparam.dead import Dead
+from reparam.dead import Dead, compiled, from_outside
 from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.outcome import Counts, DeadWeight, FoldLine, Look, Outcome, RefusalLine
@@ -150,10 +150,11 @@ def report(
     unplaced = tuple(_unplaced(set(staying), plan))
     lonely = tuple(_lonely(node, plan, naive) for node in staying if node.name == "batch_norm")
     scales = tuple(_kept_scale(node, record, plan, naive) for node in staying if node.function is affine_part)
+    unseen = tuple(_unseen(original, computed))
     weights = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
     return Report(
-        lines, refusals + unplaced + lonely + scales, counts(computed, original), after, dead=weights,
-        baked=_looks(record), model=type(original).__name__,
+        lines, refusals + unplaced + lonely + scales + unseen, counts(computed, original), after,
+        dead=weights, baked=_looks(record), model=type(original).__name__,
     )  # fmt: skip
 
 
@@ -178,13 +179,33 @@ def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
     refused = _refused_with(norm, plan, naive)
     if refused is not None:
         return refused
-    before = [operation(node.function) if node.function is not None else "the input" for node in norm.operands]
+    before = [_read(node) for node in norm.operands]
     after = [operation(node.function) for node in norm.readers if node.function is not None] or ["the output"]
     beside = any(name in cost.KERNELS for name in (*before, *after))
     why = "taking it into a neighbour would cost more than it saves" if beside else "there is no layer to take it"
     return RefusalLine(
         place(norm), "batch_norm", f"it stands between {_named(before)} and {_named(after)}, and {why}", ""
     )
+
+
+def _unseen(model: nn.Module, nodes: Iterable[Node]) -> Iterable[RefusalLine]:
+    """What no run shows: modules of TorchScript, or else where a tensor of unknown origin is met."""
+    scripts = {name: module for name, module in model.named_modules() if compiled(module)}
+    for name in scripts:
+        if not any(other in scripts for other in _around(name)):
+            reason = "it runs outside Python, where nothing can be recorded"
+            remedy = "convert the model before torch.jit.script or torch.jit.trace makes it"
+            yield RefusalLine(name or "the model itself", "TorchScript", reason, remedy)
+    for node in nodes if not scripts else ():
+        if from_outside(node):
+            reason = "it meets a tensor of unknown origin: of a scripted function, an extension, or held by no module"
+            yield RefusalLine(place(node), "unknown", reason, "compute it by torch's functions from what modules hold")
+
+
+def _around(name: str) -> Iterable[str]:
+    """The names of the modules that a module is in, without its own."""
+    parts = name.split(".") if name else []
+    return (".".join(parts[:count]) for count in range(len(parts)))
 
 
 def _unplaced(staying: Collection[Node], plan: Plan) -> Iterable[RefusalLine]:
@@ -217,6 +238,12 @@ def _refusal_line(node: Node, sink: Node, refusal: Refusal, naive: float | None 
     """A node that stays as a fold of `sink` was refused."""
     why = refusal.reason if node is sink else f"{called(sink)} cannot take it: {refusal.reason}"
     return RefusalLine(place(node), called(node), why, refusal.remedy, naive)
+
+
+def _read(node: Node) -> str:
+    if node.function is not None:
+        return operation(node.function)
+    return "a tensor of unknown origin" if from_outside(node) else "the input"
 
 
 def _kept_scale(node: Node, record: Record, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:

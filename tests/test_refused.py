@@ -75,3 +75,32 @@ def test_as_many_channels_as_come_in_are_of_no_convolution() -> None:
     assert (error, report.folds) == (0, ())
     (line,) = report.refusals
     assert "fixes its number of channels" in line.reason
+
+
+def _reasons(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    report = reparam.reparameterize(model.eval(), x).reparam_report
+    assert isinstance(report, Report)
+    return [(line.where, line.operation) for line in report.refusals]
+
+
+def _layers() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 4, 1)))
+
+
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, image(1, 3, 5, 5))])
+def test_torchscript_is_named_where_nothing_can_be_seen(compiled: Callable[[nn.Module], nn.Module]) -> None:
+    script = compiled(_layers().double().eval())
+    x = image(2, 3, 7, 9)
+    assert _reasons(script, x) == [("the model itself", "TorchScript")]
+    assert _reasons(nn.Sequential(nn.Identity(), nn.ModuleDict({"a": script})["a"]), x) == [("1", "TorchScript")]
+    assert _reasons(_layers().double(), x) == []
+
+
+@torch.jit.script
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def test_a_tensor_of_unknown_origin_is_named_where_it_is_met() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Block(lambda m, x: doubled(x)), nn.BatchNorm2d(3)).double()
+    assert ("1", "unknown") in _reasons(model, image(2, 3, 7, 9))
