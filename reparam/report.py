@@ -190,16 +190,17 @@ def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
 
 def _unseen(model: nn.Module, nodes: Iterable[Node]) -> Iterable[RefusalLine]:
     """What no run shows: modules of TorchScript, or else where a tensor of unknown origin is met."""
-    scripts = {name: module for name, module in model.named_modules() if compiled(module)}
+    scripts = dict.fromkeys(name for name, module in model.named_modules() if compiled(module))
     for name in scripts:
-        if not any(other in scripts for other in _around(name)):
+        if scripts.keys().isdisjoint(_around(name)):
             reason = "it runs outside Python, where nothing can be recorded"
             remedy = "convert the model before torch.jit.script or torch.jit.trace makes it"
             yield RefusalLine(name or "the model itself", "TorchScript", reason, remedy)
     for node in nodes if not scripts else ():
         if from_outside(node):
             reason = "it meets a tensor of unknown origin: of a scripted function, an extension, or held by no module"
-            yield RefusalLine(place(node), "unknown", reason, "compute it by torch's functions from what modules hold")
+            where = place((*node.readers, node)[0])
+            yield RefusalLine(where, "unknown", reason, "compute it by torch's functions from what modules hold")
 
 
 def _around(name: str) -> Iterable[str]:

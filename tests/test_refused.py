@@ -103,4 +103,4 @@ def doubled(x: Tensor) -> Tensor:
 
 def test_a_tensor_of_unknown_origin_is_named_where_it_is_met() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Block(lambda m, x: doubled(x)), nn.BatchNorm2d(3)).double()
-    assert ("1", "unknown") in _reasons(model, image(2, 3, 7, 9))
+    assert ("2", "unknown") in _reasons(model, image(2, 3, 7, 9))
