@@ -65,7 +65,7 @@ def _border(found: Interpretation, node: Node) -> Border | None:
     if not isinstance(outer, AffineConv) or outer.mapped or any(axis.copies for axis in outer.axes):
         return None
     if outer.stretched:
-        return None  # it pads between the pixels, too, where `inner` has none
+        return None  # there is no one way to overlook the zeros between its pixels, where `inner` has none
     while base in found.above:
         base = found.above[base]
         inner = found.value(base, operand)

@@ -50,7 +50,8 @@ class RefusalLine:
     """One operation that was kept: where, what was decided about, why, and what would change it.
 
     naive_error: how wrong a fold would be that overlooks the border, measured in float64, relative to max|y|; None
-        where the reason is another one, or nothing was measured.
+        where the reason is another one, nothing was measured, or a transposed convolution has zeros between its pixels:
+        there, what a fold that overlooks them makes of a bias depends on how it does.
     """
 
     where: str

@@ -179,6 +179,9 @@ def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
     refused = _refused_with(norm, plan, naive)
     if refused is not None:
         return refused
+    taker = _behind(norm)
+    if taker in plan.refusals:
+        return _refusal_line(norm, taker, plan.refusals[taker])
     before = [_read(node) for node in norm.operands]
     after = [operation(node.function) for node in norm.readers if node.function is not None] or ["the output"]
     beside = any(name in cost.KERNELS for name in (*before, *after))
@@ -239,6 +242,18 @@ def _refusal_line(node: Node, sink: Node, refusal: Refusal, naive: float | None 
     """A node that stays as a fold of `sink` was refused."""
     why = refusal.reason if node is sink else f"{called(sink)} cannot take it: {refusal.reason}"
     return RefusalLine(place(node), called(node), why, refusal.remedy, naive)
+
+
+def _behind(norm: Node) -> Node:
+    """The layer that reads it alone, be it moved or padded on the way; itself where there is none."""
+    node = norm
+    while len(node.readers) == 1:
+        node = node.readers[0]
+        if operation(node.function) in cost.KERNELS:  # type: ignore[arg-type]
+            return node
+        if operation(node.function) not in (*MOVING, "pad"):  # type: ignore[arg-type]
+            break
+    return norm
 
 
 def _read(node: Node) -> str:

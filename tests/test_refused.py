@@ -104,3 +104,15 @@ def doubled(x: Tensor) -> Tensor:
 def test_a_tensor_of_unknown_origin_is_named_where_it_is_met() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Block(lambda m, x: doubled(x)), nn.BatchNorm2d(3)).double()
     assert ("2", "unknown") in _reasons(model, image(2, 3, 7, 9))
+
+
+@pytest.mark.parametrize("between", [[], [nn.ZeroPad2d(1)]])
+def test_a_norm_is_not_said_to_be_too_dear_where_its_reader_is_refused(between: list[nn.Module]) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), *between, nn.ConvTranspose2d(3, 4, 2, stride=2))
+    x = image(2, 3, 5, 7)
+    report = reparam.reparameterize(trained(model, x), x).reparam_report
+    assert isinstance(report, Report)
+    refused, norm = report.refusals
+    assert norm.operation == "batch_norm"
+    assert norm.reason == f"conv_transpose2d cannot take it: {refused.reason}"
+    assert norm.remedy == refused.remedy
