@@ -19,38 +19,21 @@ asks for it. (A bias is asked for by the padding law.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reparam.axis import ZEROS, Axis
+from reparam.deferred import Deferred as Deferred
 from reparam.errors import BorderRefusal, Refusal
 from reparam.kernels import CONV, column, convolved, densified, laid, reframed, regroup, rows
-
-T = TypeVar("T")
 
 # Two constants that stand for the same number may have been computed by different formulas, each a handful of float64
 # operations with some cancellation: 2**-40 is about 1e-12, two orders below what verification allows in total.
 ROUNDING = 2.0**-40
-
-
-class Deferred(Generic[T]):
-    """A number worked out when it is first asked for, once."""
-
-    __slots__ = ("_value", "_work")
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work: Callable[[], T] | None = work
-        self._value: T | None = None
-
-    def __call__(self) -> T:
-        if self._work is not None:
-            self._value, self._work = self._work(), None
-        return self._value  # type: ignore[return-value]
 
 
 Number = Deferred[Tensor]
@@ -260,8 +243,12 @@ class AffineConv:
         axes = tuple(map(Axis.joined, self.axes, other.axes))
 
         def kernel() -> Tensor:
-            a, b = (regroup(laid(v.kernel(), v.axes, axes), v.groups, groups) for v in (self, other))
-            return a + b
+            first, second = self.kernel(), other.kernel()
+            a = regroup(laid(first, self.axes, axes), self.groups, groups)
+            b = regroup(laid(second, other.axes, axes), other.groups, groups)
+            if b is not second:  # made just now, for this sum alone: no third one of this size is needed
+                return b.add_(a)
+            return a + b if a is first else a.add_(b)
 
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped

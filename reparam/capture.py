@@ -572,25 +572,26 @@ def evaluate(node: Node, memo: dict[Node, Any]) -> Any:
         return as_float64(node.tensor.detach().cpu())
     if node.function is None:
         raise KeyError(f"the value of {node} is not known")
-
-    def value(item: Any) -> Any:
-        if isinstance(item, Node):
-            return evaluate(item, memo)
-        if isinstance(item, (tuple, list)):
-            return type(item)(map(value, item))
-        if isinstance(item, dict):
-            return {key: value(entry) for key, entry in item.items()}
-        if isinstance(item, slice):
-            return slice(value(item.start), value(item.stop), value(item.step))
-        return item
-
-    args, kwargs = value(node.args), value(node.kwargs)
+    args, kwargs = _evaluated(node.args, memo), _evaluated(node.kwargs, memo)
     with torch.no_grad(), Float64():
         if node.inplace:
             args = (args[0].clone(), *args[1:])
         result = node.function(*args, **kwargs)
     memo[node] = mapped(args[0] if node.inplace else result, _on_cpu)
     return memo[node]
+
+
+def _evaluated(item: Any, memo: dict[Node, Any]) -> Any:
+    # No function inside `evaluate`: one that calls itself is held by itself, and would hold all that was worked out.
+    if isinstance(item, Node):
+        return evaluate(item, memo)
+    if isinstance(item, (tuple, list)):
+        return type(item)(_evaluated(each, memo) for each in item)
+    if isinstance(item, dict):
+        return {key: _evaluated(entry, memo) for key, entry in item.items()}
+    if isinstance(item, slice):
+        return slice(*(_evaluated(part, memo) for part in (item.start, item.stop, item.step)))
+    return item
 
 
 def _on_cpu(leaf: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
 from reparam.capture import WEIGHT_HOOKS, Node, Record, entry, leaves_of, served
+from reparam.deferred import passing
 from reparam.fold import Fold
 from reparam.plain import plain
 from reparam.prepare import Edits, Piece, Rewrite, only_read_by
@@ -33,22 +34,35 @@ _DO_NOTHING = (
 
 @dataclass(eq=False)
 class Emitted:
-    """The edited model; `exact` holds the float64 values of every new weight by qualified name, before rounding."""
+    """The edited model.
+
+    exact: the float64 values of every new weight by qualified name, before rounding, if they are wanted (they take
+        twice the memory of the weights). names: the modules that hold the folds.
+    """
 
     model: nn.Module
     exact: dict[str, Tensor]
     names: dict[Fold, str]
 
 
-def emit(model: nn.Module, record: Record, edits: Edits, live: Collection[Node]) -> Emitted:
-    """Make the edits on `model`, in place; the record is of this very model, and `live` is what its outputs need."""
-    return _Emitter(model, record, live).emit(edits)
+def emit(
+    model: nn.Module, record: Record, edits: Edits, live: Collection[Node], look: Callable[[Fold], None], exact: bool
+) -> Emitted:
+    """Make the edits on `model`, in place; the record is of this very model, and `live` is what its outputs need.
+
+    One fold after the other: the kernels of each are forgotten before the next, after `look` has had a look at it.
+    """
+    return _Emitter(model, record, live, look, exact).emit(edits)
 
 
 class _Emitter:
-    def __init__(self, model: nn.Module, record: Record, live: Collection[Node]) -> None:
+    def __init__(
+        self, model: nn.Module, record: Record, live: Collection[Node], look: Callable[[Fold], None], exact: bool
+    ) -> None:
         self.model = model
         self.record = record
+        self.look = look
+        self.exact = exact
         self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
         for parent in model.modules():
             for name, child in parent._modules.items():
@@ -83,8 +97,10 @@ class _Emitter:
         if value is None:
             return nn.Identity().eval()
         like = _weight_like(fold, self.model)
-        module, weights = plain(value, like)
-        self.weights.update(weights)
+        with passing():
+            module, weights = plain(value, like)
+            self.weights.update(weights if self.exact else {})
+            self.look(fold)
         self.made[module] = fold
         return module
 

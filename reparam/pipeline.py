@@ -16,6 +16,7 @@ from reparam.bisect import bisect
 from reparam.capture import Node, Record, leaves_of, record
 from reparam.checked import FULL, NOTHING, Verify, chosen
 from reparam.dead import Dead, around, dead_weight
+from reparam.deferred import passing
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
 from reparam.fixed import of_one_size
@@ -23,13 +24,16 @@ from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
+from reparam.lent import aliases, own, same
 from reparam.likeness import likeness
 from reparam.origin import Origin, digests, key_map, named, skeleton
 from reparam.plan import Plan, plan
 from reparam.precision import copied
 from reparam.prepare import prepare
 from reparam.prune import REMOVED, Pruner
+from reparam.ranges import Weights
 from reparam.report import report
+from reparam.sketch import weighed
 from reparam.verify import EXACT, Verification, require_eval
 from reparam.verify import verify as verify_models
 
@@ -94,18 +98,16 @@ def reparameterize(
             progress=progress,
         )
         return _wrapped(model, inner, inplace)
-    inputs = guessed_inputs(_copied(model, False)) if example_inputs is None else Inputs.of(example_inputs)
+    inputs = guessed_inputs(_copied(model)) if example_inputs is None else Inputs.of(example_inputs)
     asked = _Asked(keep, prune, fixed_size)
-    conversion = _convert(_copied(model, inplace), inputs, asked, say)
-    errors: dict[Fold, float] = {}
+    looks = _Looks(checked != NOTHING)
+    lent = same(model) if inplace else aliases(model)
+    conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL)
     naive: dict[Node, float] = {}
     verification = None
     if checked != NOTHING:
-        generator = torch.Generator().manual_seed(0)
-        naive = {node: border.error(generator) for node, border in conversion.plan.borders().items()}
-    if checked != NOTHING and conversion.changed:
-        say("checking each fold")
-        errors = _checked_folds(conversion)
+        naive = _naive_errors(conversion.plan)
+        _require_exact(looks.errors, conversion)
     if checked == FULL and conversion.changed:
         say("comparing the models")
         verification = verify_models(
@@ -115,13 +117,17 @@ def reparameterize(
             raise _guilty(model, inputs, asked, conversion, verification)
     folded = conversion.emitted.model
     outcome = report(
-        conversion.record, conversion.plan, model, folded, conversion.emitted.names, errors, naive, conversion.dead
-    )
+        conversion.record, conversion.plan, model, folded, conversion.emitted.names, looks.errors, looks.weights, naive,
+        conversion.dead,
+    )  # fmt: skip
     folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
     if conversion.changed or "reparam_origin" not in vars(model):
         options = {"keep": list(_patterns(keep)), "cost": cost, "prune": prune, "fixed_size": fixed_size}
         folded.reparam_origin = _origin(model, conversion, inputs, options)  # type: ignore[assignment]
-    return _moved_into(model, folded) if inplace else folded
+    if inplace:
+        return _moved_into(model, folded)
+    own(folded, lent.values())
+    return folded
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,30 @@ class _Conversion:
         return bool(self.plan.folds) or any(fate == REMOVED for fate in self.dead.values())
 
 
+class _Looks:
+    """What is noted of each fold while its kernel is known: the ranges of its weights, and (`checking`) its error."""
+
+    def __init__(self, checking: bool) -> None:
+        self.checking = checking
+        self.generator = torch.Generator().manual_seed(0)
+        self.weights: dict[Fold, Weights | None] = {}
+        self.errors: dict[Fold, float] = {}
+
+    def __call__(self, fold: Fold) -> None:
+        if fold not in self.weights:
+            self.weights[fold] = weighed(fold)
+            self.errors.update({fold: fold_error(fold, self.generator)} if self.checking else {})
+
+
 def _convert(
-    target: nn.Module, inputs: Inputs, asked: _Asked, say: Callable[[str], object], only: int | None = None
+    target: nn.Module,
+    inputs: Inputs,
+    asked: _Asked,
+    say: Callable[[str], object],
+    look: Callable[[Fold], None],
+    *,
+    exact: bool,
+    only: int | None = None,
 ) -> _Conversion:
     """Convert `target` itself; `only` so many of the folds, in order, where it is given."""
     kept = _kept(target, asked.keep)
@@ -159,8 +187,9 @@ def _convert(
     refused: dict[Node, Refusal] = {}
     cuts: dict[Node, Refusal] = {}
     while True:
-        planned = plan(recorded, {*recorded.opaque, *refused}, only=only, fixed=fixed, cuts=cuts)
-        edits = prepare(recorded, planned, kept, cuts)
+        with passing():
+            planned = plan(recorded, {*recorded.opaque, *refused}, only=only, fixed=fixed, cuts=cuts)
+            edits = prepare(recorded, planned, kept, cuts)
         if not edits.refused and not edits.cuts:
             break
         refused.update(edits.refused)
@@ -170,7 +199,10 @@ def _convert(
     dead = dead_weight(target, recorded, planned.live)
     pruner = Pruner(target, dead)
     before = named(target)
-    emitted = emit(target, recorded, edits, planned.live)
+    emitted = emit(target, recorded, edits, planned.live, look, exact)
+    for fold in planned.folds:  # those that have become nothing by themselves
+        with passing():
+            look(fold)
     fates = dict.fromkeys(dead, "left")
     if asked.prune and dead:
         say(f"pruning {len(dead)} pieces of dead weight")
@@ -229,12 +261,10 @@ def _require_finite(held: Sequence[tuple[str, torch.Tensor]]) -> None:
             raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or training diverged")
 
 
-def _copied(model: nn.Module, sharing: bool) -> nn.Module:
-    """A copy to work on; `sharing` its tensors with the model, as edits replace tensors and never write into them."""
-    held = (*model.parameters(), *model.buffers()) if sharing else ()
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in held if not tensor.is_inference()}
+def _copied(model: nn.Module, memo: Mapping[int, torch.Tensor] | None = None) -> nn.Module:
+    """A copy to work on; `memo`: what stands in it for tensors of the model, by their ids."""
     try:
-        return copied(model, memo)
+        return copied(model, dict(memo or {}))
     except Exception as error:
         raise ModelError(
             f"the model cannot be copied: {type(error).__name__}: {error}; detach tensors that are kept on its modules"
@@ -263,17 +293,24 @@ def _kept(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     return kept
 
 
-def _checked_folds(conversion: _Conversion) -> dict[Fold, float]:
+def _naive_errors(planned: Plan) -> dict[Node, float]:
     generator = torch.Generator().manual_seed(0)
-    errors = {fold: fold_error(fold, generator) for fold in conversion.plan.folds}
-    for fold, error in errors.items():
+    errors: dict[Node, float] = {}
+    for node, border in planned.borders().items():
+        with passing():
+            errors[node] = border.error(generator)
+    return errors
+
+
+def _require_exact(errors: Mapping[Fold, float], conversion: _Conversion) -> None:
+    for fold in conversion.plan.folds:
+        error = errors[fold]
         if not error <= EXACT:
             name = conversion.emitted.names.get(fold) or fold.sink.where
             raise VerificationError(
                 f"the fold {name} is not exact: float64 error {error:.2g} of its own operations on drawn inputs, bound "
                 f"{EXACT:g}; nothing has been changed. Leave it out with keep=, and please report it"
             )
-    return errors
 
 
 def _guilty(
@@ -282,7 +319,8 @@ def _guilty(
     """The error for a whole that is wrong although each fold is right, with the fold that makes the difference."""
 
     def fails(folds: Sequence[Fold]) -> bool:
-        tried = _convert(_copied(model, False), inputs, asked, lambda _: None, only=len(folds)).emitted
+        target, ignored = _copied(model), lambda _: None
+        tried = _convert(target, inputs, asked, ignored, ignored, exact=True, only=len(folds)).emitted
         return not verify_models(model, tried.model, inputs, exact=tried.exact, fixed_size=asked.fixed_size).ok
 
     guilty = bisect(conversion.plan.folds, fails)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -20,10 +20,11 @@ from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.outcome import Counts, DeadWeight, FoldLine, Look, Outcome, RefusalLine
 from reparam.plan import Plan
+from reparam.ranges import Weights
 from reparam.region import MOVING
 from reparam.render import as_html, as_markdown, as_text
 from reparam.rules import operation
-from reparam.sketch import become, called, macs, place, sketched, weighed
+from reparam.sketch import become, called, macs, place, sketched
 from reparam.split import affine_part
 from reparam.trace import user_code
 
@@ -119,14 +120,15 @@ def report(
     original: nn.Module,
     folded: nn.Module,
     names: dict[Fold, str],
-    errors: dict[Fold, float],
+    errors: Mapping[Fold, float],
+    weights: Mapping[Fold, Weights | None],
     naive: Mapping[Node, float],
     dead: Mapping[Dead, str],
 ) -> Report:
     """The report of a plan that has been carried out.
 
     names: the modules that hold the folds now; errors: of the folds, and naive: of those refused at a border;
-    dead: the dead weight of the original, and what became of it.
+    weights: the ranges of the kernels of each fold; dead: the dead weight of the original, and what became of it.
     """
     computed = [node for node in record.nodes if node in plan.live]
     left = counts((node for node in computed if node not in plan.removed), folded)
@@ -139,7 +141,9 @@ def report(
         left.macs + sum(map(macs, made)),
     )
     order = {node: i for i, node in enumerate(record.nodes)}
-    lines = tuple(_line(fold, names.get(fold) or place(fold.sink), errors.get(fold), order) for fold in plan.folds)
+    lines = tuple(
+        _line(fold, names.get(fold) or place(fold.sink), errors.get(fold), weights[fold], order) for fold in plan.folds
+    )
     folded_nodes = {node for fold in plan.folds for node in fold.nodes}  # refused from afar, folded from nearer
     refusals = tuple(
         _refusal_line(node, node, refusal, naive.get(node))
@@ -151,18 +155,17 @@ def report(
     lonely = tuple(_lonely(node, plan, naive) for node in staying if node.name == "batch_norm")
     scales = tuple(_kept_scale(node, record, plan, naive) for node in staying if node.function is affine_part)
     unseen = tuple(_unseen(original, computed))
-    weights = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
+    unused = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
     return Report(
         lines, refusals + unplaced + lonely + scales + unseen, counts(computed, original), after,
-        dead=weights, baked=_looks(record), model=type(original).__name__,
+        dead=unused, baked=_looks(record), model=type(original).__name__,
     )  # fmt: skip
 
 
-def _line(fold: Fold, name: str, error: float | None, order: Mapping[Node, int]) -> FoldLine:
+def _line(fold: Fold, name: str, error: float | None, weights: Weights | None, order: Mapping[Node, int]) -> FoldLine:
     after = describe(fold.value)
-    return FoldLine(
-        name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), weighed(fold, name)
-    )
+    named = weights and replace(weights, after=replace(weights.after, name=name))
+    return FoldLine(name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), named)
 
 
 def _looks(record: Record) -> tuple[Look, ...]:

@@ -178,11 +178,11 @@ def _factor(node: Node) -> str:
 # --- weights
 
 
-def weighed(fold: Fold, name: str) -> Weights | None:
-    """The ranges of the kernels that a fold is made of, and of the one that it has become."""
+def weighed(fold: Fold) -> Weights | None:
+    """The ranges of the kernels that a fold is made of, and of the one that it has become, which has no name yet."""
     if fold.value.identity:
         return None
-    after = ranges(name, fold.value.kernel())
+    after = ranges("", fold.value.kernel())
     if after is None:
         return None
     found = (_kernel(node) for node in fold.nodes if node.function is not None)

@@ -1,0 +1,79 @@
+"""Numbers worked out when they are asked for, and how long they are kept.
+
+A kernel in float64 takes twice the memory of the weights that it is made of, and so does every kernel on the way to it.
+Within `passing` they are kept for as long as they are of use, and forgotten at its end: a number that is asked for
+again is worked out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+_SMALL = 2**20  # bytes, of numbers that are always kept until the end
+_UNKNOWN: Any = object()
+
+
+class Deferred(Generic[T]):
+    """A number worked out when it is first asked for: once, and at most twice within `passing`."""
+
+    __slots__ = ("_value", "_work")
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work: Callable[[], T] | None = work
+        self._value: T = _UNKNOWN
+
+    def __call__(self) -> T:
+        value = self._value
+        if value is _UNKNOWN:
+            assert self._work is not None
+            value = self._value = self._work()
+            kept = _KEPT.get()
+            if kept is None or not isinstance(value, Tensor):
+                self._work = None
+            else:
+                kept.add(self, value)
+        return value
+
+    def forget(self) -> None:
+        """Work it out anew when it is asked for again."""
+        self._value = _UNKNOWN
+
+
+class _Kept:
+    """What is known for now: all that is small, what had to be worked out twice, and of all else the latest."""
+
+    def __init__(self) -> None:
+        self.every: set[Deferred[Any]] = set()
+        self.latest: Deferred[Any] | None = None
+
+    def add(self, number: Deferred[Any], value: Tensor) -> None:
+        if number in self.every or value.numel() * value.element_size() <= _SMALL:
+            self.every.add(number)  # the second time it stays: nothing is worked out three times
+            return
+        self.every.add(number)
+        if self.latest is not None and self.latest is not number:
+            self.latest.forget()
+        self.latest = number
+
+
+_KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def passing() -> Iterator[None]:
+    """Within this, tensors that are worked out are forgotten at its end, and large ones as soon as others follow."""
+    kept = _Kept()
+    token = _KEPT.set(kept)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+        for number in kept.every:
+            number.forget()
