@@ -130,6 +130,7 @@ class _Reader:
         self.modules = modules
         self.functions = {name for name, key in objects.items() if key not in ("getattr", "inf", "nan")}
         self.taken = {"self", "getattr", *_MODULES, *_BUILT_IN, *objects}
+        self.assigned: set[str] = set()
         self.paths: list[list[str]] = []
 
     def refuse(self, node: ast.AST, why: str = "") -> InputError:
@@ -146,15 +147,16 @@ class _Reader:
             raise self.refuse(only)
         for default in (*given.defaults, *filter(None, given.kw_defaults)):
             self.expression(default)
+        self.assigned.update(each.arg for each in every)
         for statement in only.body:
             self.statement(statement)
 
     def statement(self, node: ast.stmt) -> None:
         match node:
             case ast.Assign(targets=targets, value=value):
+                self.expression(value)
                 for target in targets:
                     self.target(target)
-                self.expression(value)
             case ast.AugAssign(target=target, value=value):
                 self.target(target)
                 self.expression(value)
@@ -171,7 +173,7 @@ class _Reader:
     def target(self, node: ast.expr) -> None:
         match node:
             case ast.Name(id=name) if name not in self.taken:
-                pass
+                self.assigned.add(name)
             case ast.Tuple(elts=parts):
                 for part in parts:
                     self.target(part)
@@ -186,7 +188,8 @@ class _Reader:
             case ast.Constant():
                 pass
             case ast.Name(id=name):
-                if name in self.taken - {"inf", "nan"} or name.startswith("__"):
+                # Any other name would be one of Python's own, such as `eval`.
+                if name in self.taken - {"inf", "nan"} or name not in self.assigned | {"inf", "nan"}:
                     raise self.refuse(node)
             case ast.Call():
                 self.call(node)
@@ -217,8 +220,9 @@ class _Reader:
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             self.expression(argument.value if isinstance(argument, ast.Starred) else argument)
         if isinstance(node.func, ast.Name):
-            if node.func.id not in _BUILT_IN and node.func.id not in self.functions:
-                raise self.refuse(node)
+            known = node.func.id in _BUILT_IN or node.func.id in self.functions
+            if not known or any(keyword.arg in (None, "key") for keyword in node.keywords):
+                raise self.refuse(node)  # `key` is a function that `sorted`, `min` and `max` would call
             return
         root, names = self.chain(node.func)
         if isinstance(root, ast.Name) and root.id == "self" and names:

@@ -353,6 +353,13 @@ HOSTILE = [
     "def forward(self, x):\n    return eval('1')\n",
     "def forward(self, x):\n    return open('was-run', 'w')\n",
     "def forward(self, x):\n    return print\n",
+    "def forward(self, x):\n    max(['open(\"was-run\", \"w\")'], key=eval)\n    return x\n",
+    "def forward(self, x):\n    y = sorted(['was-run'], **{'key': lambda y: open(y, 'w')})\n    return x\n",
+    "def forward(self, x, exec=exec):\n    min(['open(\"was-run\", \"w\")'], key=exec)\n    return x\n",
+    "def forward(self, x, *, exec=exec):\n    y = dict(a=exec)\n    return x\n",
+    "def forward(self, x):\n    eval = eval\n    return x\n",
+    "def forward(self, x):\n    y = x.relu\n    return sorted([x], key=y)[0]\n",
+    "def forward(self, x):\n    y = x.relu\n    return sorted([x], **{'key': y})[0]\n",
     "def forward(self, x):\n    return half\n",
     "def forward(self, half):\n    return half\n",
     "def forward(self, x):\n    half = x\n    return half\n",
@@ -389,7 +396,7 @@ def test_a_forward_that_says_more_than_arithmetic_is_not_loaded(
         objects={"getattr": "getattr", "half": "math.floor"},
     )
     saved.provenance.write_text(json.dumps(data))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="forward"):  # before it is run, and not for what comes of that
         load(saved.weights, make())
     assert not (tmp_path / "was-run").exists()
 
