@@ -373,12 +373,14 @@ def _size(value: Value, space: bool) -> Any:
 
 _BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
 _SCALING = ("add", "sub", "rsub", "mul", "div")  # there the input is repeated along the constant
+_PICKING = ("getitem", "index_select")  # of however many there are: the constant says which
 
 
 def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Collection[Node] = ()) -> bool:
     """Whether what reads the whole base holds a number per channel: then it has as many channels at every input.
 
-    Not `counted`: what is read as channels may be pixels, one of which a scaling makes as many as it holds numbers.
+    Not `counted`: what is read as channels may be pixels, one of which a scaling makes as many as it holds numbers, and
+    any number of which a constant may pick some of.
     What rearranges pixels (`steps`) leaves the channels whole.
     """
     whole = {base}
@@ -388,7 +390,7 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
         elif whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
             kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
-                if counted or operation(node.function) not in _SCALING:  # type: ignore[arg-type]
+                if counted or operation(node.function) not in (*_SCALING, *_PICKING):  # type: ignore[arg-type]
                     return True
                 continue
             kept = operation(node.function) in (*_MULTIPLYING, *MOVING) and whole.issuperset(node.operands)  # type: ignore[arg-type]
