@@ -383,6 +383,7 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = without_affine(node.function, node.args, node.kwargs)  # type: ignore[arg-type]
         shape, dim = tuple(result.shape), affine_dimension(node.function)  # type: ignore[arg-type]
         norm = Node(node.name, node.function, args, kwargs, node.call, shape, result.dtype, inputs=rest)
+        norm.strides = result.stride()  # as there is no scale, it lies in the same order
         self._add(norm)
         return Node(
             f"{node.name}'s scale", affine_part, (norm, weight, bias, dim), call=node.call, inputs=(norm, *affine)

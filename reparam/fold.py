@@ -8,11 +8,9 @@ from typing import Any
 
 from reparam import cost
 from reparam.affine import AffineConv
-from reparam.arrangement import Length
 from reparam.capture import Node
+from reparam.lengths import Extents
 from reparam.rules import operation
-
-_GIVEN_SIZES = ("view", "reshape", "unflatten")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +21,7 @@ class Fold:
     sizes: what says how large base and nodes are, whatever the size of the base (see `_size`).
     place: the kernel among steps that the folded convolution takes the place of; None where there are no steps.
     advance: a scale and shift that the value includes besides: it follows a sum or concatenation of the sink.
-    lengths: how long the dimensions of base and nodes are, if reshapes on the way cut channels or pixels apart. That
-        the sizes they are given are these has to be shown.
+    extents: how long the dimensions of base and nodes are, and what has to be shown of the reshapes on the way.
     given: what was put into these tensors in advance, so that the operations of this fold have become nothing.
     """
 
@@ -37,13 +34,12 @@ class Fold:
     place: Node | None = None
     advance: AffineConv | None = None
     given: Mapping[Node, AffineConv] = field(default_factory=dict)
-    lengths: Mapping[Node, tuple[Length, ...]] = field(default_factory=dict)
+    extents: Extents = field(default_factory=Extents)
 
     @property
-    def reshapes(self) -> tuple[Node, ...]:
-        """The nodes whose sizes, however code comes by them, have to be shown to be their lengths."""
-        named = (node for node in self.nodes if operation(node.function) in _GIVEN_SIZES)  # type: ignore[arg-type]
-        return tuple(named) if self.lengths else ()
+    def reshapes(self) -> Collection[Node]:
+        """The nodes whose sizes, however code comes by them, have to be shown to be theirs for every input."""
+        return self.extents.shown
 
     @property
     def proven(self) -> tuple[Node, ...]:

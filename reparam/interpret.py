@@ -8,13 +8,12 @@ pair what the one is of the other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from reparam.affine import AffineConv, Anchor, Constant, Deferred
-from reparam.arrangement import Arrangement, Length, Moved, lengths_of
 from reparam.capture import Node, evaluate
 from reparam.errors import Refusal
 from reparam.rules import RULES, Value, operation
@@ -183,40 +182,13 @@ def anchored(node: Node, fixed: Collection[Node] = ()) -> AffineConv:
     return AffineConv.of(Anchor(node, node.shape, node in fixed), rank - 2 if 3 <= rank <= 5 else 0)
 
 
-def lengths(found: Interpretation, base: Node, nodes: Sequence[Node]) -> dict[Node, tuple[Length, ...]]:
-    """How long the dimensions of `base` and of `nodes` behind it are, for every input.
-
-    Nothing where all that is reshaped stays so, and no reshape cuts channels apart.
-    """
-    values = {base: anchored(base, found.fixed), **{node: found.value(base, node) for node in nodes}}
-    views = [value for value in values.values() if isinstance(value, Viewed)]
-    ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
-    if all(view.whole for view in views) and not any(True for _ in ended):
-        return {}
-    known = {base: lengths_of(anchored(base, found.fixed))}
-    for node in nodes:
-        value, before = values[node], values.get(node.operands[0])
-        made = _moved(node, before) if isinstance(before, Viewed) else None
-        if made is None and isinstance(value, Viewed) and value.moves is not None:
-            made = Moved(value.inside, value.moves)
-        if made is not None:
-            known[node] = Arrangement.of(made.input, made.moves).lengths(lengths_of(made.input))
-        elif isinstance(value, AffineConv):
-            known[node] = lengths_of(value)
-    return known
-
-
-def _moved(node: Node, before: Viewed) -> Moved | None:
-    """What a node makes of the rearranged tensor that it reads, if it rearranges it once more."""
+def read(node: Node, before: Viewed) -> object:
+    """What the rule of a node makes of the rearranged tensor that it reads; None where it is refused."""
     seen = {node.operands[0]: before.seen()}
-    rule = RULES[operation(node.function)]  # type: ignore[arg-type]
     try:
-        result = rule(*_looked_up(node.args, seen, ()), **_looked_up(node.kwargs, seen, ()))
+        return RULES[operation(node.function)](*_looked_up(node.args, seen, ()), **_looked_up(node.kwargs, seen, ()))  # type: ignore[arg-type]
     except Refusal:
         return None
-    if not isinstance(result, Moved) or before.moves is None:
-        return None
-    return Moved(before.inside, (*before.moves, *result.moves))
 
 
 def between(base: Node, sinks: Collection[Node]) -> list[Node]:

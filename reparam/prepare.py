@@ -193,15 +193,27 @@ class _Editor:
             raise Refusal("not every operation that reads it can take its scale")
 
     def _require_sizes(self, fold: Fold) -> None:
-        """Each reshape that cuts channels or pixels apart is given sizes that do so for every input."""
+        """Each reshape is given sizes that do to the channels, for every input, what they did."""
         for node in fold.reshapes:
-            call = node.call
             try:
-                own = call if call is not None and user_code(call.module) else None
-                trace = None if own is None else self.proofs.trace(own, frozenset({own.module}))
-                require_stated(node, trace, fold.lengths)
+                require_stated(node, self._stating(node), fold.extents)
             except Refusal as refusal:
                 raise _At(node, refusal.reason, refusal.remedy) from None
+
+    def _stating(self, node: Node) -> Trace | None:
+        """The trace of the code that calls an operation, which shows where its numbers come from.
+
+        None where it does not ask for any number: those it hands on are the same for every input. Raises Refusal.
+        """
+        call = node.call
+        if call is None or not user_code(call.module):
+            return None
+        try:
+            return self.proofs.trace(call, frozenset({call.module}))
+        except Refusal:
+            if self.proofs.looks(call):
+                raise
+            return None
 
     def _shown(self, fold: Fold) -> Collection[Node]:
         """The operations of a fold, or of a part of one, whose sizes are those of what they read."""

@@ -23,7 +23,8 @@ from reparam.axis import Axis
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
-from reparam.interpret import REACH, Interpretation, between, lengths
+from reparam.interpret import REACH, Interpretation, between
+from reparam.lengths import extents
 from reparam.memory import reordered
 from reparam.rules import Value, operation
 from reparam.viewed import Viewed
@@ -188,7 +189,7 @@ class Region:
         """What is written meanwhile, how long the dimensions are, and in which order of memory code finds them."""
         _require(not self._overwritten(base, node), _WRITTEN)
         _require(not self._relaid(base, node), _ORDER)
-        lengths(self.found, base, nodes)
+        extents(self.found, base, nodes)
         if any(each in self.relied for each in nodes):
             _require(not reordered(base, nodes, self.steps(base, node), place), _ORDER)
 
@@ -339,17 +340,17 @@ class Region:
         start = inside.in_channels, [Axis().sizing for _ in inside.axes if space]
         values = {node: self.found.value(base, node) for node in nodes}
         sizes = {base: start, **{node: _size(each, space) for node, each in values.items()}}
-        apart = lengths(self.found, base, nodes)
+        told = extents(self.found, base, nodes)
         if isinstance(value, AffineConv):
             sizes.update((node, None) for node, each in values.items() if isinstance(each, Viewed))
-            return Fold(base, sink, value, nodes, (), sizes, lengths=apart)
+            return Fold(base, sink, value, nodes, (), sizes, extents=told)
         place = self._place(base, sink, value)
         assert place is not None
         here = self.found.value(base, place[1][-1])
         read = here.seen() if isinstance(here, Viewed) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
-        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), lengths=apart)
+        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), extents=told)
 
 
 def _require(fine: bool, otherwise: tuple[str, str]) -> None:

@@ -7,6 +7,7 @@ the reshape for. Numbers that are written out are the same for every input; the 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,40 +17,69 @@ from torch import fx
 from reparam.arrangement import Length, constant
 from reparam.capture import SHAPED_AS, Node
 from reparam.errors import Refusal
+from reparam.lengths import Extents, Lengths, Whole
 from reparam.rules import RULES, operation
 from reparam.trace import Trace
 
-Lengths = tuple[Length, ...]
 _REST = constant(-1)
 
 
-def require_stated(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
-    """Raises Refusal where the sizes that a reshape is given are not proven to be its `lengths` for every input.
+def require_stated(node: Node, trace: Trace | None, extents: Extents) -> None:
+    """Raises Refusal where the sizes that a node is given are not proven to be what they have to be for every input.
 
-    trace: of the code that calls it; None where that is torch's own, which hands on the numbers that it holds.
+    trace: of the code that calls it; None where that hands on numbers that it holds.
     """
-    name = operation(node.function)  # type: ignore[arg-type]
-    try:
-        step = None if trace is None else trace.at[node]
-        args, kwargs = (node.args, node.kwargs) if step is None else (step.args, step.kwargs)
-        code = _Code(trace, lengths)
-        if step is not None and operation(step.target) in SHAPED_AS:
-            stated: Sequence[Length | None] | None = code.shape(args[1])
-        else:
-            given = RULES[name].signature.bind(*args, **kwargs).arguments
-            stated = code.sizes(given["sizes"] if name == "unflatten" else given["shape"])
-    except (KeyError, TypeError):
-        stated = None
-    expected = lengths.get(node, ())
-    if name == "unflatten":
+    expected = extents.shown[node]
+    stated = _stated(node, trace, extents.lengths)
+    if operation(node.function) == "unflatten" and isinstance(expected, tuple):  # type: ignore[arg-type]
         at = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         at %= len(node.operands[0].shape)
         expected = expected[at : at + len(stated or ())]
-    if not stated or not _agree(stated, expected):
+    if not stated or not (_keep(stated, expected) if isinstance(expected, Whole) else _agree(stated, expected)):
         raise Refusal(
             "the sizes that it is given are not proven to be those of what it reads, for every input",
             "sizes that are read from its very input (x.shape) would fold",
         )
+
+
+def _stated(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> Sequence[Length | None] | None:
+    """The sizes that a node is given; None for what is no such length."""
+    name = operation(node.function)  # type: ignore[arg-type]
+    code = _Code(trace, lengths)
+    try:
+        step = None if trace is None else trace.at[node]
+        args, kwargs = (node.args, node.kwargs) if step is None else (step.args, step.kwargs)
+        if step is not None and operation(step.target) in SHAPED_AS:
+            return code.shape(args[1])
+        given = RULES[name].signature.bind(*args, **kwargs).arguments
+        sizes = code.sizes(next(given[each] for each in ("sizes", "shape", "output_size") if each in given))
+        return [*sizes] * (len(node.shape) - 2) if sizes and "output_size" in given and len(sizes) == 1 else sizes
+    except (KeyError, TypeError):
+        return None
+
+
+def _keep(stated: Sequence[Length | None], whole: Whole) -> bool:
+    """Whether a reshape to these sizes leaves channels whole, or torch refuses it.
+
+    There are as many entries as before: so it does where two of the three parts, before, in and behind the channels,
+    are as large as they were. One whose size torch is to work out is none of these, nor is one that was rounded down;
+    but a size that was rounded down and nothing that is left to torch gives too few entries, which torch refuses.
+    """
+    parts = stated[: whole.at], stated[whole.at : whole.at + 1], stated[whole.at + 1 :]
+    lengths = [_product(part) for part in parts]
+    same = [
+        length is not None and length.same(each)
+        for length, each in zip(lengths, (whole.before, whole.channels, whole.after), strict=True)
+    ]
+    exact = [alike and length is not None and length.exact for alike, length in zip(same, lengths, strict=True)]
+    exact[1] = exact[1] or whole.counted
+    return sum(exact) >= 2 or (all(same) and _REST not in stated)
+
+
+def _product(sizes: Sequence[Length | None]) -> Length | None:
+    """How many entries there are under some sizes, if all of them are known."""
+    known = [size for size in sizes if size is not None and size != _REST]
+    return math.prod(known, start=constant(1)) if len(known) == len(sizes) else None
 
 
 def _agree(stated: Sequence[Length | None], expected: Sequence[Length]) -> bool:
@@ -96,6 +126,8 @@ class _Code:
             return whole if place is None else _entry(whole, place)
         if item.target is getattr and item.args[1] == "shape":
             return self.shape(item.args[0])
+        if item.target is len:
+            return _entry(self.shape(item.args[0]), 0)
         if item.op == "call_function" and len(item.args) == 2:
             return self._computed(item)
         return None

@@ -39,7 +39,7 @@ class Viewed:
         """What a rule has moved; a convolution where all pixels are in their places again, or blocks of them."""
         x, moves = moved.input, moved.moves
         source = 1 if x.axes else len(x.anchor.shape) - 1
-        shape, channel = _followed(x.shape(), source, moves)
+        shape, channel = followed(x.shape(), source, moves)
         if channel is not None:
             return Viewed(x, shape, channel, moves=moves)
         if not x.axes:
@@ -136,7 +136,7 @@ class Viewed:
     def _again(self, moves: tuple[Move, ...]) -> Viewed | AffineConv:
         """This with its entries in other places."""
         steps = self.steps + 1
-        shape, channel = _followed(self.shape, self.channel, moves)
+        shape, channel = followed(self.shape, self.channel, moves)
         if channel is not None and (self.whole or self.moves is None):
             together = None if self.moves is None else (*self.moves, *moves)
             return replace(self, shape=shape, channel=channel, steps=steps, moves=together)
@@ -209,8 +209,8 @@ def _apart() -> Refusal:
     return Refusal("it cuts channels apart, or joins them with pixels")
 
 
-def _followed(shape: tuple[int, ...], channel: int | None, moves: Sequence[Move]) -> tuple[tuple[int, ...], int | None]:
-    """Shape and channels (as long as they are whole) after some moves."""
+def followed(shape: tuple[int, ...], channel: int | None, moves: Sequence[Move]) -> tuple[tuple[int, ...], int | None]:
+    """The shape and where the channels are (as long as they are whole) after some moves."""
     for move in moves:
         match move:
             case Reshaped():

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, Block, distance, image, trained
+from helpers import EXACT, Block, distance, image, norms_ran, trained
+
+Function = Callable[[Tensor], Tensor]
 
 
 def test_entries_picked_by_their_number_may_be_of_more_than_there_were() -> None:
@@ -20,3 +26,135 @@ def test_entries_picked_by_their_number_may_be_of_more_than_there_were() -> None
     folded = reparam.reparameterize(model, image(1, 8, 5), verify=False)
     for length in (5, 9, 4, 2):
         assert distance(model, folded, image(2, 8, length)) < EXACT
+
+
+def agree(model: nn.Module, folded: nn.Module, *sizes: tuple[int, ...]) -> int:
+    """How many of the sizes the model takes; at all of these the folded one has to compute the same."""
+    taken = 0
+    for size in sizes:
+        try:
+            model(image(*size))
+        except RuntimeError:
+            continue
+        assert distance(model, folded, image(*size)) < EXACT, size
+        taken += 1
+    return taken
+
+
+def between(function: Function, first: nn.Module, second: nn.Module) -> nn.Module:
+    return trained(Block(lambda m, x: m.second(function(m.first(x))), first=first, second=second))
+
+
+# --- channels stay whole for the example, and others are taken for them at other sizes
+
+IMAGES = [(3, 4, 3, 4), (6, 4, 3, 4), (3, 4, 6, 4), (6, 4, 3, 2), (1, 4, 3, 12), (2, 4, 9, 5), (12, 4, 1, 3)]
+MIXING: dict[str, Function] = {
+    "the batch": lambda x: x.view(3, 4, -1),
+    "pixels": lambda x: x.view(-1, 4, 12),
+    "all sizes": lambda x: x.reshape(3, 4, 12),
+    "the batch, elsewhere": lambda x: x.reshape(3, 4, 4 * x.shape[0]),
+    "pixels for the batch": lambda x: x.reshape(x.shape[2], 4, -1),
+    "the batch for channels": lambda x: x.reshape(-1, x.shape[0] + 1, x.shape[2] * x.shape[3]),
+    "width for channels": lambda x: x.reshape(-1, x.shape[3], 12),
+    "one row after the other": lambda x: x.flatten(2).view(-1, 4, 12),
+    "like another": lambda x: x.view_as(torch.zeros(3, 4, 12)),
+    "a rounded width": lambda x: x.reshape(-1, 4, x.shape[2] // 3 * 12),
+    "a shape": lambda x: x.view([3, 4, *x.shape[2:]]).flatten(2),
+    "a literal size behind a shape": lambda x: x.view(x.shape).view(3, 4, -1),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
+def test_sizes_that_cut_channels_apart_at_other_sizes_are_kept(name: str, kind: type[nn.Module]) -> None:
+    first = kind(4) if kind is nn.BatchNorm2d else kind(4, 4, 1)
+    model = between(MIXING[name], first, nn.Conv1d(4, 5, 1))
+    folded = reparam.reparameterize(model, image(*IMAGES[0]), verify=False)
+    assert agree(model, folded, *IMAGES) > 1
+
+
+def test_a_refusal_says_what_would_fold() -> None:
+    model = between(MIXING["the batch"], nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1))
+    report = reparam.reparameterize(model, image(*IMAGES[0])).reparam_report
+    (refusal,) = (each for each in report.refusals if "not proven" in each.reason)
+    assert "x.shape" in refusal.remedy
+
+
+@pytest.mark.parametrize("pixels", [(1, 1), (1, 2), (2, 2)])
+def test_pixels_that_were_one_in_the_example(pixels: tuple[int, int]) -> None:
+    """What is flattened together with the channels, and cut in rows of as many as there are."""
+    functions: list[Function] = [
+        lambda x: x.flatten(1).view(-1, 4, 1),
+        lambda x: x.view(-1, 4, 1),
+        lambda x: x.view(x.size(0), -1).view(-1, 4, 1),
+        lambda x: F.avg_pool2d(x, 2, ceil_mode=True).view(-1, 4, 1) if False else F.max_pool2d(x, 1).view(-1, 4, 1),
+        lambda x: F.interpolate(x, x.shape[2:]).view(-1, 4, 1),
+        lambda x: F.adaptive_avg_pool2d(x, x.shape[2]).view(-1, 4, 1),
+        lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]).view(-1, 4, 1),
+    ]
+    for function in functions:
+        model = between(function, nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1))
+        folded = reparam.reparameterize(model, image(2, 4, 1, 1), verify=False)
+        assert agree(model, folded, (2, 4, 1, 1), (2, 4, *pixels)) == 2
+
+
+def test_tokens_whose_number_is_that_of_the_channels() -> None:
+    model = trained(
+        Block(lambda m, x: m.second(m.first(x).view(-1, x.shape[1])), first=nn.Linear(4, 4), second=nn.Linear(4, 3))
+    )
+    folded = reparam.reparameterize(model, image(2, 4, 4), verify=False)
+    assert agree(model, folded, (2, 4, 4), (3, 4, 4), (4, 2, 4)) == 2
+
+
+# --- sizes that are written out, and channels are whole all the same
+
+PROVEN: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
+    "all but the batch": (lambda x: x.view(-1, 4, x.shape[2] * x.shape[3]), lambda: nn.Conv1d(4, 5, 1)),
+    "the batch": (lambda x: x.view(3, 4, x.shape[2] * x.shape[3]), lambda: nn.Conv1d(4, 5, 1)),
+    "the rest": (lambda x: x.reshape(x.shape[0], 4, -1), lambda: nn.Conv1d(4, 5, 1)),
+    "from a copy's size": (lambda x: x.detach().reshape(len(x), x.size(1), -1), lambda: nn.Conv1d(4, 5, 1)),
+    "rows of channels": (lambda x: x.permute(0, 2, 3, 1).reshape(-1, 4), lambda: nn.Linear(4, 5)),
+    "windows": (lambda x: x.permute(0, 2, 3, 1).reshape(-1, 3, 2, 4).flatten(1, 2), lambda: nn.Linear(4, 5)),
+    "a mean": (lambda x: x.mean((2, 3)).view(-1, 4), lambda: nn.Linear(4, 5)),
+    "a kept mean": (lambda x: x.mean((2, 3), keepdim=True).view(-1, 4), lambda: nn.Linear(4, 5)),
+    "a pool": (lambda x: F.adaptive_avg_pool2d(x, 1).view(-1, 4), lambda: nn.Linear(4, 5)),
+    "a pool and the rest": (lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1), lambda: nn.Linear(4, 5)),
+    "a pool of one batch": (lambda x: F.adaptive_avg_pool2d(x, (1, 1)).view(3, -1), lambda: nn.Linear(4, 5)),
+    "an average": (lambda x: F.avg_pool2d(x, (3, 4)).view(x.size(0), -1), lambda: nn.Linear(4, 5)),
+    "pixels as they were": (lambda x: x.flatten(2).view(x.shape), lambda: nn.Conv2d(4, 5, 1)),
+    "tokens to pixels": (
+        lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).reshape(x.shape[0], 4, x.shape[2], x.shape[3]),
+        lambda: nn.Conv2d(4, 5, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_a_norm_goes_through_sizes_that_leave_channels_whole(name: str) -> None:
+    function, second = PROVEN[name]
+    model = between(function, nn.BatchNorm2d(4), second())
+    folded = reparam.reparameterize(model, image(*IMAGES[0]), verify=False)
+    assert norms_ran(folded, image(*IMAGES[0])) == 0, folded.reparam_report
+    assert agree(model, folded, *IMAGES) >= 1
+
+
+class Windows(nn.Module):
+    """Windows of tokens, with numbers that the module holds and a size that it is handed (Swin)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head, self.side = nn.LayerNorm(6), nn.Linear(6, 4), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, count, c = x.shape
+        y = self.norm(x).view(b, self.side * 2, count // (self.side * 2), c)
+        b, h, w, c = y.shape
+        y = y.view(b, h // self.side, self.side, w // self.side, self.side, c).permute(0, 1, 3, 2, 4, 5)
+        return self.head(y.contiguous().view(-1, self.side, self.side, c).view(-1, self.side * self.side, c))
+
+
+def test_the_scale_of_a_norm_goes_into_what_reads_windows() -> None:
+    model = trained(Windows())
+    folded = reparam.reparameterize(model, image(2, 16, 6))
+    assert not folded.norm.elementwise_affine, folded.reparam_report
+    assert agree(model, folded, (2, 16, 6), (3, 24, 6), (2, 8, 6)) == 3

@@ -1,0 +1,210 @@
+"""How long the dimensions of what a fold computes are, for every input; and what has to be shown of its reshapes.
+
+Where rearranged pixels become channels, or channels pixels, each length on the way counts. Where channels stay whole,
+pixels may lie anywhere: nothing but that has to hold for every input, and lengths that cannot be told are unknowns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from reparam.affine import AffineConv
+from reparam.arrangement import Arrangement, Length, Move, Moved, Permuted, Picked, Reshaped, constant, lengths_of
+from reparam.capture import Node
+from reparam.cost import KERNELS
+from reparam.interpret import Interpretation, anchored, read
+from reparam.rules import RULES, Value, operation
+from reparam.rules.table import channel_dimension, each
+from reparam.viewed import Viewed, followed
+
+Lengths = tuple[Length, ...]
+GIVEN_SIZES = ("view", "reshape", "unflatten")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A reshape that leaves channels whole: so many entries before, in and behind the dimension that holds them.
+
+    at: the place of that dimension among the sizes that the reshape is given.
+    counted: whatever reads the channels afterwards takes as many of them and no others.
+    """
+
+    before: Length
+    channels: Length
+    after: Length
+    at: int
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Extents:
+    """The lengths of nodes, and what the sizes that each reshape among them is given are to be shown to be."""
+
+    lengths: Mapping[Node, Lengths] = field(default_factory=dict)
+    shown: Mapping[Node, Lengths | Whole] = field(default_factory=dict)
+
+
+def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents:
+    """Those of `base` and of `nodes` behind it. Raises Refusal where they cannot be told."""
+    values: dict[Node, Value] = {node: found.value(base, node) for node in nodes}
+    views = [value for value in values.values() if isinstance(value, Viewed)]
+    named = [node for node in nodes if operation(node.function) in GIVEN_SIZES]  # type: ignore[arg-type]
+    ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
+    start = _start(found, base, values.values())
+    if not all(view.whole for view in views) or any(True for _ in ended):
+        return _apart(start, base, nodes, values, named)
+    return _Followed(start, base, nodes, values).extents() if views and named else Extents()
+
+
+def _start(found: Interpretation, base: Node, values: Iterable[Value]) -> AffineConv:
+    """The base, with its channels where they are read."""
+    for value in values:
+        inside = value.inside if isinstance(value, Viewed) else value
+        if isinstance(inside, AffineConv) and not (inside is value and inside.identity):
+            return AffineConv.of(anchored(base, found.fixed).anchor, len(inside.axes))
+    return anchored(base, found.fixed)
+
+
+def _apart(
+    start: AffineConv, base: Node, nodes: Iterable[Node], values: Mapping[Node, Value], named: Iterable[Node]
+) -> Extents:
+    """Where channels are cut apart, or pixels moved to them: each length follows from those of the base."""
+    known = {base: lengths_of(start)}
+    for node in nodes:
+        value, before = values[node], values.get(node.operands[0])
+        made = None
+        if isinstance(before, Viewed) and before.moves is not None:
+            result = read(node, before)
+            made = Moved(before.inside, (*before.moves, *result.moves)) if isinstance(result, Moved) else None
+        if made is None and isinstance(value, Viewed) and value.moves is not None:
+            made = Moved(value.inside, value.moves)
+        if made is not None:
+            known[node] = Arrangement.of(made.input, made.moves).lengths(lengths_of(made.input))
+        elif isinstance(value, AffineConv):
+            known[node] = known[base] if value.identity else lengths_of(value)
+    return Extents(known, {node: known.get(node, ()) for node in named})
+
+
+@dataclass(eq=False)
+class _Followed:
+    """Where channels stay whole: lengths are followed from node to node, and those that nothing tells are unknowns."""
+
+    start: AffineConv
+    base: Node
+    nodes: Sequence[Node]
+    values: Mapping[Node, Value]
+    known: dict[Node, Lengths] = field(default_factory=dict)
+    shown: dict[Node, Lengths | Whole] = field(default_factory=dict)
+
+    def extents(self) -> Extents:
+        self.known[self.base] = lengths_of(self.start)
+        for node in self.nodes:
+            value = self.values[node]
+            if isinstance(value, AffineConv):
+                self.known[node] = self.known[self.base] if value.identity else lengths_of(value)
+                if operation(node.function) in GIVEN_SIZES:  # type: ignore[arg-type]
+                    self.shown[node] = self.known[node]
+            elif isinstance(value, Viewed):
+                self.known[node] = self._behind(node, value)
+        return Extents(self.known, self.shown)
+
+    def _behind(self, node: Node, value: Viewed) -> Lengths:
+        """The lengths of a rearranged tensor, from those of the one that was read."""
+        operand = node.operands[0]
+        was = self.values.get(operand, self.start)
+        if operand not in self.known or len(node.operands) > 1 or not isinstance(was, (AffineConv, Viewed)):
+            return self._unknown(node, value)
+        before = self.known[operand]
+        channel = was.channel if isinstance(was, Viewed) else channel_dimension(was)
+        result = read(node, was) if isinstance(was, Viewed) else value
+        moves = result.moves if isinstance(result, (Moved, Viewed)) else None
+        assert channel is not None
+        if isinstance(result, AffineConv) and result.pixelwise:
+            return before if result.identity else _put(before, channel, constant(value.shape[channel]))
+        if moves is None:
+            return self._resized(node, value, before)
+        shape = tuple(operand.shape)
+        for move in moves:
+            before, shape, channel = self._moved(node, move, before, shape, channel)
+        return before
+
+    def _resized(self, node: Node, value: Viewed, before: Lengths) -> Lengths:
+        """The lengths after what averages pixels, or reads their neighbours."""
+        name = operation(node.function)  # type: ignore[arg-type]
+        if name == "mean":
+            given = RULES[name].signature.bind(*node.args, **node.kwargs).arguments
+            dims = {dim % len(before) for dim in each(given["dim"], 1)}
+            kept = [constant(1) if dim in dims else length for dim, length in enumerate(before)]
+            return tuple(length for dim, length in enumerate(kept) if given.get("keepdim") or dim not in dims)
+        if name.startswith("adaptive_avg_pool") and set(value.shape[2:]) == {1}:
+            self.shown[node] = ones = (constant(1),) * len(value.shape[2:])
+            return (*before[:1], constant(value.shape[1]), *ones)
+        return self._unknown(node, value, before[:1] if name.startswith(_BATCHED) else ())
+
+    def _unknown(self, node: Node, value: Viewed, batch: Lengths = ()) -> Lengths:
+        """Nothing but how many channels there are, and the batch, if it is known."""
+        sizes = enumerate(value.shape)
+        fresh = tuple(constant(size) if dim == value.channel else _new(node, dim) for dim, size in sizes)
+        return (*batch, *fresh[1:]) if batch and value.channel else fresh
+
+    def _moved(
+        self, node: Node, move: Move, before: Lengths, shape: tuple[int, ...], channel: int
+    ) -> tuple[Lengths, tuple[int, ...], int]:
+        """The lengths, the recorded shape and the dimension of the channels after a move."""
+        after, at = followed(shape, channel, [move])
+        assert at is not None
+        match move:
+            case Permuted(order):
+                made = tuple(before[dim] for dim in order)
+            case Picked(dim):
+                made = (*before[:dim], *before[dim + 1 :])
+            case Reshaped(_, start, stop):
+                made = (*before[:start], *self._reshaped(node, move, before, channel, at), *before[stop:])
+        return made, after, at
+
+    def _reshaped(self, node: Node, move: Reshaped, before: Lengths, channel: int, at: int) -> Lengths:
+        """What a reshape makes of the dimensions that it reads."""
+        start, stop, count = move.start, move.stop, len(move.lengths)
+        if not start <= channel < stop:
+            return _parts(node, start, count, math.prod(before[start:stop], start=constant(1)))
+        front = math.prod(before[start:channel], start=constant(1))
+        behind = math.prod(before[channel + 1 : stop], start=constant(1))
+        if operation(node.function) not in GIVEN_SIZES:  # type: ignore[arg-type]
+            return (front * before[channel] * behind,)  # flattened
+        counted = before[channel] == constant(move.lengths[at - start]) and self._counted(node)
+        self.shown[node] = Whole(front, before[channel], behind, at - start, counted)
+        ahead = _parts(node, start, at - start, front)
+        return (*ahead, before[channel], *_parts(node, at + 1, start + count - at - 1, behind))
+
+    def _counted(self, node: Node) -> bool:
+        """Whether something reads the channels, as they are seen here, that takes no other number of them."""
+        for reader in node.readers:
+            if reader not in self.values or not isinstance(self.values[reader], Viewed):
+                continue
+            name = operation(reader.function)  # type: ignore[arg-type]
+            if name in _COUNTING or (name not in _JOINING and self._counted(reader)):
+                return True
+        return False
+
+
+_COUNTING = ("batch_norm", *(name for name in KERNELS if name not in ("einsum", "tensordot")))  # these broadcast
+_JOINING = (*GIVEN_SIZES, "flatten")  # what reads them sees other channels
+_BATCHED = ("adaptive_avg_pool", "avg_pool", "interpolate", "conv", "pad")
+
+
+def _parts(node: Node, first: int, count: int, whole: Length) -> Lengths:
+    """So many dimensions of a node, from `first` on, that have so many entries together."""
+    known = (whole,) if count == 1 else (constant(1),) * count if whole == constant(1) else ()
+    return known or tuple(_new(node, first + i) for i in range(count))
+
+
+def _put(lengths: Lengths, dim: int, length: Length) -> Lengths:
+    return (*lengths[:dim], length, *lengths[dim + 1 :])
+
+
+def _new(node: Node, dim: int) -> Length:
+    """A length that nothing is known of."""
+    return Length(Fraction(1), ((node, dim),))
