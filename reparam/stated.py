@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import fx
@@ -19,7 +20,7 @@ from reparam.capture import SHAPED_AS, Node
 from reparam.errors import Refusal
 from reparam.lengths import Extents, Lengths, Whole
 from reparam.rules import RULES, operation
-from reparam.trace import Trace
+from reparam.trace import Trace, user_code
 
 _REST = constant(-1)
 
@@ -110,7 +111,7 @@ class _Code:
 
     def shape(self, tensor: Any) -> Lengths | None:
         seen = self.trace.tree.get(tensor) if self.trace is not None and isinstance(tensor, fx.Node) else None
-        return self.lengths.get(_as_large(seen)) if isinstance(seen, Node) else None
+        return self.lengths.get(_as_large(seen), _told(seen)) if isinstance(seen, Node) else None
 
     def value(self, item: Any) -> Any:
         """A Length, a tuple of them, or None for what is neither."""
@@ -158,6 +159,28 @@ def _as_large(node: Node) -> Node:
     while node.function is not None and operation(node.function) in _AS_LARGE and len(node.operands) == 1:
         node = node.operands[0]
     return node
+
+
+_CHANNELS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "batch_norm": 1, "linear": -1, "layer_norm": -1}
+_RANKS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}  # with one dimension less there is no batch
+
+
+def _told(node: Node) -> Lengths:
+    """The lengths of a tensor that is no part of a fold: unknown, but for the channels that a layer reads or makes."""
+    whole = _as_large(node)
+    layers = [node, whole, *(reader for reader in node.readers if reader.operands[:1] == (node,))]
+    names = [operation(each.function) for each in layers if each.function is not None and _of_torch(each)]
+    rank = len(node.shape)
+    counted = {_CHANNELS[name] % rank for name in names if name in _CHANNELS and _RANKS.get(name, rank) == rank}
+    return tuple(
+        constant(size) if dim in counted else Length(Fraction(1), ((whole, dim),))
+        for dim, size in enumerate(node.shape)
+    )
+
+
+def _of_torch(node: Node) -> bool:
+    """Whether a module of torch calls it: how many groups there are does not depend on the input."""
+    return node.call is not None and not user_code(node.call.module)
 
 
 def _entry(whole: Any, place: Any) -> Any:

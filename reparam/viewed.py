@@ -139,6 +139,8 @@ class Viewed:
         shape, channel = followed(self.shape, self.channel, moves)
         if channel is not None and (self.whole or self.moves is None):
             together = None if self.moves is None else (*self.moves, *moves)
+            if together is not None and _in_place(self.inside, together):
+                return self.inside
             return replace(self, shape=shape, channel=channel, steps=steps, moves=together)
         if self.moves is not None:
             found = Viewed.of(Moved(self.inside, (*self.moves, *moves)))
@@ -203,6 +205,14 @@ def viewed(result: object) -> object:
 def _one_by_one(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The places of channels that were put in other places twice."""
     return second if first is None else first if second is None else tuple(second[place] for place in first)
+
+
+def _in_place(value: AffineConv, moves: Sequence[Move]) -> bool:
+    """Whether all entries are where they were after some moves."""
+    try:
+        return Arrangement.of(value, moves) == Arrangement.of(value)
+    except Refusal:
+        return False
 
 
 def _apart() -> Refusal:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
+from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, ran, trained
 
 
 def settled(model: nn.Module, *others: Tensor, like: Tensor) -> nn.Module:
@@ -161,3 +161,42 @@ def test_what_cannot_be_rewritten_behind_a_rearrangement_costs_no_fold_in_front_
     folded = reparam.reparameterize(model, image(2, 3, 5, 3))
     assert distance(model, folded, image(2, 3, 5, 3)) < EXACT
     assert norms_ran(folded, image(2, 3, 5, 3)) == 0
+
+
+class RowNorm(nn.Module):
+    """A linear layer and a batch norm that takes rows: flattened for it, and put back (LeViT)."""
+
+    def __init__(self, back: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.norm, self.back = nn.Linear(4, 6), nn.BatchNorm1d(6), back
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.back(self.norm(x.flatten(0, 1)), x)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        lambda y, x: y.reshape_as(x),
+        lambda y, x: y.view(x.shape[0], -1, 6),
+        lambda y, x: y.unflatten(0, (len(x), x.size(1))),
+    ],
+)
+def test_what_is_put_back_behind_a_norm_is_not_taken_apart_at_all(back: Callable[[Tensor, Tensor], Tensor]) -> None:
+    model = trained(nn.Sequential(RowNorm(back), nn.ReLU()))
+    x = image(2, 5, 4)
+    folded = settled(model, image(1, 1, 4), image(5, 2, 4), like=x)
+    assert ran(folded, x) == ran(trained(nn.Sequential(nn.Linear(4, 6), nn.ReLU())), x)
+
+
+def test_what_is_put_back_in_another_place_at_other_sizes_is_kept() -> None:
+    """As many rows as there were columns, or the numbers of the example."""
+    model = trained(nn.Sequential(RowNorm(lambda y, x: y.view(x.shape[1], x.shape[0], 6)), nn.ReLU()))
+    fixed = trained(nn.Sequential(RowNorm(lambda y, x: y.view(-1, 3, 6)), nn.ReLU()))
+    for each in (model, fixed):
+        folded = reparam.reparameterize(each, image(3, 3, 4), verify=False)
+        assert norms_ran(folded, image(3, 3, 4)) == 0
+        for size in [(3, 3, 4), (2, 3, 4), (3, 2, 4), (3, 5, 4)]:
+            if each is model or size[0] * size[1] % 3 == 0:
+                assert distance(each, folded, image(*size)) < EXACT

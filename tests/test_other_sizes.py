@@ -87,7 +87,6 @@ def test_pixels_that_were_one_in_the_example(pixels: tuple[int, int]) -> None:
         lambda x: x.flatten(1).view(-1, 4, 1),
         lambda x: x.view(-1, 4, 1),
         lambda x: x.view(x.size(0), -1).view(-1, 4, 1),
-        lambda x: F.avg_pool2d(x, 2, ceil_mode=True).view(-1, 4, 1) if False else F.max_pool2d(x, 1).view(-1, 4, 1),
         lambda x: F.interpolate(x, x.shape[2:]).view(-1, 4, 1),
         lambda x: F.adaptive_avg_pool2d(x, x.shape[2]).view(-1, 4, 1),
         lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]).view(-1, 4, 1),
@@ -136,6 +135,21 @@ def test_a_norm_goes_through_sizes_that_leave_channels_whole(name: str) -> None:
     folded = reparam.reparameterize(model, image(*IMAGES[0]), verify=False)
     assert norms_ran(folded, image(*IMAGES[0])) == 0, folded.reparam_report
     assert agree(model, folded, *IMAGES) >= 1
+
+
+def test_channels_of_another_tensor_are_those_that_its_layer_takes() -> None:
+    """The sizes are asked of the input; that it has as many channels as the norm says the convolution before it."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = m.norm((x + m.conv(x)).flatten(2).transpose(1, 2))
+        return m.head(y.view(b, h, w, c))
+
+    layers = {"conv": nn.Conv2d(6, 6, 3, padding=1), "norm": nn.LayerNorm(6), "head": nn.Linear(6, 4)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(2, 6, 4, 5))
+    assert not folded.norm.elementwise_affine, folded.reparam_report
+    assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
 
 
 class Windows(nn.Module):
