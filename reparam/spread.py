@@ -66,19 +66,17 @@ class _Spreader:
         behind = self._behind(join)
         if behind is None:
             return None
-        nodes, map_ = behind
+        whole, map_ = behind
         try:
             ahead = tuple(self._sides(join, map_))
         except _Kept:
             return None
         given = {fold.sink: fold.advance for fold in ahead if fold.advance is not None}
         nothing = AffineConv.of(Anchor(join, join.shape), len(map_.axes))
-        size = (map_.in_channels, [Axis().sizing for _ in map_.axes])
-        sizes = dict.fromkeys((join, *nodes), size)
-        return Spread(Fold(join, nodes[-1], nothing, nodes, (), sizes, given=given), ahead)
+        return Spread(replace(whole, value=nothing, given=given), ahead)
 
-    def _behind(self, join: Node) -> tuple[tuple[Node, ...], AffineConv] | None:
-        """The scale and shift that alone reads `join`, and the operations that it is made of."""
+    def _behind(self, join: Node) -> tuple[Fold, AffineConv] | None:
+        """The scale and shift that alone reads `join`, and the fold of the operations that it is made of."""
         if operation(join.function or "") not in (*_SUMS, "cat") or not self._alone(join):
             return None
         fold = self.based.get(join)
@@ -87,7 +85,10 @@ class _Spreader:
         if not nodes or not within or not self.found.dominates(join, nodes[-1]):
             return None
         value = self.found.value(join, nodes[-1])
-        return (nodes, value) if _scales(value) and not any(node.inplace for node in nodes) else None
+        if not _scales(value) or any(node.inplace for node in nodes):
+            return None
+        sizes = dict.fromkeys((join, *nodes), (value.in_channels, [Axis().sizing for _ in value.axes]))
+        return fold or Fold(join, nodes[-1], value, nodes, (), sizes), value
 
     def _chain(self, join: Node) -> Iterator[Node]:
         """The operations, one after the other, that do nothing but scale and shift what `join` makes."""

@@ -102,6 +102,9 @@ class _Code:
     def __init__(self, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
         self.trace = trace
         self.lengths = {_as_large(node): each for node, each in lengths.items()}
+        self.base = next(iter(lengths))
+        self.images: Node | None = None
+        self.images = self.batch(self.base)
 
     def sizes(self, given: Any) -> Sequence[Length | None] | None:
         """A shape, however it is spelled: some sizes, or one sequence of them."""
@@ -111,7 +114,34 @@ class _Code:
 
     def shape(self, tensor: Any) -> Lengths | None:
         seen = self.trace.tree.get(tensor) if self.trace is not None and isinstance(tensor, fx.Node) else None
-        return self.lengths.get(_as_large(seen), _told(seen)) if isinstance(seen, Node) else None
+        if not isinstance(seen, Node) or _as_large(seen) in self.lengths:
+            return self.lengths.get(_as_large(seen)) if isinstance(seen, Node) else None
+        found = _told(seen)
+        return (Length(Fraction(1), (0,)), *found[1:]) if self.batch(seen) is self.images else found
+
+    def batch(self, node: Node) -> Node:
+        """The first tensor on the way to this one that has as many images (entries of dimension 0) for every input."""
+        before: Node | None = node
+        while before is not None:
+            node, before = before, self._as_many(before)
+        return node
+
+    def _as_many(self, node: Node) -> Node | None:
+        """A tensor before this one with as many images, if there is one."""
+        name = operation(node.function) if node.function is not None else ""
+        if name in ("view", "reshape"):
+            step = self.trace.at.get(node) if self.trace is not None else None
+            sizes = None if step is None or len(step.args) < 2 else self.sizes(step.args[1:])
+            return self._first(sizes[0]) if sizes else None
+        kept = name in _AS_LARGE or _RANKS.get(name) == len(node.shape) or _keeps_first(name, node)
+        return node.operands[0] if kept and len(node.operands) == 1 else None
+
+    def _first(self, length: Length | None) -> Node | None:
+        """The tensor whose number of images this length is."""
+        if length is None or not length.same(Length(Fraction(1), length.of[:1])) or not length.of:
+            return None
+        (whole,) = length.of
+        return self.base if whole == 0 else whole[0] if isinstance(whole, tuple) and whole[1] == 0 else None
 
     def value(self, item: Any) -> Any:
         """A Length, a tuple of them, or None for what is neither."""
@@ -154,11 +184,24 @@ _AS_LARGE = frozenset(
 )
 
 
+def _keeps_first(name: str, node: Node) -> bool:
+    """Whether it puts dimensions in another order, all but the first."""
+    rank = len(node.shape)
+    dims = [dim % rank for each in node.args[1:] for dim in (each if isinstance(each, (tuple, list)) else (each,))]
+    return (name == "permute" and dims[:1] == [0]) or (name == "transpose" and len(dims) == 2 and 0 not in dims)
+
+
 def _as_large(node: Node) -> Node:
     """The first tensor on the way to this one that is as large for every input."""
-    while node.function is not None and operation(node.function) in _AS_LARGE and len(node.operands) == 1:
-        node = node.operands[0]
+    while (before := _alike(node)) is not None:
+        node = before
     return node
+
+
+def _alike(node: Node) -> Node | None:
+    """The tensor that this one is computed of, if it is as large for every input."""
+    alike = node.function is not None and operation(node.function) in _AS_LARGE and len(node.operands) == 1
+    return node.operands[0] if alike else None
 
 
 _CHANNELS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "batch_norm": 1, "linear": -1, "layer_norm": -1}
@@ -167,13 +210,15 @@ _RANKS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}  # with one dimension less ther
 
 def _told(node: Node) -> Lengths:
     """The lengths of a tensor that is no part of a fold: unknown, but for the channels that a layer reads or makes."""
-    whole = _as_large(node)
-    layers = [node, whole, *(reader for reader in node.readers if reader.operands[:1] == (node,))]
+    alike = [node]
+    while (before := _alike(alike[-1])) is not None:
+        alike.append(before)
+    layers = [*alike, *(reader for each in alike for reader in each.readers if reader.operands[:1] == (each,))]
     names = [operation(each.function) for each in layers if each.function is not None and _of_torch(each)]
     rank = len(node.shape)
     counted = {_CHANNELS[name] % rank for name in names if name in _CHANNELS and _RANKS.get(name, rank) == rank}
     return tuple(
-        constant(size) if dim in counted else Length(Fraction(1), ((whole, dim),))
+        constant(size) if dim in counted else Length(Fraction(1), ((alike[-1], dim),))
         for dim, size in enumerate(node.shape)
     )
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, Block, distance, image, norms_ran, trained
+from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
 
 Function = Callable[[Tensor], Tensor]
 
@@ -150,6 +150,45 @@ def test_channels_of_another_tensor_are_those_that_its_layer_takes() -> None:
     folded = reparam.reparameterize(model, image(2, 6, 4, 5))
     assert not folded.norm.elementwise_affine, folded.reparam_report
     assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
+
+
+def test_as_many_images_as_the_tokens_that_they_were_made_of() -> None:
+    """Tokens put in their places in the image, and back: the sizes are asked before that (XCiT)."""
+
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Conv2d(6, 6, 3, padding=1, groups=6) for _ in range(2))
+
+        def forward(self, x: Tensor, h: int, w: int) -> Tensor:
+            b, n, c = x.shape
+            x = self.second(self.first(x.permute(0, 2, 1).reshape(b, c, h, w)).relu())
+            return x.reshape(b, c, n).permute(0, 2, 1)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.norm(x.flatten(2).transpose(1, 2))
+        return y + m.gamma * m.local(y, x.shape[2], x.shape[3])
+
+    model = trained(Block(forward, norm=nn.LayerNorm(6), local=Local(), gamma=nn.Parameter(torch.rand(6))))
+    folded = reparam.reparameterize(model, image(2, 6, 4, 5))
+    assert folded.reparam_report.after.elementwise == folded.reparam_report.before.elementwise - 1
+    assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_what_is_put_back_behind_a_concatenation(literal: bool) -> None:
+    """A scale between two rearrangements goes into what is concatenated, where these are none at every size."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = torch.cat([m.first(x), m.second(x.relu())], 1)
+        z = m.scale(y.flatten(2))
+        return (z.reshape(-1, 6, 4, 5) if literal else z.reshape(y.shape)).relu()
+
+    layers = {"first": nn.Conv2d(4, 3, 1), "second": nn.Conv2d(4, 3, 1), "scale": nn.Conv1d(6, 6, 1, groups=6)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(2, 4, 4, 5), verify=False)
+    assert convs_ran(folded, image(2, 4, 4, 5)) == 2 + literal
+    assert agree(model, folded, (2, 4, 4, 5), (1, 4, 8, 5), (2, 4, 5, 4), (1, 4, 8, 10)) == 4
 
 
 class Windows(nn.Module):
