@@ -186,9 +186,11 @@ _AS_LARGE = frozenset(
 
 def _keeps_first(name: str, node: Node) -> bool:
     """Whether it puts dimensions in another order, all but the first."""
+    if name not in ("permute", "transpose"):
+        return False
     rank = len(node.shape)
     dims = [dim % rank for each in node.args[1:] for dim in (each if isinstance(each, (tuple, list)) else (each,))]
-    return (name == "permute" and dims[:1] == [0]) or (name == "transpose" and len(dims) == 2 and 0 not in dims)
+    return dims[:1] == [0] if name == "permute" else len(dims) == 2 and 0 not in dims
 
 
 def _as_large(node: Node) -> Node:
