@@ -381,13 +381,11 @@ class _Recorder(TorchFunctionMode):
             return node  # weights of another dtype may decide on that of the result
         rest = tuple(each for each in node.inputs if each not in affine)
         args, kwargs = without_affine(node.function, node.args, node.kwargs)  # type: ignore[arg-type]
-        shape, dim = tuple(result.shape), affine_dimension(node.function)  # type: ignore[arg-type]
-        norm = Node(node.name, node.function, args, kwargs, node.call, shape, result.dtype, inputs=rest)
-        norm.strides = result.stride()  # as there is no scale, it lies in the same order
+        norm = Node(node.name, node.function, args, kwargs, node.call, tuple(result.shape), result.dtype, inputs=rest)
+        norm.strides = result.stride()
         self._add(norm)
-        return Node(
-            f"{node.name}'s scale", affine_part, (norm, weight, bias, dim), call=node.call, inputs=(norm, *affine)
-        )
+        parts = (norm, weight, bias, affine_dimension(node.function))  # type: ignore[arg-type]
+        return Node(f"{node.name}'s scale", affine_part, parts, call=node.call, inputs=(norm, *affine))
 
     def _noted(self, value: Any, seen: list[tuple[Tensor, int]]) -> Any:
         """An argument with nodes for tensors; `seen` gets the tensors with their versions, in order."""
