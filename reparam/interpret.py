@@ -33,6 +33,8 @@ class Interpretation:
     base: for every such node, the farthest dominator of which it is known to be one value.
     refusals: why a node is not a value of anything, or of nothing farther than its base.
     fixed: the nodes whose recorded sizes are the only ones.
+    sized, cropped: what has been found on ways back from nodes (see `region.way_back`), of which most have a part in
+        common.
 
     `opaque` nodes are values of nothing; `stops` are, but nothing behind them is a value of what is before them.
     """
@@ -50,6 +52,8 @@ class Interpretation:
         self.base: dict[Node, Node] = {}
         self.root: dict[Node, Node] = {}
         self.refusals: dict[Node, Refusal] = {}
+        self.sized: dict[Node, Node | None] = {}
+        self.cropped: dict[Node, Node | None] = {}
         self._depth: dict[Node, int] = {}
         self._values: dict[Node, dict[Node, Value]] = {}
         for node in nodes:

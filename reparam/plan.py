@@ -58,10 +58,10 @@ def plan(
     found = Interpretation(record.nodes, opaque, fixed, stops)
     live = alive(record)
     demanded = _demanded(record, found, live) | (stops & live)
-    regions: dict[Node, list[Node]] = {}
+    regions: dict[Node, dict[Node, None]] = {}
     for node in record.nodes:
         if node in demanded and node in found.above:
-            regions.setdefault(found.root[node], []).append(node)
+            regions.setdefault(found.root[node], {})[node] = None
     order = {node: i for i, node in enumerate(record.nodes)}
     relied = relied_on(record)
     folds: list[Fold] = []

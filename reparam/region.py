@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -84,16 +85,17 @@ class Region:
     record: Record
     order: Mapping[Node, int]
     found: Interpretation
-    sinks: list[Node]
+    sinks: Collection[Node]
     judge: cost.Cost
     relied: Collection[Node]
 
     def __post_init__(self) -> None:
-        self.anchor = self.found.root[self.sinks[0]]
+        self.anchor = self.found.root[next(iter(self.sinks))]
         self.nodes = between(self.anchor, self.sinks)
         self.prices = {node: cost.of_node(self.judge, node) for node in self.nodes}
         self.values: dict[tuple[Node, Node], AffineConv | Viewed | None] = {}
         self.whole: dict[tuple[Node, Node], cost.Price] = {}
+        self.copies: dict[Node, frozenset[Node]] = {}
         self.unplaced: dict[Node, Unplaced] = {}
 
     def best(self) -> tuple[list[Fold], cost.Price, cost.Price]:
@@ -129,13 +131,19 @@ class Region:
     def _with(self, wanted: Collection[Node]) -> tuple[cost.Price, list[tuple[Node, Node]]]:
         """Each sink and each of the tensors `wanted`, in turn, in the cheapest way given what exists by then."""
         total, chosen = cost.FREE, dict[Node, Node | None]()
+        there, paid = {self.anchor}, defaultdict[Node, set[Node]](set)
         for sink in (node for node in self.nodes if node in self.sinks or node in wanted):
-            paid = {(base, step) for node, base in chosen.items() if base for step in self.steps(base, node)}
-            search = _Search(self, {self.anchor, *chosen}, paid)
+            search = _Search(self, there, paid)
             for node in between(self.anchor, [sink]):
                 search.price(self.anchor, node)  # in order, so that no search goes deep
             total += search.price(self.anchor, sink)
-            search.settle(self.anchor, sink, chosen)
+            made = dict[Node, Node | None]()
+            search.settle(self.anchor, sink, made)
+            for node, base in made.items():
+                there.add(node)
+                if base is not None:
+                    paid[base].update(self.steps(base, node))
+            chosen |= made
         return total, [(base, node) for node, base in chosen.items() if base is not None]
 
     def value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
@@ -170,7 +178,7 @@ class Region:
             return value
         counted = self._counted(base, 1 if value.axes else len(base.shape) - 1)
         _require(_fixes_channels(base, nodes, counted), _CHANNELS)
-        _require(not (_vanishes(base) and _takes_nothing(base, nodes)), _VANISHING)
+        _require(not (_vanishes(base, self.found.cropped) and _takes_nothing(base, nodes)), _VANISHING)
         return value
 
     def _refuse(self, base: Node, node: Node, refusal: Refusal) -> None:
@@ -205,14 +213,14 @@ class Region:
 
     def _relaid(self, base: Node, node: Node) -> bool:
         """Whether an end of the fold is a copy into another order of memory, which a view outside may rely on."""
-        copies = {each for each in (node, *base.readers) if operation(each.function) == "contiguous"}  # type: ignore[arg-type]
+        if base not in self.copies:  # once: a thousand branches may read it
+            self.copies[base] = frozenset(filter(_copies, base.readers))
+        copies = self.copies[base] | ({node} if _copies(node) else set())
         return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
 
     def _counted(self, base: Node, dim: int) -> bool:
         """Whether dimension `dim` is as long at every size of the input, and not one of pixels moved there."""
-        node: Node | None = base
-        while node is not None and node not in self.found.above and operation(node.function or "") not in cost.KERNELS:
-            node = next((operand for operand in node.operands if operand.shape == node.shape), None)
+        node = way_back(base, self._decides, self.found.sized)
         value = self.found.value(self.found.base[node], node) if node in self.found.above else None
         if isinstance(value, AffineConv) and node is not None:
             start = self.found.base[node]
@@ -221,6 +229,10 @@ class Region:
             # A linear layer leaves dimension 1 as it is, which may be of pixels.
             return dim == (1 if value.axes else len(base.shape) - 1)
         return not isinstance(value, Viewed) or value.channel == dim
+
+    def _decides(self, node: Node) -> bool:
+        """Whether it says what its dimensions are, whatever it is computed from."""
+        return node in self.found.above or operation(node.function or "") in cost.KERNELS
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
         """Whatever has a kernel pays; of operations without one, what a depthwise convolution of many taps can do.
@@ -400,13 +412,34 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
     return False
 
 
-def _vanishes(node: Node) -> bool:
+def _copies(node: Node) -> bool:
+    return operation(node.function or "") == "contiguous"
+
+
+def way_back(node: Node, ends: Callable[[Node], bool], known: dict[Node, Node | None]) -> Node | None:
+    """The first one that `ends` the way back from a node through operands of its shape; None where there is none.
+
+    `known` are those of other nodes: else each of a thousand residual blocks would go back to the first.
+    """
+    way: list[Node] = []
+    here: Node | None = node
+    while here is not None and here not in known and not ends(here):
+        way.append(here)
+        here = next((operand for operand in here.operands if operand.shape == here.shape), None)
+    end = None if here is None else known.get(here, here)
+    known.update(dict.fromkeys(way, end))
+    return end
+
+
+def _cuts(node: Node) -> bool:
+    return operation(node.function or "") in (*cost.KERNELS, "getitem", "narrow", "pad")
+
+
+def _vanishes(base: Node, known: dict[Node, Node | None]) -> bool:
     """Whether it is a part of an image, of which nothing is left at some sizes."""
-    while operation(node.function or "") not in (*cost.KERNELS, "getitem", "narrow", "pad"):
-        alike = [operand for operand in node.operands if operand.shape == node.shape]
-        if not alike:
-            return False
-        node = alike[0]
+    node = way_back(base, _cuts, known)
+    if node is None:
+        return False
     if operation(node.function or "") != "getitem":
         before = node.operands[0].shape
         return operation(node.function or "") not in cost.KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
@@ -444,11 +477,11 @@ _Choice = tuple[cost.Price, Node, bool]
 
 @dataclass(eq=False)
 class _Search:
-    """The cheapest way to let a node exist, when `there` exist already."""
+    """The cheapest way to let a node exist, when `there` exist already; `paid` are the steps behind them, by base."""
 
     region: Region
     there: set[Node]
-    paid: set[tuple[Node, Node]] = field(default_factory=set)
+    paid: Mapping[Node, Collection[Node]] = field(default_factory=dict)
     memo: dict[tuple[Node, Node], _Choice] = field(default_factory=dict)
 
     def price(self, base: Node, node: Node) -> cost.Price:
@@ -471,8 +504,8 @@ class _Search:
             kept.append((reached + own, start, False))
             value = self.region.value(start, node)
             if value is not None:
-                paid = [step for origin, step in self.paid if origin is start]
-                folded.append((reached + self.region.price(start, node, value, paid), start, True))
+                price = self.region.price(start, node, value, self.paid.get(start, ()))
+                folded.append((reached + price, start, True))
         return kept + folded[::-1]
 
     def _starts(self, base: Node, node: Node) -> list[Node]:

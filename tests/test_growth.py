@@ -1,0 +1,78 @@
+"""Ten times the blocks cost ten times the work: counted in calls of functions, which no other process can slow down."""
+
+from __future__ import annotations
+
+import cProfile
+import gc
+import pstats
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.nn import RepVGGBlock
+
+FEW, MANY = 16, 160
+SLACK = 1.05
+X = torch.randn(2, 4, 8, 9)
+
+
+class Residual(nn.Module):
+    """One that changes a stream which runs through all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(torch.relu(self.norm(x)))
+
+
+class Wide(nn.Module):
+    """Branches that all read one tensor, each with an output of its own."""
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(plain_block() for _ in range(branches))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [branch(x) for branch in self.branches]
+
+
+def plain_block() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+
+
+def chain(block: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    return lambda count: nn.Sequential(*(block() for _ in range(count)))
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "plain": chain(plain_block),
+    "branches": chain(lambda: RepVGGBlock(4, 4)),
+    "residual": chain(Residual),
+    "wide": Wide,
+    "transformer": chain(lambda: nn.Sequential(nn.LayerNorm(9), nn.Linear(9, 9), nn.GELU())),
+}
+
+
+def calls(model: nn.Module, verify: bool | str) -> int:
+    profile = cProfile.Profile()
+    gc.disable()
+    try:
+        profile.enable()
+        reparam.reparameterize(model, X, verify=verify)  # type: ignore[arg-type]
+    finally:
+        profile.disable()
+        gc.enable()
+    return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "verify"), [*((name, False) for name in NETWORKS), ("plain", "folds")])
+def test_work_grows_with_the_number_of_blocks(name: str, verify: bool | str) -> None:
+    make = NETWORKS[name]
+    calls(make(2).eval(), verify)  # what is done once per process
+    few, many = (calls(make(count).eval(), verify) for count in (FEW, MANY))
+    assert many <= SLACK * MANY / FEW * few
