@@ -106,7 +106,7 @@ def key_map(
     made = list(made)
     new: dict[str, list[str]] = {path: [] for path, _ in made}
     for key in (key for key, tensor in after.items() if id(tensor) not in before):
-        for path in _around(key):
+        for path in enclosing(key):
             if path in new:
                 new[path].append(key)
     for path, tensors in made:
@@ -116,8 +116,8 @@ def key_map(
     return {key: tuple(keys) for key, keys in found.items()}
 
 
-def _around(key: str) -> Iterator[str]:
-    """The paths of the modules around a tensor, the model's own, which is empty, last."""
+def enclosing(key: str) -> Iterator[str]:
+    """The paths of the modules around a tensor or a module, the model's own, which is empty, last."""
     while key:
         key = key.rpartition(".")[0]
         yield key

@@ -18,6 +18,7 @@ from reparam.data import comparison_data, report_data
 from reparam.dead import Dead, compiled, from_outside
 from reparam.errors import Refusal
 from reparam.fold import Fold
+from reparam.origin import enclosing
 from reparam.outcome import Counts, DeadWeight, FoldLine, Look, Outcome, RefusalLine
 from reparam.plan import Plan
 from reparam.ranges import Weights
@@ -198,7 +199,7 @@ def _unseen(model: nn.Module, nodes: Iterable[Node]) -> Iterable[RefusalLine]:
     """What no run shows: modules of TorchScript, or else where a tensor of unknown origin is met."""
     scripts = dict.fromkeys(name for name, module in model.named_modules() if compiled(module))
     for name in scripts:
-        if scripts.keys().isdisjoint(_around(name)):
+        if scripts.keys().isdisjoint(enclosing(name)):
             reason = "it runs outside Python, where nothing can be recorded"
             remedy = "convert the model before torch.jit.script or torch.jit.trace makes it"
             yield RefusalLine(name or "the model itself", "TorchScript", reason, remedy)
@@ -207,12 +208,6 @@ def _unseen(model: nn.Module, nodes: Iterable[Node]) -> Iterable[RefusalLine]:
             reason = "it meets a tensor of unknown origin: of a scripted function, an extension, or held by no module"
             where = place((*node.readers, node)[0])
             yield RefusalLine(where, "unknown", reason, "compute it by torch's functions from what modules hold")
-
-
-def _around(name: str) -> Iterable[str]:
-    """The names of the modules that a module is in, without its own."""
-    parts = name.split(".") if name else []
-    return (".".join(parts[:count]) for count in range(len(parts)))
 
 
 def _unplaced(staying: Collection[Node], plan: Plan) -> Iterable[RefusalLine]:
