@@ -417,8 +417,9 @@ def test_a_forward_that_says_more_than_arithmetic_is_not_loaded(
     ],
 )
 def test_a_forward_that_asks_for_other_modules_is_not_loaded(more: dict[str, Any]) -> None:
-    data = {"text": "def forward(self, x):\n    return os.system('x')\n", "modules": {}, "objects": {}}
-    with pytest.raises(InputError):
+    data = {"text": "def forward(self, x):\n    return x\n", "modules": {}, "objects": {}}
+    assert read_code(data, "the model")[0].text == data["text"]
+    with pytest.raises(InputError, match=r"asks for|is damaged|says `None`"):
         read_code({**data, **more}, "the model")
 
 
@@ -435,7 +436,6 @@ def test_a_forward_that_asks_for_other_modules_is_not_loaded(more: dict[str, Any
         lambda kept: kept.update(children={"conv": {"same": "nowhere"}}),
         lambda kept: kept.update(order=["nothing"]),
         lambda kept: kept.update(none=["nothing"]),
-        lambda kept: kept.pop("code"),
     ],
 )
 def test_a_damaged_structure_is_refused(change: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
@@ -445,6 +445,16 @@ def test_a_damaged_structure_is_refused(change: Callable[[dict[str, Any]], objec
     change(data["structure"]["kept"])
     saved.provenance.write_text(json.dumps(data))
     with pytest.raises(InputError):
+        load(saved.weights, make(), verify=False)
+
+
+def test_a_forward_that_is_missing_is_noticed(tmp_path: Path) -> None:
+    make, _, deployed, _ = made("rewritten")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    data = json.loads(saved.provenance.read_text())
+    del data["structure"]["kept"]["code"]
+    saved.provenance.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="rebuilt and does not run"):
         load(saved.weights, make())
 
 
