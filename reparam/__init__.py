@@ -3,6 +3,7 @@
 from reparam import nn
 from reparam.artefact import apply, load, save
 from reparam.bench import Comparison, benchmark
+from reparam.cost import MeasuredCost, StaticCost
 from reparam.errors import (
     InputError,
     ModelError,
@@ -24,11 +25,13 @@ __all__ = [
     "Comparison",
     "Exported",
     "InputError",
+    "MeasuredCost",
     "ModelError",
     "Origin",
     "Refusal",
     "ReparamError",
     "Report",
+    "StaticCost",
     "TrainModeError",
     "Verification",
     "VerificationError",

@@ -39,7 +39,8 @@ def report_data(report: Outcome) -> dict[str, Any]:
     for line, fold in zip(data["folds"], report.folds, strict=True):
         if fold.weights is not None:
             line["weights"] |= {"bits_lost": fold.weights.bits_lost, "advice": fold.weights.advice}
-    return {**data, "checked": report.checked, "verification": None if checked is None else verification_data(checked)}
+    found = {"checked": report.checked, "measured": plain_data(report.measured), "worth": report.worth}
+    return {**data, **found, "verification": None if checked is None else verification_data(checked)}
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:

@@ -27,6 +27,31 @@ class Step:
     count: int = 1
 
 
+NOISE = 0.02
+"""The share of the time below which hardly any measurement tells two models apart."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Microseconds of one forward pass, before and after."""
+
+    before: float
+    after: float
+
+    @property
+    def saved(self) -> float:
+        """The share of the time that is saved, below zero where it takes longer."""
+        return 1 - self.after / self.before if self.before else 0.0
+
+    def __str__(self) -> str:
+        if abs(self.saved) < 0.0005:
+            return "as long as before"
+        return f"{percent(abs(self.saved))} {'less' if self.saved > 0 else 'more'} time"
+
+    def __add__(self, other: Gain) -> Gain:
+        return Gain(self.before + other.before, self.after + other.after)
+
+
 @dataclass(frozen=True)
 class FoldLine:
     """One fold: the module that holds it now, what it stands for, what it is; error in float64 relative to max|y|.
@@ -34,6 +59,8 @@ class FoldLine:
     steps: the operations that it stands for, in order, the last one being its result.
     becomes: what is computed instead, in order; nothing where others have taken it.
     weights: the ranges of the kernels before and after; None where none came out.
+    predicted, measured: what it takes instead of the operations that it makes superfluous (an operation that several
+        folds do is counted with the first); None where it was not.
     """
 
     name: str
@@ -43,6 +70,8 @@ class FoldLine:
     steps: tuple[Step, ...] = ()
     becomes: tuple[str, ...] = ()
     weights: Weights | None = None
+    predicted: Gain | None = None
+    measured: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +137,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All of it; `model` is the class of the original, `inputs` the sizes of the example."""
+    """All of it; `model` is the class of the original, `inputs` the sizes of the example.
+
+    cost: what the plan was judged by; predicted: the time of the whole network.
+    """
 
     folds: tuple[FoldLine, ...]
     refusals: tuple[RefusalLine, ...]
@@ -119,6 +151,14 @@ class Outcome:
     baked: tuple[Look, ...] = ()
     model: str = ""
     inputs: str = ""
+    cost: str = ""
+    predicted: Gain | None = None
+
+    @property
+    def measured(self) -> Gain | None:
+        """The sum of what was measured of all folds; None where nothing was."""
+        found = [fold.measured for fold in self.folds if fold.measured is not None]
+        return sum(found, Gain(0.0, 0.0)) if found else None
 
     @property
     def checked(self) -> Checked:
@@ -131,6 +171,24 @@ class Outcome:
     def fold_error(self) -> float:
         """The largest error of a fold alone, in float64 and relative to max|y|, of those that were checked."""
         return max((fold.error for fold in self.folds if fold.error is not None), default=0.0)
+
+    @property
+    def worth(self) -> str:
+        """What it is worth, in plain words: also where that is nothing, before anybody has to find out."""
+        told = [self._time()]
+        before, after = self.before.parameters, self.after.parameters
+        if after > before > 0:
+            told.append(f"It holds {percent(after / before - 1)} more parameters than before.")
+        return " ".join(filter(None, told))
+
+    def _time(self) -> str:
+        if not self.folds:
+            return "Nothing was folded: the network takes as long as before."
+        told = [] if self.measured is None else [f"Measured: what was folded takes {self.measured}."]
+        if self.predicted is not None:
+            hidden = "" if self.predicted.saved >= NOISE else ": do not expect it to be faster"
+            told.append(f"Predicted: the network takes {self.predicted}{hidden}.")
+        return " ".join(told)
 
     def reasons(self) -> tuple[Reason, ...]:
         """The refusals by what they say, the most frequent first."""

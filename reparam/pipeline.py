@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from reparam import cost as costs
 from reparam.bisect import bisect
 from reparam.capture import Node, Record, leaves_of, record
 from reparam.checked import FULL, NOTHING, Verify, chosen
+from reparam.cost import Cost, MeasuredCost, Setting
 from reparam.dead import Dead, around, dead_weight
 from reparam.deferred import passing
 from reparam.emit import Emitted, emit
@@ -38,7 +40,6 @@ from reparam.verify import EXACT, Verification, require_eval
 from reparam.verify import verify as verify_models
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_COSTS = ("static",)
 
 
 @torch.inference_mode(
@@ -51,7 +52,7 @@ def reparameterize(
     inplace: bool = False,
     verify: Verify = True,
     keep: Sequence[str] = (),
-    cost: str = "static",
+    cost: str | Cost | MeasuredCost = "static",
     prune: bool = False,
     fixed_size: bool = False,
     progress: bool | Callable[[str], object] = False,
@@ -66,7 +67,10 @@ def reparameterize(
         dtype, at several sizes. "folds": compare every fold alone, in float64, which takes a fraction of the time and
         runs the model no more often than without. False: compare nothing.
     keep: names of modules, or patterns such as "backbone.stage*.out", whose outputs must stay available.
-    cost: what a plan is judged by; "static" is a roofline model of a CPU.
+    cost: what a plan is judged by. "static" predicts times by a roofline of the kind of device that the model is on;
+        "measured" times the candidates there, at the size of the inputs, for half a minute at most; "params" counts
+        numbers stored, "flops" multiply-adds. Or an object: a `StaticCost` (of constants fitted to your device), a
+        `MeasuredCost` (with a time of your choice), a `Cost` of your own.
     prune: remove the dead weight that the report names (auxiliary heads, results that are dropped), where the model is
         proven to do the same without it. What only training calls is gone then: the result cannot be trained on.
     fixed_size: every image will be as large as the example (batches may differ): what zero padding makes of a bias is
@@ -82,8 +86,7 @@ def reparameterize(
     say = _speaker(progress)
     checked = chosen(verify)
     _require_usable(model)
-    if cost not in _COSTS:
-        raise InputError(f"cost={cost!r} is not known; choose one of {', '.join(map(repr, _COSTS))}")
+    judge = costs.chosen(cost, next((each.device.type for each in model.parameters()), "cpu"))
     if isinstance(model, nn.DataParallel):
         patterns = [pattern.removeprefix("module.") for pattern in _patterns(keep)]
         inner = reparameterize(
@@ -99,7 +102,7 @@ def reparameterize(
         )
         return _wrapped(model, inner, inplace)
     inputs = guessed_inputs(_copied(model)) if example_inputs is None else Inputs.of(example_inputs)
-    asked = _Asked(keep, prune, fixed_size)
+    asked = _Asked(keep, judge, prune, fixed_size)
     looks = _Looks(checked != NOTHING)
     lent = same(model) if inplace else aliases(model)
     conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL)
@@ -118,11 +121,12 @@ def reparameterize(
     folded = conversion.emitted.model
     outcome = report(
         conversion.record, conversion.plan, model, folded, conversion.emitted.names, looks.errors, looks.weights, naive,
-        conversion.dead,
+        conversion.dead, conversion.judge,
     )  # fmt: skip
     folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
     if conversion.changed or "reparam_origin" not in vars(model):
-        options = {"keep": list(_patterns(keep)), "cost": cost, "prune": prune, "fixed_size": fixed_size}
+        named_cost = cost if isinstance(cost, str) else cost.name
+        options = {"keep": list(_patterns(keep)), "cost": named_cost, "prune": prune, "fixed_size": fixed_size}
         folded.reparam_origin = _origin(model, conversion, inputs, options)  # type: ignore[assignment]
     if inplace:
         return _moved_into(model, folded)
@@ -135,6 +139,7 @@ class _Asked:
     """What the caller wants besides equality: see `reparameterize`."""
 
     keep: Sequence[str]
+    cost: Cost | MeasuredCost
     prune: bool
     fixed_size: bool
 
@@ -142,6 +147,7 @@ class _Asked:
 @dataclass(frozen=True, eq=False)
 class _Conversion:
     record: Record
+    judge: Cost
     plan: Plan
     emitted: Emitted
     dead: dict[Dead, str]
@@ -183,12 +189,13 @@ def _convert(
     recorded = record(target, inputs)
     recorded.walls.update(around(recorded, kept))
     fixed = of_one_size(target, inputs, recorded) if asked.fixed_size else ()
+    judge = _judge(target, inputs, asked, say, lambda each: plan(recorded, recorded.opaque, each, fixed=fixed))
     say("planning")
     refused: dict[Node, Refusal] = {}
     cuts: dict[Node, Refusal] = {}
     while True:
         with passing():
-            planned = plan(recorded, {*recorded.opaque, *refused}, only=only, fixed=fixed, cuts=cuts)
+            planned = plan(recorded, {*recorded.opaque, *refused}, judge, only=only, fixed=fixed, cuts=cuts)
             edits = prepare(recorded, planned, kept, cuts)
         if not edits.refused and not edits.cuts:
             break
@@ -208,7 +215,22 @@ def _convert(
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, inputs, kept)
     made = [(name, leaves_of(fold.nodes)) for fold, name in emitted.names.items()]
-    return _Conversion(recorded, planned, emitted, fates, key_map(before, emitted.model, made))
+    return _Conversion(recorded, judge, planned, emitted, fates, key_map(before, emitted.model, made))
+
+
+def _judge(
+    model: nn.Module,
+    inputs: Inputs,
+    asked: _Asked,
+    say: Callable[[str], object],
+    planned: Callable[[Cost], Plan],
+) -> Cost:
+    """What this model's plan is judged by."""
+    if not isinstance(asked.cost, MeasuredCost):
+        return asked.cost
+    setting = Setting.of(model, inputs)
+    with passing():
+        return asked.cost.timed(planned, setting, costs.DEVICES.get(setting.device.type, costs.CPU), say)
 
 
 def _origin(model: nn.Module, conversion: _Conversion, inputs: Inputs, options: dict[str, Any]) -> Origin:
@@ -318,9 +340,11 @@ def _guilty(
 ) -> VerificationError:
     """The error for a whole that is wrong although each fold is right, with the fold that makes the difference."""
 
+    again = replace(asked, cost=conversion.judge)
+
     def fails(folds: Sequence[Fold]) -> bool:
         target, ignored = _copied(model), lambda _: None
-        tried = _convert(target, inputs, asked, ignored, ignored, exact=True, only=len(folds)).emitted
+        tried = _convert(target, inputs, again, ignored, ignored, exact=True, only=len(folds)).emitted
         return not verify_models(model, tried.model, inputs, exact=tried.exact, fixed_size=asked.fixed_size).ok
 
     guilty = bisect(conversion.plan.folds, fails)

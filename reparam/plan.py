@@ -74,16 +74,23 @@ def plan(
         refused += region.unplaced.values()
         before, after = before + old, after + new
     planned = {fold.sink: fold for fold in folds}
-    spread = list(spreads(record, found, planned, live))
-    for each in spread:
-        was = planned.get(each.gone.sink)
-        own = cost.total(cost.of_node(judge, node) for node in each.gone.nodes)
-        after -= own if was is None else cost.of_fold(judge, was.value)
+    spread = []
+    for each in spreads(record, found, planned, live):
+        old = cost.total(_price(judge, planned.get(fold.sink), fold.nodes) for fold in each.folds)
+        new = cost.total(_price(judge, fold, ()) for fold in each.folds)
+        if new < old:
+            spread.append(each)
+            after = after - old + new
     folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - _computed(record, folds, live)
     named = Deferred(lambda: borders(found, refusals))
     return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after, named, tuple(refused))
+
+
+def _price(judge: cost.Cost, fold: Fold | None, nodes: Iterable[Node]) -> cost.Price:
+    """Of a fold, or without one of the operations as they are."""
+    return cost.total(cost.of_node(judge, node) for node in nodes) if fold is None else cost.of_fold(judge, fold.value)
 
 
 def _first(

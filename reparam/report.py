@@ -14,12 +14,14 @@ from reparam.affine import AffineConv
 from reparam.axis import ZEROS, Axis
 from reparam.bench import Comparison
 from reparam.capture import READ, SIZE, Node, Record
+from reparam.cost import Cost, Price, TimedCost
 from reparam.data import comparison_data, report_data
 from reparam.dead import Dead, compiled, from_outside
 from reparam.errors import Refusal
 from reparam.fold import Fold
+from reparam.gains import gains
 from reparam.origin import enclosing
-from reparam.outcome import Counts, DeadWeight, FoldLine, Look, Outcome, RefusalLine
+from reparam.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
 from reparam.plan import Plan
 from reparam.ranges import Weights
 from reparam.region import MOVING
@@ -125,11 +127,13 @@ def report(
     weights: Mapping[Fold, Weights | None],
     naive: Mapping[Node, float],
     dead: Mapping[Dead, str],
+    judge: Cost,
 ) -> Report:
     """The report of a plan that has been carried out.
 
     names: the modules that hold the folds now; errors: of the folds, and naive: of those refused at a border;
     weights: the ranges of the kernels of each fold; dead: the dead weight of the original, and what became of it.
+    judge: what the plan was judged by.
     """
     computed = [node for node in record.nodes if node in plan.live]
     left = counts((node for node in computed if node not in plan.removed), folded)
@@ -142,8 +146,14 @@ def report(
         left.macs + sum(map(macs, made)),
     )
     order = {node: i for i, node in enumerate(record.nodes)}
+    gained = gains(record, plan, judge)
     lines = tuple(
-        _line(fold, names.get(fold) or place(fold.sink), errors.get(fold), weights[fold], order) for fold in plan.folds
+        replace(
+            _line(fold, names.get(fold) or place(fold.sink), errors.get(fold), weights[fold], order),
+            predicted=_predicted(*gained.folds[fold]),
+            measured=_measured(judge, *gained.folds[fold]),
+        )
+        for fold in plan.folds
     )
     folded_nodes = {node for fold in plan.folds for node in fold.nodes}  # refused from afar, folded from nearer
     refusals = tuple(
@@ -159,7 +169,8 @@ def report(
     unused = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
     return Report(
         lines, refusals + unplaced + lonely + scales + unseen, counts(computed, original), after,
-        dead=unused, baked=_looks(record), model=type(original).__name__,
+        dead=unused, baked=_looks(record), model=type(original).__name__, cost=judge.name,
+        predicted=_predicted(gained.before, gained.after),
     )  # fmt: skip
 
 
@@ -167,6 +178,14 @@ def _line(fold: Fold, name: str, error: float | None, weights: Weights | None, o
     after = describe(fold.value)
     named = weights and replace(weights, after=replace(weights.after, name=name))
     return FoldLine(name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), named)
+
+
+def _predicted(before: Price, after: Price) -> Gain | None:
+    return Gain(before.time, after.time) if before.time else None
+
+
+def _measured(judge: Cost, before: Price, after: Price) -> Gain | None:
+    return Gain(before.judged, after.judged) if isinstance(judge, TimedCost) else None
 
 
 def _looks(record: Record) -> tuple[Look, ...]:

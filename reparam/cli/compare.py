@@ -102,7 +102,7 @@ def bench(
     write = writer(report, force)
     conversion: Report | None = None
     named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 2) as bar:
+    with Bar(STEPS + 2 + options.rounds(cost)) as bar:
         bar("loading the model")
         truth, inputs, notes, data = _original(named, input_, input_file)
         if other is None:

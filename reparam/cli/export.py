@@ -45,7 +45,7 @@ def export(
     """Fold a model and write it as .pt2 or .onnx; the file is loaded again and held against the original."""
     require_exportable(output, force)
     named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 3) as bar:
+    with Bar(STEPS + 3 + options.rounds(cost)) as bar:
         bar("loading the model")
         loaded = named.load()
         inputs = loaded.inputs(input_, input_file)

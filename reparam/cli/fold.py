@@ -37,7 +37,7 @@ def folded(
 ) -> tuple[nn.Module, Report]:
     """The conversion, with its report."""
     deployed = reparameterize(
-        model, inputs, keep=keep or (), cost=cost, prune=prune, fixed_size=fixed_size,
+        model, inputs, keep=keep or (), cost=options.judged(cost), prune=prune, fixed_size=fixed_size,
         verify=options.verified(verify), progress=bar, inplace=inplace,
     )  # fmt: skip
     report = deployed.reparam_report
@@ -83,7 +83,7 @@ def fold(
             raise InputError(f"--report {report}: --output {output} writes that file; give the report another name")
     write = writer(report, force)
     named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 2) as bar:
+    with Bar(STEPS + 2 + options.rounds(cost)) as bar:
         bar("loading the model")
         loaded = named.load()
         inputs = loaded.inputs(input_, input_file)
@@ -116,7 +116,7 @@ def explain(
 ) -> None:
     """Say what would be folded, what would not and why, and write nothing."""
     named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 1) as bar:
+    with Bar(STEPS + 1 + options.rounds(cost)) as bar:
         bar("loading the model")
         loaded = named.load()
         inputs = loaded.inputs(input_, input_file)

@@ -12,6 +12,7 @@ from torch import nn
 
 from reparam import checked
 from reparam.checkpoint import Checkpoint, Fit, fit, read_checkpoint
+from reparam.cost import MeasuredCost, StaticCost
 from reparam.errors import InputError
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
@@ -57,7 +58,13 @@ Keep = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="A module, or pattern of names, whose output must stay; repeatable."),
 ]
-Cost = Annotated[str, typer.Option(metavar="MODEL", help="What a plan is judged by.")]
+Cost = Annotated[
+    str,
+    typer.Option(
+        metavar="COST",
+        help="What a plan is judged by: static, measured, params, flops, or a FILE.json of benchmarks/calibrate.py.",
+    ),
+]
 Verify = Annotated[
     str,
     typer.Option(
@@ -73,6 +80,16 @@ ReportFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+
+
+def judged(cost: str) -> str | StaticCost:
+    """What `--cost` says: a name, or the constants in a file."""
+    return StaticCost.load(cost) if cost.endswith(".json") else cost
+
+
+def rounds(cost: str) -> int:
+    """The steps that it takes to measure a cost."""
+    return MeasuredCost().rounds if cost == "measured" else 0
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,39 @@
 """What a plan is judged by: what runs (`work`), what that costs (`price`), and the costs there are to choose from.
 
     static    a roofline of the device: microseconds, from constants that `benchmarks/calibrate.py` can fit
+    measured  microseconds that each candidate takes here
     params    how many numbers the model holds
     flops     multiply-adds
 
 Whatever a cost judges by, what is equal by it is decided by the static one.
 """
 
+from reparam.cost.choice import NAMES, chosen
 from reparam.cost.counted import FlopsCost, ParamsCost
+from reparam.cost.measured import MeasuredCost, TimedCost
 from reparam.cost.price import FREE, Cost, Price, of_fold, of_map, of_node, of_view, total
-from reparam.cost.static import CPU, CUDA, StaticCost
+from reparam.cost.static import CPU, CUDA, DEVICES, StaticCost
+from reparam.cost.timing import Setting
 from reparam.cost.work import KERNELS, VIEW, Work, macs_of, macs_of_fold, product_channels
 
 __all__ = [
     "CPU",
     "CUDA",
+    "DEVICES",
     "FREE",
     "KERNELS",
+    "NAMES",
     "VIEW",
     "Cost",
     "FlopsCost",
+    "MeasuredCost",
     "ParamsCost",
     "Price",
+    "Setting",
     "StaticCost",
+    "TimedCost",
     "Work",
+    "chosen",
     "macs_of",
     "macs_of_fold",
     "of_fold",

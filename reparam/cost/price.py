@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from reparam.affine import AffineConv
 from reparam.capture import Node
@@ -30,6 +30,7 @@ class Price(NamedTuple):
 FREE = Price()
 
 
+@runtime_checkable
 class Cost(Protocol):
     """What a plan is judged by. One of your own needs these two; it is asked for the same work again and again."""
 

@@ -1,27 +1,52 @@
-"""A roofline per device: what an operation takes at most of arithmetic and of memory, and a price per launch."""
+"""A roofline per kind of device: what an operation takes of arithmetic and of memory, and a price per launch.
+
+The constants of a CPU were fitted by `benchmarks/calibrate.py` on one core of a server with AVX-512 that ran torch's
+float32 kernels, and rounded; what Python takes to call a module was added to `launch` and `view`. Those of a GPU are
+not measured: they follow from the data sheet of a card for data centres (1.5 TB/s, matrix units at a third of their
+peak) and from what it takes to launch a kernel from Python. Plans depend on the ratios of constants only.
+`docs/costs.md` says how to fit them to a machine of one's own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from reparam.cost.price import Price
 from reparam.cost.work import Work
+from reparam.errors import InputError
 
 
 @dataclass(frozen=True)
 class StaticCost:
-    """`max(multiply-adds / rate, bytes / bandwidth) + launch`, in microseconds. Plans depend on the ratios only.
+    """Microseconds by `max(multiply-adds / rate, activations / bandwidth) + weights / packing + launch`.
 
-    Rates are multiply-adds per microsecond, by the class of a convolution (see `Work.kind`); bandwidth is bytes per
-    microsecond; launch is what any operation takes that computes something, view what one takes that does not;
-    element is the bytes of one number.
+    dense, pointwise, large, depthwise: multiply-adds per microsecond of convolutions of several pixels, of one pixel
+        (and of linear layers and products), of windows of 25 pixels and more, and of one input channel per group.
+    grouped: the same of other groups, for each input channel of a group; never more than `dense`.
+    pool: additions per microsecond of average pools.
+    bandwidth: bytes per microsecond of activations; streaming: of those of grouped and depthwise convolutions, which
+        reuse little of what they load; packing: of weights, which are laid out anew.
+    launch: microseconds of an operation that computes something; layer: of a convolution or linear layer; view: of
+        one that looks at a tensor in another way.
+    element: bytes of a number.
     """
 
     device: str = "cpu"
-    dense: float = 40_000.0
-    depthwise: float = 8_000.0
-    bandwidth: float = 10_000.0
-    launch: float = 6.0
+    dense: float = 55_000.0
+    pointwise: float = 80_000.0
+    large: float = 35_000.0
+    grouped: float = 4_000.0
+    depthwise: float = 25_000.0
+    pool: float = 1_000.0
+    bandwidth: float = 30_000.0
+    streaming: float = 5_500.0
+    packing: float = 5_000.0
+    launch: float = 4.0
+    layer: float = 15.0
     view: float = 1.0
     element: float = 4.0
 
@@ -33,16 +58,66 @@ class StaticCost:
         """Microseconds."""
         if work.kind == "view":
             return self.view
-        moved = (work.read + work.written + work.weights) * self.element / self.bandwidth
-        if not work.macs:
-            return moved + self.launch
-        rate = self.depthwise if work.kind == "depthwise" else self.dense
-        return max(work.macs / rate, moved) + self.launch
+        moved = (work.read + work.written) * self.element
+        if work.kind in ("moved", "pool"):
+            return max(work.macs / self.pool, moved / self.bandwidth) + self.launch
+        packed = work.weights * self.element / self.packing
+        bandwidth = self.streaming if work.kind in ("grouped", "depthwise") else self.bandwidth
+        return max(work.macs / self._rate(work), moved / bandwidth) + packed + self.layer
+
+    def _rate(self, work: Work) -> float:
+        if work.kind == "grouped":
+            return min(self.dense, self.grouped * work.inner)
+        rate: float = getattr(self, work.kind)
+        return rate
 
     def price(self, work: Work) -> Price:
         time = self.time(work)
         return Price(time, time)
 
+    def save(self, path: str | Path) -> None:
+        """Write the constants as JSON, which `load` and `--cost FILE.json` read."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> StaticCost:
+        """Constants from a file that `save` or `benchmarks/calibrate.py --save` has written.
+
+        Raises InputError for a file that cannot be read, or that holds anything but the constants, each above zero.
+        """
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: the constants of a cost cannot be read: {error}") from error
+        known = {each.name for each in dataclasses.fields(StaticCost)}
+        if not isinstance(found, dict) or found.keys() != known:
+            wrong = sorted(found.keys() ^ known) if isinstance(found, dict) else type(found).__name__
+            raise InputError(f"{path}: no constants of a cost ({wrong}); benchmarks/calibrate.py --save writes them")
+        device = found.pop("device")
+        unusable = [key for key, value in found.items() if not _positive(value)]
+        if not isinstance(device, str) or unusable:
+            raise InputError(f"{path}: {', '.join(unusable) or 'device'}: constants are numbers above zero")
+        return StaticCost(device, **found)
+
+
+def _positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]
+
 
 CPU = StaticCost()
-CUDA = StaticCost("cuda")
+CUDA = StaticCost(
+    "cuda",
+    dense=20e6,
+    pointwise=15e6,
+    large=15e6,
+    grouped=0.3e6,
+    depthwise=1.5e6,
+    pool=0.5e6,
+    bandwidth=1.2e6,
+    streaming=1.0e6,
+    packing=1.2e6,
+    launch=6.0,
+    layer=10.0,
+    view=2.0,
+)
+DEVICES = {"cpu": CPU, "cuda": CUDA}

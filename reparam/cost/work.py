@@ -7,14 +7,17 @@ What that costs is for a `Cost` to say.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
 from reparam.affine import AffineConv
 from reparam.axis import ZEROS
 from reparam.capture import Node
+from reparam.cost import sample
+from reparam.cost.sample import Sample
 from reparam.rules import operation
 
 _VIEWS = frozenset(
@@ -27,16 +30,21 @@ _PRODUCTS = ("matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm", "inner"
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", *_TRANSPOSED, "linear")
 KERNELS = (*_CONVOLUTIONS, *_PRODUCTS)
+_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+_LARGE = 25
 
 
 @dataclass(frozen=True)
 class Work:
     """One operation as it is launched.
 
-    kind: "view" where nothing is moved, "moved" where no weights are multiplied with, else the class of a convolution:
-        "depthwise" or "dense".
+    kind: "view" where nothing is moved, "pool", "moved" where nothing is multiplied with a matrix, else the class of
+        the convolution: "pointwise" (linear layers and products, too), "dense", "large" (a window of 25 pixels or
+        more), "grouped" or "depthwise".
     read, written: elements of activations; weights: of the kernel; macs: multiply-adds.
+    inner: input channels of each group.
     stored: the numbers that the model holds for this operation alone.
+    sample: makes a call that can be timed; None where that is not worth it.
     """
 
     kind: str
@@ -44,16 +52,18 @@ class Work:
     written: int = 0
     weights: int = 0
     macs: int = 0
+    inner: int = 1
     stored: int = 0
+    sample: Callable[[], Sample] | None = field(default=None, compare=False, repr=False)
 
 
 VIEW = Work("view")
 
 
-def convolution(read: int, written: int, weights: int, groups: int, channels: int, stored: int, macs: int) -> Work:
-    """A convolution with so many weights, that reads and writes so many elements."""
-    kind = "depthwise" if groups > 1 and weights // channels <= 32 else "dense"
-    return Work(kind, read, written, weights, macs, stored)
+def _class(inner: int, taps: int, groups: int) -> str:
+    if groups > 1:
+        return "depthwise" if inner == 1 else "grouped"
+    return "pointwise" if taps == 1 else "large" if taps >= _LARGE else "dense"
 
 
 def of_fold(value: AffineConv) -> Iterator[Work]:
@@ -63,32 +73,41 @@ def of_fold(value: AffineConv) -> Iterator[Work]:
     """
     if value.identity:
         return
-    written, read, shape = math.prod(value.shape()), math.prod(value.anchor.shape), value.anchor.shape
+    whole, shape = value.shape(), value.anchor.shape
+    written, read = math.prod(whole), math.prod(shape)
     frames, value = value.deployable()
     frames += [(mode, value.sides(mode)) for mode in value.modes if mode != ZEROS]
-    for _, pads in frames:  # an operation of its own, as it is where the user's code pads
+    for mode, pads in frames:  # an operation of its own, as it is where the user's code pads
+        pad = partial(sample.of_pad, shape, pads, mode)
         sides = zip(shape[2:], pads[-2::-2], pads[::-2], strict=True)
         shape = (*shape[:2], *(size + lo + hi for size, lo, hi in sides))
-        yield Work("moved", read, math.prod(shape))
+        yield Work("moved", read, math.prod(shape), sample=pad)
         read = math.prod(shape)
-    yield _emitted(value, read, written)
+    yield _emitted(value, shape, read, written)
     if value.mapped:
         pixels = written // value.out_channels // shape[0]
-        yield Work("moved", 2 * written, written, stored=value.out_channels * pixels)
+        add = partial(sample.of_sum, whole)
+        yield Work("moved", 2 * written, written, stored=value.out_channels * pixels, sample=add)
 
 
 def of_map(value: AffineConv, read: int, written: int) -> Work:
     """A map of channels where it stands: behind operations that change the number of pixels."""
-    return _emitted(value, read, written)
+    batch = value.anchor.shape[0]
+    pixels = max(1, read // (value.in_channels * batch))
+    ones = [1] * (len(value.axes) - 1)
+    shape = (batch, value.in_channels, pixels, *ones) if value.axes else (batch, pixels, value.in_channels)
+    return _emitted(value, shape, read, written)
 
 
-def _emitted(value: AffineConv, read: int, written: int) -> Work:
+def _emitted(value: AffineConv, shape: tuple[int, ...], read: int, written: int) -> Work:
     groups = value.groups if value.axes else 1  # a linear layer has none
-    weights = value.out_channels * (value.in_channels // groups) * value.taps
+    inner = value.in_channels // groups
+    weights = value.out_channels * inner * value.taps
     # A transposed one applies its weights at every pixel that it reads.
     macs = weights * read // value.in_channels if value.stretched else weights * written // value.out_channels
-    bias = value.out_channels if value.bias is not None and not value.mapped else 0
-    return convolution(read, written, weights, groups, value.out_channels, weights + bias, macs)
+    stored = weights + (value.out_channels if value.bias is not None and not value.mapped else 0)
+    call = partial(sample.of_fold, value, shape)
+    return Work(_class(inner, value.taps, groups), read, written, weights, macs, inner, stored, call)
 
 
 def of_node(node: Node) -> Iterator[Work]:
@@ -99,21 +118,40 @@ def of_node(node: Node) -> Iterator[Work]:
     name = operation(node.function) if node.function is not None else ""
     stored = _held(node)
     if name in _VIEWS:
-        yield Work("view", stored=stored)
+        yield Work("view", stored=stored, sample=partial(sample.of_node, node))
         return
     read, written = sum(math.prod(operand.shape) for operand in node.operands), math.prod(node.shape)
-    if name in _CONVOLUTIONS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
-        kernel, macs = node.inputs[1].shape, macs_of(node)
-        if name in _TRANSPOSED:
-            channels = node.shape[-len(kernel[1:])]
-            yield convolution(read, written, math.prod(kernel), channels // kernel[1], channels, stored, macs)
-            return
+    kind, weights, inner = _multiplied(node, name)
+    if name in _CONVOLUTIONS and name not in _TRANSPOSED:
         yield from _unevenly_padded(node, read)
-        yield convolution(read, written, math.prod(kernel), _groups(node, kernel), kernel[0], stored, macs)
-    elif (matrix := product_channels(node)) is not None:
-        yield convolution(read, written, math.prod(matrix), 1, matrix[-1], stored, macs_of(node))
-    else:
-        yield Work("moved", read, written, stored=stored)
+    macs = macs_of(node) if weights else _between_operands(node, name)
+    yield Work(kind, read, written, weights, macs, inner, stored, partial(sample.of_node, node))
+
+
+def _multiplied(node: Node, name: str) -> tuple[str, int, int]:
+    """The kind, the number of weights, and the input channels of a group."""
+    if name in _CONVOLUTIONS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
+        kernel, taps = node.inputs[1].shape, math.prod(node.inputs[1].shape[2:])
+        groups = node.shape[-len(kernel[1:])] // kernel[1] if name in _TRANSPOSED else _groups(node, kernel)
+        inner = kernel[0] // groups if name in _TRANSPOSED else kernel[1]
+        return _class(inner, taps, groups), math.prod(kernel), inner
+    if (matrix := product_channels(node)) is not None:
+        return "pointwise", math.prod(matrix), matrix[0]
+    if name in _POOLS:
+        return "pool", 0, 1
+    return ("pointwise" if _between_operands(node, name) else "moved"), 0, 1
+
+
+def _between_operands(node: Node, name: str) -> int:
+    """Multiply-adds without weights: of products of two activations, and additions of pools."""
+    if name in _POOLS:
+        sides = node.kwargs.get("kernel_size", node.args[1] if len(node.args) > 1 else 1)
+        rank = int(name[-2])
+        return math.prod(node.shape) * (math.prod(sides) if isinstance(sides, (tuple, list)) else int(sides) ** rank)
+    if name == "scaled_dot_product_attention" and len(node.operands) > 2:
+        return 2 * math.prod(node.operands[0].shape) * node.operands[1].shape[-2]
+    two = name in ("matmul", "linalg_matmul", "mm", "bmm") and len(node.operands) == 2
+    return math.prod(node.shape) * node.operands[0].shape[-1] if two else 0
 
 
 def _held(node: Node) -> int:

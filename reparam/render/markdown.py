@@ -12,7 +12,7 @@ from reparam.render import words
 
 def as_markdown(outcome: Outcome, latency: Comparison | None = None) -> str:
     """Headings and tables, each only where there is something in it; every text is escaped."""
-    parts = [f"# {_escaped(words.title(outcome))}", _escaped(words.verdict(outcome))]
+    parts = [f"# {_escaped(words.title(outcome))}", _escaped(words.verdict(outcome)), _escaped(outcome.worth)]
     parts.append(_table(("", "before", "after"), words.counted(outcome), numbers=(1, 2)))
     if latency is not None:
         headers = ("model", "ms per call (median)", "over the first")
@@ -22,7 +22,7 @@ def as_markdown(outcome: Outcome, latency: Comparison | None = None) -> str:
         ]
         parts += ["## Latency", _table(headers, rows, numbers=(1, 2))]
     if outcome.folds:
-        parts += ["## Folds", _table(words.FOLDED, words.folded(outcome), numbers=(3,))]
+        parts += ["## Folds", _table(*words.folds(outcome), numbers=(3, 4, 5))]
     parts += [*_quantisation(outcome), *_kept(outcome)]
     if outcome.dead:
         parts += ["## Dead weight", _table(words.DEAD, words.dead(outcome), numbers=(3, 4))]

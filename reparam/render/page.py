@@ -121,7 +121,8 @@ def _change(before: float, after: float) -> str:
 
 
 def _header(outcome: Outcome, title: str) -> Markup:
-    return tag("header", tag("h1", title), *_about(outcome), _verdict(outcome))
+    worth = tag("p", outcome.worth, class_="about")
+    return tag("header", tag("h1", title), *_about(outcome), _verdict(outcome), worth)
 
 
 def _about(outcome: Outcome) -> list[Markup]:
@@ -150,6 +151,11 @@ def _summary(outcome: Outcome, latency: Comparison | None) -> Markup:
         *((label, f"{getattr(after, key):,}", f"of {getattr(before, key):,}") for key, label in ran),
         ("parameters", _change(before.parameters, after.parameters), ""),
         ("multiply-adds", _change(before.macs, after.macs), ""),
+        *(
+            [("time, predicted", _change(outcome.predicted.before, outcome.predicted.after), "")]
+            if outcome.predicted is not None
+            else []
+        ),
         *([("times as fast", f"{1 / _fastest(latency).median:.2f}", "")] if latency is not None else []),
     ]
     shown = (
@@ -316,9 +322,11 @@ def _folds(outcome: Outcome) -> Markup | None:
     if not outcome.folds:
         return None
     rows = (
-        (_code(f.name), f.before, shorthand(f.after), "" if f.error is None else _error(f.error)) for f in outcome.folds
-    )
-    table = _table("Every fold", words.FOLDED, rows, numbers=(3,))
+        (_code(f.name), f.before, shorthand(f.after), "" if f.error is None else _error(f.error),
+         words.times(f.predicted), words.times(f.measured))
+        for f in outcome.folds
+    )  # fmt: skip
+    table = _table("Every fold", words.FOLDED, rows, numbers=(3, 4, 5))
     return _section("folds", "Every fold", _searchable("folds", "Search the folds", table))
 
 

@@ -10,14 +10,19 @@ from reparam.render import words
 
 def as_text(outcome: Outcome) -> str:
     """Tables, each only where there is something in it."""
-    parts = [_folds, _counts, _refusals, _dead, _baked, words.verdict]
+    parts = [_folds, _counts, _refusals, _dead, _baked, _worth, words.verdict]
     return "\n\n".join(text for text in (part(outcome) for part in parts) if text)
+
+
+def _worth(outcome: Outcome) -> str:
+    return outcome.worth
 
 
 def _folds(outcome: Outcome) -> str:
     if not outcome.folds:
         return "Nothing to fold."
-    return tabulate(words.folded(outcome), headers=words.FOLDED, disable_numparse=True)
+    headers, rows = words.folds(outcome)
+    return tabulate(rows, headers=headers, disable_numparse=True)
 
 
 def _counts(outcome: Outcome) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reparam.checked import NOTHING
-from reparam.outcome import Counts, Outcome
+from reparam.outcome import Counts, Gain, Outcome
 
 COUNTED = {
     "convs": "convolutions and linear layers",
@@ -14,7 +14,8 @@ COUNTED = {
     "parameters": "parameters",
     "macs": "multiply-adds",
 }
-FOLDED = ("folded", "what it was", "what it is", "fp64 error")
+FOLDED = ("folded", "what it was", "what it is", "fp64 error", "predicted, us", "measured, us")
+_TIMES = 4  # of the columns, those from here on are times
 DEAD = ("dead weight", "which is", "in eval", "elements", "bytes", "here")
 BAKED = "May take another way for other inputs (no fold relies on the way recorded)"
 KEPT = "Kept as they are"
@@ -35,9 +36,23 @@ def _number(counts: Counts, key: str) -> str:
     return f"{getattr(counts, key):,}"
 
 
-def folded(outcome: Outcome) -> list[tuple[str, str, str, str]]:
-    """The rows under `FOLDED`."""
-    return [(f.name, f.before, f.after, "" if f.error is None else f"{f.error:.1e}") for f in outcome.folds]
+def folded(outcome: Outcome) -> list[tuple[str, ...]]:
+    """The rows under `FOLDED`, what was not timed is empty."""
+    return [
+        (f.name, f.before, f.after, "" if f.error is None else f"{f.error:.1e}", times(f.predicted), times(f.measured))
+        for f in outcome.folds
+    ]
+
+
+def folds(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and rows, without the times that are not there."""
+    rows = folded(outcome)
+    shown = [i for i in range(len(FOLDED)) if i < _TIMES or any(row[i] for row in rows)]
+    return tuple(FOLDED[i] for i in shown), [tuple(row[i] for i in shown) for row in rows]
+
+
+def times(gain: Gain | None) -> str:
+    return "" if gain is None else f"{gain.before:,.4g} -> {gain.after:,.4g}"
 
 
 def dead(outcome: Outcome) -> list[tuple[str, str, str, str, str, str]]:
