@@ -393,7 +393,8 @@ class _Editor:
             except _At as refusal:
                 result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
-                for piece in mine:
+                # What another piece has drawn out of its own code may do there in the next plan.
+                for piece in [piece for piece in mine if piece.call is call] or mine:
                     self._refuse(result, [piece.fold], refusal, piece.call)
 
     def _require_apart(

@@ -200,3 +200,37 @@ def test_what_is_put_back_in_another_place_at_other_sizes_is_kept() -> None:
         for size in [(3, 3, 4), (2, 3, 4), (3, 2, 4), (3, 5, 4)]:
             if each is model or size[0] * size[1] % 3 == 0:
                 assert distance(each, folded, image(*size)) < EXACT
+
+
+class NormOf(nn.BatchNorm2d):
+    """A norm whose forward holds more than that."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, 1e-5)
+        return self.act(x)
+
+
+class Opaque(nn.Module):
+    """Cannot be traced; its first layer could be computed from what comes before the norm in front of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(32, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if y.sum() > 1e9:
+            y = -y
+        return y.relu().mean((2, 3)) + x.relu().mean()
+
+
+def test_a_fold_that_another_draws_into_code_that_cannot_be_rewritten_is_made_where_it_stands() -> None:
+    wide = nn.Sequential(nn.Conv2d(4, 32, 1), NormOf(32))
+    model = trained(nn.Sequential(nn.ReLU(), nn.Sequential(wide, Opaque())))
+    x = image(2, 4, 9, 7)
+    folded = settled(model, image(1, 4, 3, 3), image(3, 4, 12, 5), like=x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (2, 0)
