@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reparam.errors import InputError
+from reparam.errors import InputError, first_line
 from reparam.files import require_file, sha256
 
 # Where training scripts keep the weights, the best first: an average of the last steps is what its authors evaluate.
@@ -113,7 +113,9 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged, or no .safetensors file{_looks_like(path)}: {_line(error)}") from error
+        raise InputError(
+            f"{path} is damaged, or no .safetensors file{_looks_like(path)}: {first_line(error)}"
+        ) from error
 
 
 def _pickled(path: Path) -> Any:
@@ -146,8 +148,8 @@ def _needs_code(path: Path, text: str) -> InputError:
 
 def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(
-        f"{path} is damaged, cut off, or no checkpoint{_looks_like(path)} ({_line(error)}); copy it again and compare "
-        "its size"
+        f"{path} is damaged, cut off, or no checkpoint{_looks_like(path)} ({first_line(error)}); copy it again and "
+        "compare its size"
     )
 
 
@@ -162,11 +164,6 @@ def _looks_like(path: Path) -> str:
     if head.lstrip()[:1] == b"<":
         return ", it is a web page: the download went wrong"
     return ""
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
 
 
 # --- finding the weights

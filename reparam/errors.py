@@ -42,3 +42,9 @@ class ModelError(ReparamError):
 
 class VerificationError(ReparamError):
     """Two models that must be equal are not. Nothing has been changed."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, and its class where it says nothing."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from reparam.errors import InputError, ModelError, ReparamError, VerificationError
+from reparam.errors import InputError, ModelError, ReparamError, VerificationError, first_line
 from reparam.files import require_writable, written
 from reparam.inputs import Inputs
 from reparam.precision import copied, mapped
@@ -93,7 +93,7 @@ def export(
             except (ModelError, VerificationError) as error:
                 if takes == ONE_SHAPE:
                     raise _renamed(error, draft, path) from error
-                why = why or f"for {takes}: {str(error).splitlines()[0][:300]}"
+                why = why or f"for {takes}: {first_line(error)[:300]}"
                 continue
             return Exported(path, takes, why, outcome)
     raise AssertionError("the last way either returns or raises")
@@ -117,7 +117,7 @@ def _traced(model: nn.Module, inputs: Inputs, takes: str) -> ExportedProgram:
                 copied(model), given.args, dict(given.kwargs), dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
-        raise ModelError(f"torch.export cannot trace the model: {type(error).__name__}: {_line(error)}") from error
+        raise ModelError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _free(rows: int, takes: str) -> Callable[[Any], dict[int, Any] | None]:
@@ -144,7 +144,7 @@ def _write(program: ExportedProgram, draft: Path) -> None:
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as error:
             raise ModelError(
-                f"torch.onnx cannot translate the model: {type(error).__name__}: {_line(error)}"
+                f"torch.onnx cannot translate the model: {type(error).__name__}: {first_line(error)}"
             ) from error
         assert exported is not None
         exported.save(draft)
@@ -164,8 +164,3 @@ def _quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else "no message"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.errors import InputError
+from reparam.errors import InputError, first_line
 from reparam.files import require_file
 from reparam.precision import tensors
 
@@ -47,7 +47,7 @@ def exported_module(path: Path) -> nn.Module:
     try:
         module = torch.export.load(path).module()
     except Exception as error:
-        raise InputError(f"{path} is damaged, or no program of torch.export: {_line(error)}") from error
+        raise InputError(f"{path} is damaged, or no program of torch.export: {first_line(error)}") from error
     for each in module.modules():
         each.training = False  # its mode is in its code; .eval() raises
     return module
@@ -69,7 +69,7 @@ def _onnx(path: Path) -> _Session:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise InputError(f"{path} is damaged, or no ONNX model that this runtime takes: {_line(error)}") from error
+        raise InputError(f"{path} is damaged, or no ONNX model that this runtime takes: {first_line(error)}") from error
     return _Session(session)
 
 
@@ -101,8 +101,3 @@ def _array(tensor: Tensor) -> Any:
     if tensor.dtype == torch.bfloat16:
         raise ValueError("numpy has no bfloat16, and so no way to hand it over")
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reparam.errors import InputError, ModelError
+from reparam.errors import InputError, ModelError, first_line
 from reparam.files import require_file
 
 DTYPES = {
@@ -120,7 +120,7 @@ def imported_extra(name: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; install it with: pip install 'reparam[{extra}]'") from error
     except Exception as error:
-        raise InputError(f"{name} is installed and cannot be imported: {_line(error)}") from error
+        raise InputError(f"{name} is installed and cannot be imported: {first_line(error)}") from error
 
 
 def _imported(origin: str) -> ModuleType:
@@ -133,7 +133,7 @@ def _imported(origin: str) -> ModuleType:
             ) from error
         raise InputError(f"{origin} imports {error.name}, which is not installed") from error
     except Exception as error:
-        raise InputError(f"{origin} cannot be imported: {type(error).__name__}: {_line(error)}") from error
+        raise InputError(f"{origin} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -151,11 +151,6 @@ def _found_from_here() -> Iterator[None]:
 def _close(name: str, names: Sequence[str]) -> str:
     found = difflib.get_close_matches(name, names, n=3)
     return f"; did you mean {' or '.join(found)}?" if found else ""
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
 
 
 # --- inputs
@@ -183,7 +178,9 @@ def read_input(path: Path) -> Any:
             return torch.from_numpy(np.load(path, allow_pickle=False))
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path} cannot be read as input: {_line(error)}; give a .npy, or a .pt of tensors") from error
+        raise InputError(
+            f"{path} cannot be read as input: {first_line(error)}; give a .npy, or a .pt of tensors"
+        ) from error
 
 
 def usual_input(name: str, model: nn.Module) -> Tensor | None:

@@ -96,6 +96,16 @@ def test_doctor_names_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not installed: pip install 'reparam[onnx]'" in run("doctor").out
 
 
+@pytest.mark.parametrize(("error", "said"), [(ImportError(), "ImportError"), (OSError("no libz\nat all"), "no libz")])
+def test_doctor_says_what_a_broken_package_says(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> object:
+        raise error
+
+    monkeypatch.setattr("reparam.cli.about.importlib.import_module", broken)
+    state = run("doctor", "--json").data()["packages"][0]["state"]
+    assert state == f"cannot be imported: {said}"
+
+
 @pytest.mark.slow
 def test_demo_folds_verifies_and_compares() -> None:
     process = as_process("demo")

@@ -19,6 +19,7 @@ from reparam.cli.fold import STEPS, folded
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
 from reparam.data import comparison_data, report_data
+from reparam.errors import first_line
 from reparam.inputs import Inputs
 from reparam.nn import demo_network, draw_constants, draw_statistics
 from reparam.rules import RULES
@@ -86,7 +87,7 @@ def _state(name: str, extra: str) -> dict[str, str]:
     try:
         importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - whatever a broken package raises is what is asked for
-        return {"version": found, "state": f"cannot be imported: {str(error).splitlines()[0]}"}
+        return {"version": found, "state": f"cannot be imported: {first_line(error)}"}
     return {"version": found, "state": "ok"}
 
 

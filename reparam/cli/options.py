@@ -13,7 +13,7 @@ from torch import nn
 from reparam import checked
 from reparam.checkpoint import Checkpoint, Fit, fit, read_checkpoint
 from reparam.cost import MeasuredCost, StaticCost
-from reparam.errors import InputError
+from reparam.errors import InputError, first_line
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
 from reparam.precision import copied
@@ -197,6 +197,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except Exception as error:
-        text = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used here: {text}; `reparam doctor` says what can") from error
+        raise InputError(
+            f"--device {name} cannot be used here: {first_line(error)}; `reparam doctor` says what can"
+        ) from error
     return device
