@@ -212,17 +212,26 @@ _RANKS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}  # with one dimension less ther
 
 def _told(node: Node) -> Lengths:
     """The lengths of a tensor that is no part of a fold: unknown, but for the channels that a layer reads or makes."""
+    counted, whole = _counted(node), _as_large(node)
+    unknown = [Length(Fraction(1), ((whole, dim),)) for dim in range(len(node.shape))]
+    return tuple(constant(size) if dim in counted else unknown[dim] for dim, size in enumerate(node.shape))
+
+
+def _counted(node: Node, joins: int = 2) -> set[int]:
+    """The dimensions that are as long for every input; it is looked behind so many `joins`."""
     alike = [node]
     while (before := _alike(alike[-1])) is not None:
         alike.append(before)
     layers = [*alike, *(reader for each in alike for reader in each.readers if reader.operands[:1] == (each,))]
     names = [operation(each.function) for each in layers if each.function is not None and _of_torch(each)]
     rank = len(node.shape)
-    counted = {_CHANNELS[name] % rank for name in names if name in _CHANNELS and _RANKS.get(name, rank) == rank}
-    return tuple(
-        constant(size) if dim in counted else Length(Fraction(1), ((alike[-1], dim),))
-        for dim, size in enumerate(node.shape)
-    )
+    found = {_CHANNELS[name] % rank for name in names if name in _CHANNELS and _RANKS.get(name, rank) == rank}
+    whole = alike[-1]
+    if joins and whole.function is not None and operation(whole.function) in ("add", "sub", "mul", "div"):
+        for each in whole.inputs:  # the result is as long as one of them, if that is longer than 1
+            told = range(len(each.shape)) if each.constant else _counted(each, joins - 1)
+            found |= {rank - len(each.shape) + dim for dim in told if each.shape[dim] > 1}
+    return found
 
 
 def _of_torch(node: Node) -> bool:

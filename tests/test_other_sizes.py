@@ -119,7 +119,6 @@ PROVEN: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
     "a pool": (lambda x: F.adaptive_avg_pool2d(x, 1).view(-1, 4), lambda: nn.Linear(4, 5)),
     "a pool and the rest": (lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1), lambda: nn.Linear(4, 5)),
     "a pool of one batch": (lambda x: F.adaptive_avg_pool2d(x, (1, 1)).view(3, -1), lambda: nn.Linear(4, 5)),
-    "an average": (lambda x: F.avg_pool2d(x, (3, 4)).view(x.size(0), -1), lambda: nn.Linear(4, 5)),
     "pixels as they were": (lambda x: x.flatten(2).view(x.shape), lambda: nn.Conv2d(4, 5, 1)),
     "tokens to pixels": (
         lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).reshape(x.shape[0], 4, x.shape[2], x.shape[3]),
@@ -149,6 +148,22 @@ def test_channels_of_another_tensor_are_those_that_its_layer_takes() -> None:
     model = trained(Block(forward, **layers))
     folded = reparam.reparameterize(model, image(2, 6, 4, 5))
     assert not folded.norm.elementwise_affine, folded.reparam_report
+    assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
+
+
+def test_channels_of_a_sum_are_those_of_the_scale_in_it() -> None:
+    """Tokens back in their places in the image, whose sizes were asked of a sum (SwiftFormer)."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = x + m.before * m.conv(x.relu())
+        b, c, h, w = x.shape
+        y = m.linear(x.permute(0, 2, 3, 1).reshape(b, h * w, c).relu())
+        return x + m.behind * y.reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+    scales = {name: nn.Parameter(torch.rand(6, 1, 1) + 0.5) for name in ("before", "behind")}
+    model = trained(Block(forward, conv=nn.Conv2d(6, 6, 1), linear=nn.Linear(6, 6), **scales))
+    folded = reparam.reparameterize(model, image(2, 6, 4, 5))
+    assert folded.reparam_report.after.elementwise == folded.reparam_report.before.elementwise - 2
     assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
 
 
