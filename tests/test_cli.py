@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,6 +160,22 @@ def test_what_is_checked_can_be_chosen() -> None:
     assert run(*command, "--verify", "folds").data()["report"]["checked"] == "folds"
     assert run(*command, "--verify", "full").data()["report"]["checked"] == "full"
     assert "choose one of full, folds, none" in refused(*command, "--verify", "all")
+
+
+@pytest.mark.parametrize("cost", ["params", "flops", "mine.json"])
+def test_explain_by_another_cost(cost: str, here: Path) -> None:
+    reparam.StaticCost("mine", dense=1.0).save(here / "mine.json")
+    ended = run("explain", "mynet:make", "--input", "1x3x32x32", "--cost", cost, "--json")
+    assert ended.data()["report"]["cost"] == ("static (mine)" if cost == "mine.json" else cost)
+
+
+@pytest.mark.parametrize(
+    ("cost", "told"), [("speed", "'static', 'measured'"), ("no.json", r"no\.json.*cannot be read")]
+)
+def test_a_cost_that_cannot_be_used(cost: str, told: str) -> None:
+    ended = run("explain", "mynet:make", "--input", "1x3x32x32", "--cost", cost)
+    assert ended.code == 1
+    assert re.search(told, ended.err)
 
 
 def test_explain_as_json() -> None:
