@@ -184,14 +184,18 @@ class Region:
     def _refuse(self, base: Node, node: Node, refusal: Refusal) -> None:
         """Keep the first refusal of a node, that from the nearest base, where the fold would have saved something.
 
-        What only moves numbers is kept for what comes before it.
+        That is told by the static cost: no other need look at what cannot be. What only moves numbers is kept for what
+        comes before it.
         """
+        if node in self.unplaced or operation(node.function) in MOVING:  # type: ignore[arg-type]
+            return
         nodes = between(base, [node])
         value = self.found.value(base, node)
-        assert isinstance(value, (AffineConv, Viewed))
-        saves = self.price(base, node, value) < cost.total(self.prices[each] for each in nodes)
-        if saves and operation(node.function) not in MOVING:  # type: ignore[arg-type]
-            self.unplaced.setdefault(node, Unplaced(tuple(nodes), refusal))
+        inside, steps = (value.inside, self.steps(base, node)) if isinstance(value, Viewed) else (value, ())
+        assert isinstance(inside, AffineConv)
+        own = cost.total(cost.of_node(cost.CPU, each) for each in nodes if each not in steps)
+        if cost.of_fold(cost.CPU, inside) < own:
+            self.unplaced[node] = Unplaced(tuple(nodes), refusal)
 
     def _require_order(self, base: Node, node: Node, nodes: Sequence[Node], place: Sequence[Node]) -> None:
         """What is written meanwhile, how long the dimensions are, and in which order of memory code finds them."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
+from reparam.cost import CPU, Cost, Price, Work
 from reparam.report import Report
 from tests.helpers import Block, distance, image, trained
 
@@ -46,10 +47,10 @@ def averaged(m: Block, x: Tensor) -> Tensor:
 REASONS = [(viewed, reshaped, "takes a view of it"), (written, not_written, "is written to in place")]
 
 
-def _converted(forward: Callable[..., Tensor]) -> tuple[float, Report]:
+def _converted(forward: Callable[..., Tensor], cost: Cost | str = "static") -> tuple[float, Report]:
     model = Block(forward, conv=nn.Conv2d(3, 3, 3, padding=1), norm=nn.BatchNorm2d(3))
     x = image(2, 3, 7, 9)
-    folded = reparam.reparameterize(trained(model, x), x)
+    folded = reparam.reparameterize(trained(model, x), x, cost=cost)
     report = folded.reparam_report
     assert isinstance(report, Report)
     return distance(model, folded, x), report
@@ -75,6 +76,28 @@ def test_as_many_channels_as_come_in_are_of_no_convolution() -> None:
     assert (error, report.folds) == (0, ())
     (line,) = report.refusals
     assert "fixes its number of channels" in line.reason
+
+
+class _Asked:
+    """A cost that remembers what it was asked for."""
+
+    name = "asked"
+
+    def __init__(self) -> None:
+        self.layers = 0
+
+    def price(self, work: Work) -> Price:
+        self.layers += work.weights > 0
+        return CPU.price(work)
+
+
+def test_a_cost_is_not_asked_for_folds_that_cannot_be() -> None:
+    asked = _Asked()
+    _, report = _converted(averaged, asked)
+    assert "fixes its number of channels" in report.refusals[-1].reason
+    assert not asked.layers
+    _converted(not_written, asked)
+    assert asked.layers
 
 
 def _reasons(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
