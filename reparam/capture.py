@@ -27,7 +27,7 @@ from reparam.inputs import Inputs
 from reparam.precision import Float64, as_float64, mapped, tensors
 from reparam.rules.table import operation
 from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
-from reparam.state import State
+from reparam.state import STANDARD, State
 
 # Attributes and methods that look at a tensor without computing one.
 _QUERIES = frozenset(
@@ -224,6 +224,7 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.walls: set[Node] = set()
+        self.paths: dict[nn.Module, str] = {}
         self.watched: set[nn.Module] = set()
         self.writes: dict[int, list[Node]] = defaultdict(list)
         self.copies: dict[int, int] = {}  # of memory that would be that of another tensor at another size
@@ -241,38 +242,30 @@ class _Recorder(TorchFunctionMode):
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # runs outside Python: its results are tensors of unknown origin
-            hooked = _hooked(module)
-            self.watched.update([module] if hooked else [])
-            handles.append(
-                module.register_forward_pre_hook(self._entering(path, hooked), prepend=True, with_kwargs=True)
-            )
-            handles.append(module.register_forward_hook(self._leaving(hooked), with_kwargs=True))
+            self.paths[module] = path
+            self.watched.update([module] if _hooked(module) else [])
+            handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         return handles
 
-    def _entering(self, path: str, hooked: bool) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            call = Call(module, path, self.stack[-1] if self.stack else None)
-            call.args, call.kwargs = self.described(args), self.described(kwargs)
-            call.looked.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
-            if self.stack:
-                self.stack[-1].events.append(call)
-            self.calls.append(call)
-            self.stack.append(call)
-            if hooked:
-                self.walls.update(nodes_in((call.args, call.kwargs)))
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        call = Call(module, self.paths[module], self.stack[-1] if self.stack else None)
+        call.args, call.kwargs = self.described(args), self.described(kwargs)
+        call.looked.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
+        if self.stack:
+            self.stack[-1].events.append(call)
+        self.calls.append(call)
+        self.stack.append(call)
+        if module in self.watched:
+            self.walls.update(nodes_in((call.args, call.kwargs)))
 
-        return enter
-
-    def _leaving(self, hooked: bool) -> Callable[..., None]:
-        def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            call = self.stack.pop()
-            call.result = self.described(result)
-            if _numbers(call.result):
-                self._looks(RETURNED)
-            if hooked:
-                self.walls.update(nodes_in(call.result))
-
-        return leave
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        call = self.stack.pop()
+        call.result = self.described(result)
+        if _numbers(call.result):
+            self._looks(RETURNED)
+        if module in self.watched:
+            self.walls.update(nodes_in(call.result))
 
     # --- tensors
 
@@ -515,9 +508,7 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for key, value in vars(module).items():
             if key in ("_parameters", "_buffers"):
                 yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
-            elif key != "_modules" and (
-                isinstance(value, Tensor) or (isinstance(value, (list, tuple, dict)) and value)
-            ):
+            elif key not in STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
                 yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
 
 

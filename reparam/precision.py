@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cache
 from types import TracebackType
@@ -119,7 +120,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
     `memo` is that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
     """
-    memo = {} if memo is None else memo
+    memo = {**_registries(model), **(memo or {})}
     try:
         return copy.deepcopy(model, dict(memo))
     except RuntimeError:  # it holds a tensor that was computed with gradients
@@ -128,6 +129,12 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
                 if not tensor.is_leaf:
                     memo.setdefault(id(tensor), tensor.detach().clone())
         return copy.deepcopy(model, memo)
+
+
+def _registries(model: nn.Module) -> dict[int, Any]:
+    """Copies of the registries in which nothing is registered: a dozen in every module, most of what deepcopy visits."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    return {id(each): OrderedDict() for each in held if type(each) is OrderedDict and not each}
 
 
 def double(model: M) -> M:
@@ -150,6 +157,10 @@ def as_float64(tree: T) -> T:
     return mapped(tree, lambda leaf: _widened(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
+_LEAVES = (Tensor, int, float, str, type(None), torch.Size, torch.dtype, torch.device, bytes)  # the most frequent
+_WHOLE = (*_LEAVES, nn.Module, type)  # nothing is looked for inside these
+
+
 def mapped(tree: T, change: Callable[[Any], Any]) -> T:
     """`tree` with `change` applied to every leaf; containers keep their types and are new objects.
 
@@ -157,9 +168,9 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
     leaves, and names no paths.
     """
     result: Any = tree
-    if isinstance(tree, Tensor | torch.Size | str | bytes):
+    if isinstance(tree, _LEAVES):
         result = change(tree)
-    elif isinstance(tree, tuple | list):
+    elif isinstance(tree, (tuple, list)):
         make = getattr(type(tree), "_make", type(tree))  # a named tuple's constructor wants its fields one by one
         result = make([mapped(item, change) for item in tree])
     elif isinstance(tree, Mapping):
@@ -206,9 +217,9 @@ def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str,
 
 
 def _children(tree: Any, path: str) -> list[tuple[str, Any]] | None:
-    if isinstance(tree, Tensor | nn.Module | type | torch.Size | str | bytes):
+    if isinstance(tree, _WHOLE):
         return None
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, (tuple, list)):
         return [(f"{path}[{i}]", item) for i, item in enumerate(tree)]
     if isinstance(tree, Mapping):
         return [(f"{path}[{key!r}]", value) for key, value in tree.items()]

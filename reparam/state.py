@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
-_STANDARD = frozenset(vars(nn.Module()))  # torch's own attributes, most of them registries of hooks
+STANDARD = frozenset(vars(nn.Module()))  # torch's own attributes, most of them registries of hooks
 
 
 class Attributes:
@@ -20,7 +20,7 @@ class Attributes:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.values = dict(vars(module))
-        own = [value for key, value in self.values.items() if key not in _STANDARD]
+        own = [value for key, value in self.values.items() if key not in STANDARD]
         self.caches = [(each, copy.copy(each)) for each in _containers(own)]
         self.contents = [*self.caches, *((self.values[key], dict(self.values[key])) for key in _REGISTRIES)]
 
@@ -49,7 +49,7 @@ class State(Attributes):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self.registries = {key: dict(value) for key, value in vars(module).items() if key in _REGISTRIES}
+        self.registries = {key: dict(self.values[key]) for key in _REGISTRIES if key in self.values}
         own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
         self.memory = [(tensor, tensor.data, tensor._version) for tensor in own if not is_lazy(tensor)]
         # Parameters are not written to by a forward; those that are, are given other memory.
@@ -66,9 +66,9 @@ class State(Attributes):
 
     def outdated(self) -> Iterator[Tensor]:
         """Tensors in whose place the run has put others."""
-        for key, value in self.values.items():
-            then = self.registries.get(key, {key: value})
-            now = vars(self.module).get(key, {}) if key in self.registries else vars(self.module)
+        attributes = vars(self.module)
+        for key, then in {None: self.values, **self.registries}.items():
+            now = attributes if key is None else attributes.get(key, {})
             yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
 
 
