@@ -1,11 +1,15 @@
-"""What code that has been interrupted is about to do, read off its instructions."""
+"""Where code was interrupted, and what it was about to do, read off its instructions."""
 
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator, Sequence
+import inspect
+import traceback
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from types import CodeType, FrameType
+
+from torch import nn
 
 _BLANK = ("TO_BOOL", "CACHE", "NOT_TAKEN")
 _ENDS = ("RETURN", "YIELD", "FOR_ITER", "SEND", "END_FOR")  # as jumps, these leave the straight way to an exception
@@ -76,3 +80,19 @@ def _goes_on(handler: list[str]) -> bool:
     if handler[1] in ("WITH_EXCEPT_START", "POP_TOP"):
         return handler[1] == "POP_TOP"  # of `except:`, whatever it is
     return next((name for name in handler if name in (*_CATCHES, "RERAISE")), "RERAISE") in _CATCHES
+
+
+def line_of(module: nn.Module, opened: Collection[nn.Module], error: Exception) -> str:
+    """Where in the user's forward tracing stopped."""
+    files = {inspect.getsourcefile(type(each)) for each in (module, *opened) if _has_source(each)}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    if not frames:
+        return ""
+    return f"at line {frames[-1].lineno} of {frames[-1].filename}: `{frames[-1].line}` "
+
+
+def _has_source(module: nn.Module) -> bool:
+    try:
+        return inspect.getsourcefile(type(module)) is not None
+    except TypeError:
+        return False

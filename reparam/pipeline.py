@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -105,7 +107,8 @@ def reparameterize(
     asked = _Asked(keep, judge, prune, fixed_size)
     looks = _Looks(checked != NOTHING)
     lent = same(model) if inplace else aliases(model)
-    conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL)
+    with _uncollected():
+        conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL)
     naive: dict[Node, float] = {}
     verification = None
     if checked != NOTHING:
@@ -119,10 +122,11 @@ def reparameterize(
         if not verification.ok:
             raise _guilty(model, inputs, asked, conversion, verification)
     folded = conversion.emitted.model
-    outcome = report(
-        conversion.record, conversion.plan, model, folded, conversion.emitted.names, looks.errors, looks.weights, naive,
-        conversion.dead, conversion.judge,
-    )  # fmt: skip
+    with _uncollected():
+        outcome = report(
+            conversion.record, conversion.plan, model, folded, conversion.emitted.names, looks.errors, looks.weights,
+            naive, conversion.dead, conversion.judge,
+        )  # fmt: skip
     folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
     if conversion.changed or "reparam_origin" not in vars(model):
         named_cost = cost if isinstance(cost, str) else cost.name
@@ -231,6 +235,22 @@ def _judge(
     setting = Setting.of(model, inputs)
     with passing():
         return asked.cost.timed(planned, setting, costs.DEVICES.get(setting.device.type, costs.CPU), say)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's search for objects that hold one another put off till later.
+
+    Nearly all that a conversion makes lives until its end, and the searches that it sets off look through everything
+    that the process holds.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _origin(model: nn.Module, conversion: _Conversion, inputs: Inputs, options: dict[str, Any]) -> Origin:

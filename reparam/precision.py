@@ -132,7 +132,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
 
 def _registries(model: nn.Module) -> dict[int, Any]:
-    """Copies of the registries in which nothing is registered: a dozen in every module, most of what deepcopy visits."""
+    """Copies of the registries in which nothing is registered: a dozen in every module, most of what is copied."""
     held = (value for module in model.modules() for value in vars(module).values())
     return {id(each): OrderedDict() for each in held if type(each) is OrderedDict and not each}
 

@@ -5,6 +5,7 @@ Proofs lean on one another: whether what a forward is handed is always the same 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -14,6 +15,7 @@ from reparam.branches import follow
 from reparam.capture import GIVEN, Call, Node, nodes_in
 from reparam.errors import Refusal
 from reparam.trace import Trace
+from reparam.twins import contents
 
 _Key = tuple[Call, frozenset[nn.Module]]
 
@@ -27,6 +29,7 @@ class Proofs:
         self._shaped: dict[_Key, Trace | Refusal] = {}
         self._settled: dict[nn.Module, bool] = {}
         self._followed: set[_Key] = set()
+        self._twins: dict[type[nn.Module], list[Trace]] = defaultdict(list)
 
     def trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
         """The trace of a call for every input, the code of `opened` modules written out. Raises Refusal."""
@@ -102,7 +105,7 @@ class Proofs:
     def _trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace | Refusal:
         """The trace for every input; if there is none, that for every input with the same literals beside it."""
         try:
-            trace = Trace(call, opened)
+            trace = self._made(call, opened)
             if not trace.doubtful:
                 return trace
             if call.parent is not None and not self.settled(call):
@@ -116,6 +119,21 @@ class Proofs:
             return Trace(call, opened, settled=True)
         except Refusal as refusal:
             return refusal
+
+    def _made(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
+        """The trace of code as it is; where it has been traced in a module that holds the same, taken from there."""
+        twins = self._twins[type(call.module)]
+        held = contents(call.module, opened) if twins else None
+        twin = next((each for each in twins if each.contents == held), None)
+        try:
+            if twin is not None:
+                return Trace(call, opened, twin=twin)
+        except Refusal:  # something else ran here: the trace of this very code will say why
+            pass
+        trace = Trace(call, opened)
+        if not trace.watch.looked and not trace.literals:
+            twins.append(trace)
+        return trace
 
 
 def _found(trace: Trace | Refusal) -> Trace:

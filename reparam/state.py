@@ -67,8 +67,8 @@ class State(Attributes):
     def outdated(self) -> Iterator[Tensor]:
         """Tensors in whose place the run has put others."""
         attributes = vars(self.module)
-        for key, then in {None: self.values, **self.registries}.items():
-            now = attributes if key is None else attributes.get(key, {})
+        registries = [(then, attributes.get(key, {})) for key, then in self.registries.items()]
+        for then, now in [(self.values, attributes), *registries]:
             yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
 
 

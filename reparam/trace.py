@@ -14,9 +14,9 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,12 +25,13 @@ from torch import fx, nn
 from reparam.arguments import LITERALS, arguments, unproven
 from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
-from reparam.frames import required, unpacked
+from reparam.frames import line_of, required, unpacked
 from reparam.precision import leaves
 from reparam.rules import operation
 from reparam.sizes import IMPORTED, Scope, scope, symbolic
 from reparam.split import affine_part
 from reparam.state import Attributes
+from reparam.twins import Watch, contents
 
 CHECKS = ("_assert", "assert")
 _WRITES = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")  # Python's own
@@ -48,6 +49,7 @@ class Trace:
     settled: what the forward is handed besides tensors is always the same; it is traced with that, and checks it.
     shaped: so it is traced with as many tensors as there were in lists, tuples and dicts, and checks that.
     exchanged: where other functions stand in for `int`, `len` or `float`; more are added as the trace needs them.
+    twin: the trace of a call of another module that holds the same (see `twins`): its graph is taken, not made anew.
     ways: where branches on sizes lead, one by one; longer if there are more. Without, no branch is followed.
 
     Raises Refusal where the forward cannot be traced or is not what ran.
@@ -62,6 +64,7 @@ class Trace:
         shaped: bool = False,
         ways: list[bool] | None = None,
         exchanged: frozenset[Scope] = frozenset(),
+        twin: Trace | None = None,
     ) -> None:
         self.settled, self.shaped = settled, shaped
         self.ways, self._turns = ways, 0
@@ -76,7 +79,8 @@ class Trace:
         self.literals: dict[str, torch.Tensor] = {}
         self.exchanged = exchanged
         self._left: Iterator[Node | Call] = iter(())
-        self.graph = self._followed()
+        self.watch = Watch()
+        self.graph = self._followed() if twin is None else self._repeated(twin)
 
     def _followed(self) -> fx.Graph:
         while True:
@@ -88,6 +92,24 @@ class Trace:
                 return _traced(self)
             except _Missing as found:
                 self.exchanged |= found.scopes
+
+    def _repeated(self, twin: Trace) -> fx.Graph:
+        """The steps of a twin, matched with what was recorded here; proxies would have told the code the same of it."""
+        graph, steps = fx.Graph(), dict[fx.Node, fx.Node]()
+        self._left = _entries(self.call, self.opened)
+        for step in twin.graph.nodes:
+            steps[step] = graph.node_copy(step, steps.__getitem__)
+            self.match(steps[step])
+            if self._told(steps[step]) != twin._told(step):
+                raise self._other("depends on the number of dimensions")
+        return graph
+
+    def _told(self, node: fx.Node) -> tuple[int | None, int | None, bool]:
+        return self.rank(node), self.lengths.get(node), bool(node.all_input_nodes) and self.overwrites(node)
+
+    @cached_property
+    def contents(self) -> Any:
+        return contents(self.module, self.opened)
 
     def turn(self) -> bool | None:
         """Where the next branch leads; None where it is not followed."""
@@ -515,7 +537,7 @@ def _traced(steps: Trace) -> fx.Graph:
     before = [Attributes(each) for each in {module: None, **dict.fromkeys(opened)}]
     tracer = _Tracer(steps)
     try:
-        with torch.no_grad(), symbolic([module, *opened], steps.exchanged):
+        with torch.no_grad(), symbolic([module, *opened], steps.exchanged), steps.watch:
             graph = tracer.trace(module)
         if tracer.missing:  # code has gone on without
             raise _Missing(tracer.missing)
@@ -530,7 +552,7 @@ def _traced(steps: Trace) -> fx.Graph:
             raise _Missing(tracer.missing) from None
         if isinstance(error, Refusal):
             raise
-        line = _line_of(module, opened, error)
+        line = line_of(module, opened, error)
         raise Refusal(
             f"the forward of {type(module).__name__} cannot be rewritten: tracing it for every input stops {line}"
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})",
@@ -566,22 +588,6 @@ def _require_nothing_kept(steps: Trace, before: Attributes) -> None:
             kept = [leaf.node for _, leaf in leaves(value) if isinstance(leaf, fx.Proxy)]
             if any(node not in steps.tree or steps.tree[node] is not None for node in kept):
                 raise steps._other(f"keeps a tensor on its module (self.{name})")
-
-
-def _line_of(module: nn.Module, opened: Collection[nn.Module], error: Exception) -> str:
-    """Where in the user's forward tracing stopped."""
-    files = {inspect.getsourcefile(type(each)) for each in (module, *opened) if _has_source(each)}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    if not frames:
-        return ""
-    return f"at line {frames[-1].lineno} of {frames[-1].filename}: `{frames[-1].line}` "
-
-
-def _has_source(module: nn.Module) -> bool:
-    try:
-        return inspect.getsourcefile(type(module)) is not None
-    except TypeError:
-        return False
 
 
 def user_code(module: nn.Module) -> bool:
