@@ -34,6 +34,7 @@ from reparam.origin import Origin, digests, key_map, named, skeleton
 from reparam.plan import Plan, plan
 from reparam.precision import copied
 from reparam.prepare import prepare
+from reparam.proofs import Proofs
 from reparam.prune import REMOVED, Pruner
 from reparam.ranges import Weights
 from reparam.report import report
@@ -197,10 +198,11 @@ def _convert(
     say("planning")
     refused: dict[Node, Refusal] = {}
     cuts: dict[Node, Refusal] = {}
+    proofs = Proofs(recorded)
     while True:
         with passing():
             planned = plan(recorded, {*recorded.opaque, *refused}, judge, only=only, fixed=fixed, cuts=cuts)
-            edits = prepare(recorded, planned, kept, cuts)
+            edits = prepare(recorded, planned, proofs, kept, cuts)
         if not edits.refused and not edits.cuts:
             break
         refused.update(edits.refused)

@@ -81,15 +81,12 @@ class Edits:
 
 
 class _Editor:
-    def __init__(self, record: Record, pinned: Collection[nn.Module], cuts: Collection[Node]) -> None:
+    def __init__(self, record: Record, proofs: Proofs, pinned: Collection[nn.Module], cuts: Collection[Node]) -> None:
         self.record = record
         self.cuts = cuts
         self.pinned = {*pinned, *record.watched}
-        self.calls: dict[nn.Module, list[Call]] = defaultdict(list)
-        for call in record.calls:
-            self.calls[call.module].append(call)
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
-        self.proofs = Proofs(self.calls)
+        self.proofs, self.calls = proofs, proofs.calls
         self.readers = record.readers()
         self.handed_on = _handed_on(record.calls)
         self.removed: Collection[Node] = ()
@@ -498,13 +495,15 @@ class _NoChain(Exception):
     """A fold that is no chain of operations to be edited one by one."""
 
 
-def prepare(record: Record, plan: Plan, pinned: Collection[nn.Module] = (), cuts: Collection[Node] = ()) -> Edits:
+def prepare(
+    record: Record, plan: Plan, proofs: Proofs, pinned: Collection[nn.Module] = (), cuts: Collection[Node] = ()
+) -> Edits:
     """The edits that carry a plan. The model is left as it is; `pinned` modules keep their place and their identity.
 
-    `cuts` are the tensors through which the plan leads no fold already.
+    `proofs` are of the record; `cuts` are the tensors through which the plan leads no fold already.
     """
     steps = {step for fold in plan.folds for step in fold.steps}
-    return _Editor(record, pinned, cuts).edits(plan.folds, plan.removed - steps)
+    return _Editor(record, proofs, pinned, cuts).edits(plan.folds, plan.removed - steps)
 
 
 def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:

@@ -6,13 +6,12 @@ Proofs lean on one another: whether what a forward is handed is always the same 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from reparam.arguments import arguments, bare, form, unproven
 from reparam.branches import follow
-from reparam.capture import GIVEN, Call, Node, nodes_in
+from reparam.capture import GIVEN, Call, Node, Record, nodes_in
 from reparam.errors import Refusal
 from reparam.trace import Trace
 from reparam.twins import contents
@@ -21,14 +20,16 @@ _Key = tuple[Call, frozenset[nn.Module]]
 
 
 class Proofs:
-    """The traces of a record's calls, each made once. `calls` are those of each module."""
+    """The traces of a record's calls, each made once, however often it is planned. `calls` are those of each module."""
 
-    def __init__(self, calls: Mapping[nn.Module, Sequence[Call]]) -> None:
-        self.calls = calls
+    def __init__(self, record: Record) -> None:
+        self.calls: dict[nn.Module, list[Call]] = defaultdict(list)
+        for call in record.calls:
+            self.calls[call.module].append(call)
         self._traces: dict[_Key, Trace | Refusal] = {}
         self._shaped: dict[_Key, Trace | Refusal] = {}
         self._settled: dict[nn.Module, bool] = {}
-        self._followed: set[_Key] = set()
+        self._followed: dict[_Key, bool] = {}
         self._twins: dict[type[nn.Module], list[Trace]] = defaultdict(list)
 
     def trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
@@ -55,16 +56,23 @@ class Proofs:
         What no trace shows for every input at once may do the same along every way through its branches.
         """
         traces = (more for (each, more), found in self._traces.items() if each is call and isinstance(found, Trace))
-        if (call, opened) in self._followed or any(opened <= more for more in traces):
+        if any(opened <= more for more in traces):
             return
         try:
             self.trace(call, opened)
-        except Refusal as refusal:
+        except Refusal:
+            if not self._follows(call, opened):
+                raise
+
+    def _follows(self, call: Call, opened: frozenset[nn.Module]) -> bool:
+        """Whether every way through its branches on sizes is what ran."""
+        if (call, opened) not in self._followed:
             try:
                 follow(call, opened)
+                self._followed[call, opened] = True
             except Refusal:
-                raise refusal from None
-            self._followed.add((call, opened))
+                self._followed[call, opened] = False
+        return self._followed[call, opened]
 
     def holds(self, call: Call, opened: frozenset[nn.Module]) -> bool:
         """Whether `require` raises nothing."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable
@@ -660,3 +662,16 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 def test_silence_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     reparam.reparameterize(network(), X)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_garbage_is_collected_afterwards_if_it_was_before(collecting: bool, fails: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with pytest.raises(ModelError) if fails else contextlib.nullcontext():
+            reparam.reparameterize(trained(Network()), image(1, 7 if fails else 3, 16, 16))
+        assert gc.isenabled() is collecting
+    finally:
+        (gc.enable if before else gc.disable)()
