@@ -229,7 +229,9 @@ def _counted(node: Node, joins: int = 2) -> set[int]:
     whole = alike[-1]
     if joins and whole.function is not None and operation(whole.function) in ("add", "sub", "mul", "div"):
         for each in whole.inputs:  # the result is as long as one of them, if that is longer than 1
-            told = range(len(each.shape)) if each.constant else _counted(each, joins - 1)
+            # What is computed from tensors that the model holds may have been repeated as often as the input is long.
+            held = range(len(each.shape)) if each.tensor is not None else ()
+            told = held if each.constant else _counted(each, joins - 1)
             found |= {rank - len(each.shape) + dim for dim in told if each.shape[dim] > 1}
     return found
 

@@ -167,6 +167,20 @@ def test_channels_of_a_sum_are_those_of_the_scale_in_it() -> None:
     assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
 
 
+def test_what_was_repeated_for_each_image_is_not_as_long_always() -> None:
+    """The sum has as many images as positions were repeated for it, and one more where the input has (XCiT)."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = x + m.positions.repeat(x.shape[0], 1, 1, 1)
+        return m.second(m.first(x).relu().mul(m.gamma).reshape(y.shape[0], 4, -1))
+
+    layers = {"first": nn.Conv2d(4, 4, 1), "second": nn.Conv1d(4, 3, 1)}
+    scales = {"gamma": torch.rand(4, 1, 1) + 0.5, "positions": torch.rand(1, 4, 3, 4)}
+    model = trained(Block(forward, **layers, **scales))
+    folded = reparam.reparameterize(model, image(3, 4, 3, 4), verify=False)
+    assert agree(model, folded, (3, 4, 3, 4), (6, 4, 3, 4), (1, 4, 3, 4)) == 3
+
+
 def test_as_many_images_as_the_tokens_that_they_were_made_of() -> None:
     """Tokens put in their places in the image, and back: the sizes are asked before that (XCiT)."""
 
