@@ -90,6 +90,13 @@ class Inputs:
         }
         return {name: inputs for name, inputs in variants.items() if inputs.shapes() != self.shapes()}
 
+    def shortened(self, rows: int) -> Inputs:
+        """The same with the first `rows` of the batch (see `resized`), where there are more."""
+        held = _batch_length(self)
+        if held is None or held <= rows:
+            return self
+        return self.map(lambda t: t[:rows] if t.ndim > 1 and len(t) == held else t)
+
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of every tensor, in order."""
         return [tuple(tensor.shape) for _, tensor in self.tensors()]

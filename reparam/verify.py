@@ -41,6 +41,8 @@ _DRAWS = 2  # of the example: itself and once redrawn; the variants are drawn on
 _MORE_DRAWS = 16  # near a measured bound: the noise of a single number is often small by luck, that of 16 never
 _NEAR = 100  # times the bound; what lies further out is wrong and not unlucky
 _VOLUME = 5  # axes of a batch of 3-D images
+_ROWS = 2  # of a larger batch, at other sizes and as another batch
+_MORE, _ODD = (32, 64), (1, 3)  # by how much images grow
 _LITTLE = (8, 16, 32)  # by how much its depth, height and width grow
 _HUGE = 1e30  # masks are filled with finfo(dtype).min, which differs by dtype and would dwarf every real value
 
@@ -502,16 +504,19 @@ def _pooled(readings: Sequence[_Reading], where: str, bench: _Bench) -> list[Che
 def _variants(inputs: Inputs, fixed_size: bool) -> dict[str, list[Inputs]]:
     """Another batch, another resolution that most networks take, and one that flips the parity of height and width.
 
-    Of each those to try in turn, until the original takes one: volumes grow by little first, as 32 more of everything
-    would make a hundred small ones of them.
+    Of each those to try in turn, until the original takes one. Few rows come first: what a size does to one image it
+    does to all, and the whole batch of the example has been compared at its own. Volumes grow by little first, as 32
+    more of everything would make a hundred small ones of them.
     """
-    if fixed_size:
-        return {name: [larger] for name, larger in inputs.resized(size=()).items()}
-    variants = {name: [larger] for name, larger in inputs.resized().items()}
-    if any(len(shape) == _VOLUME for shape in inputs.shapes()):
-        variants["size"].insert(0, inputs.resized(batch=0, size=_LITTLE)["size"])
-    odd = inputs.resized(batch=0, size=(1, 3))
-    return variants | {f"odd {name}": [each] for name, each in odd.items()}
+    few = inputs.shortened(_ROWS)
+    batches = [few, inputs] if few is not inputs else [inputs]
+    variants = {"batch": [*batches[:-1], *inputs.resized(size=()).values()]}
+    if not fixed_size:
+        volumes = any(len(shape) == _VOLUME for shape in inputs.shapes())
+        for name, sizes in {"size": [_LITTLE, _MORE] if volumes else [_MORE], "odd size": [_ODD]}.items():
+            resized = [each.resized(batch=0, size=size) for size in sizes for each in batches]
+            variants[name] = [larger for found in resized for larger in found.values()]
+    return {name: tries for name, tries in variants.items() if tries}
 
 
 # The state of a model.

@@ -311,6 +311,24 @@ def test_the_summary_says_where_the_models_were_compared() -> None:
     assert alone.endswith("; at the example's size and batch alone")
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_other_sizes_are_compared_on_few_rows_where_the_original_takes_them(fixed: bool) -> None:
+    """Of a large batch, what a size does to one image it does to all; a batch that is baked in leaves no choice."""
+    seen: list[tuple[int, ...]] = []
+
+    def forward(x: Tensor) -> Tensor:
+        if fixed and len(x) not in (8, 9):
+            raise ValueError("eight rows, or nine")
+        seen.append((len(x), x.shape[2]))
+        return x * 2
+
+    verification = verify(Do(forward).eval(), Do(lambda x: x + x).eval(), torch.randn(8, 2, 6, 7))
+    assert verification.ok
+    rows = {size: {count for count, each in seen if each == size} for _, size in seen}
+    assert rows == {6: {8, 9} if fixed else {8, 2}, 38: {8} if fixed else {2}, 7: {8} if fixed else {2}}
+    assert verification.summary.endswith("; also at another batch size, another resolution and odd changes of it")
+
+
 @pytest.mark.parametrize(("step", "tried"), [(1, (12, 32, 48)), (32, (64, 96, 96))])
 def test_volumes_grow_by_little_where_the_original_takes_it(step: int, tried: tuple[int, ...]) -> None:
     """By 32 along each axis a small volume becomes a hundred of them; networks of many levels take nothing less."""
