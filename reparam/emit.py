@@ -81,7 +81,7 @@ class _Emitter:
         for module in edits.unscaled:
             unscale(module)
         for rewrite in edits.rewrites:
-            self._rewrite(rewrite, removed, spent)
+            self._rewrite(rewrite, removed, spent, edits.pinned)
         names = {module: path for path, module in self.model.named_modules()}
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
         return Emitted(self.model, exact, {fold: names.get(module, "") for module, fold in self.made.items()})
@@ -104,11 +104,13 @@ class _Emitter:
         self.made[module] = fold
         return module
 
-    def _rewrite(self, rewrite: Rewrite, removed: Collection[Node], spent: set[nn.Module]) -> None:
+    def _rewrite(
+        self, rewrite: Rewrite, removed: Collection[Node], spent: set[nn.Module], pinned: Collection[nn.Module]
+    ) -> None:
         module, graph, trace = rewrite.trace.module, rewrite.trace.graph, rewrite.trace
         gone = {node for piece in rewrite.pieces for node in piece.nodes}
         asking = _asking(trace)
-        idle = _without_idle_calls(trace)
+        idle = _without_idle_calls(trace, pinned)
         for piece in {piece.nodes: piece for piece in rewrite.pieces}.values():
             if piece.sink is piece.base.affine_part:
                 _normalises_only(trace, piece.base)
@@ -277,11 +279,12 @@ def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:
             graph.erase_node(node)
 
 
-def _without_idle_calls(trace: Trace) -> set[str]:
+def _without_idle_calls(trace: Trace, pinned: Collection[nn.Module]) -> set[str]:
     """Take the calls that do nothing out of the code; the paths of the modules that they called."""
     idle = set()
     for node in list(trace.graph.nodes):
-        if node.op == "call_module" and type(_called(trace, node)) in _DO_NOTHING:
+        called = _called(trace, node) if node.op == "call_module" else None
+        if type(called) in _DO_NOTHING and called not in pinned:  # the hook of some is what they are there for
             idle.add(str(node.target))
             before = node.all_input_nodes[0]
             node.replace_all_uses_with(before)

@@ -70,6 +70,7 @@ class Edits:
     """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why.
 
     cuts: tensors that code hands from one inner call to another and through which no fold can be led, and why.
+    pinned: the modules that keep their place and are called as before.
     """
 
     swaps: list[Swap] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Edits:
     refused: dict[Node, Refusal] = field(default_factory=dict)
     cuts: dict[Node, Refusal] = field(default_factory=dict)
     removed: Collection[Node] = ()
+    pinned: Collection[nn.Module] = ()
 
 
 class _Editor:
@@ -99,7 +101,7 @@ class _Editor:
         """Every fold by its smallest edit; if any is refused, the others have to be planned anew."""
         self.removed = removed
         self.unmade = set(removed) - {fold.sink for fold in whole}
-        result = Edits(removed=removed)
+        result = Edits(removed=removed, pinned=self.pinned)
         folds = self._edited(result, whole)
         alike: dict[tuple[tuple[tuple[str, int], ...], ...], list[Fold]] = defaultdict(list)
         for fold in folds:

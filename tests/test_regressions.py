@@ -859,3 +859,26 @@ def test_a_module_that_always_hands_its_input_on_is_in_no_way() -> None:
     model = trained(Block(_one_behind_another, **layers))
     folded = reparam.reparameterize(model, image(1, 4, 4, 4))
     assert convs_ran(folded, image(1, 4, 4, 4)) == 1
+
+
+@pytest.mark.parametrize("tap", [nn.Identity(), nn.Dropout(0.3)], ids=["identity", "dropout"])
+def test_a_module_that_does_nothing_is_still_called_where_it_is_watched(tap: nn.Module) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.first(m.tap(x)) + m.second(x)
+
+    layers = {"first": nn.Conv2d(4, 4, 1), "tap": tap, "second": nn.Conv2d(4, 4, 3, padding=1)}
+    model, x = trained(Block(forward, **layers)), image(1, 4, 5, 7)
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module, args: object, result: Tensor) -> None:
+        seen.append(result)
+
+    kept = reparam.reparameterize(model, x, keep=["tap"])
+    kept.tap.register_forward_hook(watch)
+    model.tap.register_forward_hook(watch)
+    hooked = reparam.reparameterize(model, x)
+    for folded in (kept, hooked):
+        seen.clear()
+        assert convs_ran(folded, x) == 1
+        assert len(seen) == 1
+        assert torch.equal(seen[0], x)
