@@ -115,7 +115,7 @@ class _Emitter:
             if piece.sink is piece.base.affine_part:
                 _normalises_only(trace, piece.base)
                 continue
-            replacement = trace.at[piece.base]
+            replacement = start = _read(trace, piece)
             if piece.value is not None:
                 new = self._plain(piece.fold, piece.value)
                 name = _free_name(module, "linear" if isinstance(new, nn.Linear) else "conv")
@@ -123,7 +123,7 @@ class _Emitter:
                 self.parents[new].append((module, name))
                 first = next(n for n in graph.nodes if _stands_for(trace, n, piece.nodes))
                 with graph.inserting_before(first):
-                    replacement = graph.call_module(name, (trace.at[piece.base],))
+                    replacement = graph.call_module(name, (start,))
             if piece.nodes == piece.fold.nodes:
                 _asked_instead(trace, piece, replacement, asking)
             before = trace.at[piece.sink]
@@ -232,6 +232,13 @@ def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
     if isinstance(seen, list):  # the parts of a tuple
         seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is entry), None)
     return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
+
+
+def _read(trace: Trace, piece: Piece) -> fx.Node:
+    """The base of a piece as its operations read it: behind what has changed nothing in this run (`contiguous`)."""
+    places = (step for step, seen in trace.tree.items() if seen is piece.base)
+    read = [step for step in places if any(_stands_for(trace, user, piece.nodes) for user in step.users)]
+    return read[0] if len(read) == 1 else trace.at[piece.base]
 
 
 def _asking(trace: Trace) -> dict[Node, set[fx.Node]]:

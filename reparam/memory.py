@@ -41,7 +41,15 @@ def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place:
         kept = all(_order(each) == _order(node) and _dense(each) for node in gone for each in node.operands)
         return not kept or (bool(layers) and _order(place[-1]) != _order(layers[-1]))
     convolutions = [node for node in nodes if _named(node, _CONVOLUTIONS)]
-    return _order(nodes[-1]) != (_order(convolutions[-1]) if convolutions else _convolved(base))
+    if not convolutions:
+        return _order(nodes[-1]) != _convolved(base)
+    read = convolutions[-1].operands[0]
+    return _order(nodes[-1]) != _order(convolutions[-1]) or _pattern(read) != _pattern(base)
+
+
+def asked_for(node: Node) -> bool:
+    """Whether code puts the tensor in an order of its choice. What it read may have been in that only in this run."""
+    return _named(node, ("contiguous",)) or (_named(node, ("clone",)) and bool(node.kwargs))
 
 
 def _named(node: Node, names: Collection[str]) -> bool:
@@ -53,6 +61,14 @@ def _order(node: Node) -> tuple[int, ...]:
     return tuple(sorted(range(len(node.strides)), key=lambda dim: -node.strides[dim]))
 
 
+def _pattern(node: Node) -> tuple[int, ...]:
+    """Which strides are longer than which, or equal: by that a convolution tells in which order its input lies.
+
+    Where a dimension has length 1, tensors of one order may differ in that.
+    """
+    return tuple(sorted(set(node.strides)).index(stride) for stride in node.strides)
+
+
 def _dense(node: Node) -> bool:
     """Whether nothing else lies between its elements."""
     order = _order(node)
@@ -61,7 +77,12 @@ def _dense(node: Node) -> bool:
 
 
 def _convolved(node: Node) -> tuple[int, ...]:
-    """The order of what a convolution makes of the node: channels last stay last, all else is put in order."""
+    """The order of what a convolution makes of the node: channels last stay last, all else is put in order.
+
+    None at all where that cannot be told: a single channel may be taken for the last dimension.
+    """
     rank = len(node.strides)
+    if node.shape[1:2] == (1,) and node.strides[1] != math.prod(node.shape[2:]):
+        return ()
     last = (0, *range(2, rank), 1)
     return last if rank in (4, 5) and _order(node) == last else tuple(range(rank))

@@ -26,7 +26,7 @@ from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
 from reparam.interpret import REACH, Interpretation, between
 from reparam.lengths import extents
-from reparam.memory import reordered
+from reparam.memory import asked_for, reordered
 from reparam.rules import Value, operation
 from reparam.viewed import Viewed
 
@@ -173,7 +173,7 @@ class Region:
             return None
         self._require_order(base, node, nodes, ())
         if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
-            _require(not self._written_later(base, node), _WRITTEN)
+            _require(not self._written_later(base, node) and not self._handed_out(base, node), _WRITTEN)
             _require(not any(map(_picks, nodes)) or _fixes_channels(base, nodes, True), _CHANNELS)
             return value
         counted = self._counted(base, 1 if value.axes else len(base.shape) - 1)
@@ -203,12 +203,18 @@ class Region:
         _require(not self._relaid(base, node), _ORDER)
         extents(self.found, base, nodes)
         if any(each in self.relied for each in nodes):
-            _require(not reordered(base, nodes, self.steps(base, node), place), _ORDER)
+            steps = self.steps(base, node)
+            asked = (each for each in nodes if node in self.relied and each not in steps and asked_for(each))
+            _require(not any(asked) and not reordered(base, nodes, steps, place), _ORDER)
 
     def _written_later(self, base: Node, node: Node) -> bool:
         """Whether the memory of either is written to once both may exist, be it through a view."""
         writes = (*self.record.writes.get(base.memory, ()), *self.record.writes.get(node.memory, ()))
         return base.written or node.written or any(self.order[base] < self.order[write] for write in writes)
+
+    def _handed_out(self, base: Node, node: Node) -> bool:
+        """Whether the caller of the model gets the tensor, and memory of its own with it, to which it may write."""
+        return node.memory != base.memory and any(output.memory == node.memory for output in self.record.outputs)
 
     def _overwritten(self, base: Node, node: Node) -> bool:
         """Whether the memory of `base` is written to before `node` is computed, where a fold may want to read it."""

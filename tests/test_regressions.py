@@ -882,3 +882,47 @@ def test_a_module_that_does_nothing_is_still_called_where_it_is_watched(tap: nn.
         assert convs_ran(folded, x) == 1
         assert len(seen) == 1
         assert torch.equal(seen[0], x)
+
+
+@pytest.mark.parametrize("written", ["index_select", "getitem"])
+def test_an_index_that_picks_all_there_is_picks_a_part_elsewhere(written: str) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        rows = x.transpose(1, 2)
+        return m.conv(rows.index_select(1, m.index) if written == "index_select" else rows[:, m.index])
+
+    model = trained(Block(forward, index=torch.tensor([0, 1]), conv=nn.Conv1d(2, 1, 3, padding=2)))
+    folded = reparam.reparameterize(model, image(1, 4, 2), verify=False)
+    for length in (2, 5, 3):
+        assert distance(model, folded, image(2, 4, length)) < EXACT
+
+
+@pytest.mark.parametrize("size", [(5, 6), (1, 5)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.conv(x.contiguous() * 2).view(len(x), -1),
+        lambda m, x: m.conv((x * 2).contiguous()).view(len(x), -1),
+        lambda m, x: m.conv((x * 2).clone(memory_format=torch.contiguous_format)).view(len(x), -1),
+        lambda m, x: m.conv(m.norm(x).contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1).view(-1, 4),
+    ],
+)
+def test_a_view_is_taken_of_what_code_has_put_in_order_whatever_the_order_of_the_input(
+    forward: Callable[[nn.Module, Tensor], Tensor], order: torch.memory_format, size: tuple[int, int]
+) -> None:
+    model = trained(Block(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)))
+    folded = reparam.reparameterize(model, image(2, 4, *size).contiguous(memory_format=order), verify=False)
+    for other in (torch.contiguous_format, torch.channels_last):
+        assert distance(model, folded, image(2, 4, *size).contiguous(memory_format=other)) < EXACT
+
+
+def test_a_view_of_what_a_convolution_makes_of_a_single_channel() -> None:
+    # Whether it lies with its channels last can only be guessed from its strides, and torch guesses.
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        moved = m.norm(m.first(x)).movedim(1, -1)
+        return m.second(moved * 0.5 + moved).view(len(x), -1)
+
+    layers = {"first": nn.Conv1d(4, 4, 1), "norm": nn.BatchNorm1d(4), "second": nn.Conv1d(1, 2, 1)}
+    model = trained(Block(forward, **layers))
+    x = torch.stack([image(3, 4, 1), image(3, 4, 1)], -1)[..., 0]
+    assert distance(model, reparam.reparameterize(model, x, verify=False), x) < EXACT
