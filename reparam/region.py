@@ -65,7 +65,7 @@ _VANISHING = (
     "crop what comes out",
 )
 _WRITTEN = (
-    "its tensor, or the one that it is computed from, is written to in place",
+    "its tensor, or the one that it is computed from, is written to in place, or may be by who calls the model",
     "write `x = x + y` for `x += y`, and `inplace=False`",
 )
 

@@ -926,3 +926,22 @@ def test_a_view_of_what_a_convolution_makes_of_a_single_channel() -> None:
     model = trained(Block(forward, **layers))
     x = torch.stack([image(3, 4, 1), image(3, 4, 1)], -1)[..., 0]
     assert distance(model, reparam.reparameterize(model, x, verify=False), x) < EXACT
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: (m.conv(x), x.clone()),
+        lambda m, x: (lambda y: (y, y * 1))(m.norm(m.conv(x))),
+        lambda m, x: (lambda y: (m.conv(y), y.clone()[:, :2], y + 0))(x.relu()),
+    ],
+)
+def test_outputs_that_have_memory_of_their_own_keep_it(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    model = trained(Block(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)))
+    x = image(2, 4, 5, 7)
+    folded, truth = reparam.reparameterize(model, x), model(x.clone())
+    results = folded(x)
+    for i, result in enumerate(results):  # what the caller does to one of them, the others do not see
+        torch.testing.assert_close(result, truth[i])
+        result.fill_(torch.nan)
+    assert x.isfinite().all()
