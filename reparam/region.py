@@ -172,11 +172,11 @@ class Region:
         if not isinstance(value, AffineConv) or not (value.identity or self._pays(value, nodes)):
             return None
         self._require_order(base, node, nodes, ())
+        counted = self._counted(base, 1 if value.axes else len(base.shape) - 1)
         if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
             _require(not self._written_later(base, node) and not self._handed_out(base, node), _WRITTEN)
-            _require(not any(map(_picks, nodes)) or _fixes_channels(base, nodes, True), _CHANNELS)
+            _require(not any(map(_picks, nodes)) or _fixes_channels(base, nodes, counted), _CHANNELS)
             return value
-        counted = self._counted(base, 1 if value.axes else len(base.shape) - 1)
         _require(_fixes_channels(base, nodes, counted), _CHANNELS)
         _require(not (_vanishes(base, self.found.cropped) and _takes_nothing(base, nodes)), _VANISHING)
         return value
