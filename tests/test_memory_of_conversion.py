@@ -78,7 +78,7 @@ def test_the_kernels_of_one_fold_are_gone_before_those_of_the_next(
     reparam.reparameterize(model, X.float(), verify=verify)
     assert len(found) == 4
     kernel = 8 * 8 * 9
-    assert found[-1] - found[0] < kernel
+    assert found[-1] - found[0] < 3 * kernel  # less than one for each fold before; there were a dozen
 
 
 def test_no_parameter_is_copied_that_is_folded_away(monkeypatch: pytest.MonkeyPatch) -> None:
