@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from reparam.affine import AffineConv
 from reparam.capture import WEIGHT_HOOKS, Node, Record, entry, leaves_of, served
 from reparam.deferred import passing
-from reparam.fold import Fold
+from reparam.edits import Edits, Piece, Rewrite
+from reparam.fold import Fold, Wide
 from reparam.plain import plain
-from reparam.prepare import Edits, Piece, Rewrite, only_read_by
+from reparam.prepare import only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.split import SCALED, unscale, without_affine
@@ -69,7 +70,8 @@ class _Emitter:
                 if child is not None:
                     self.parents[child].append((parent, name))
         self.weights: dict[Tensor, Tensor] = {}
-        self.made: dict[nn.Module, Fold] = {}
+        self.made: dict[Fold, nn.Module] = {}
+        self.parts: dict[Wide, dict[Node, fx.Node]] = {}
         self.readers = record.readers()
         self.idle = set(record.nodes).difference(live)
 
@@ -77,14 +79,14 @@ class _Emitter:
         removed = edits.removed
         spent = self._spent(removed)
         for swap in {swap.module: swap for swap in edits.swaps}.values():  # folds may share what becomes nothing
-            self._exchange(swap.module, self._plain(swap.fold, swap.value))
+            self._exchange(swap.module, self._plain(swap.value, swap.fold))
         for module in edits.unscaled:
             unscale(module)
         for rewrite in edits.rewrites:
             self._rewrite(rewrite, removed, spent, edits.pinned)
         names = {module: path for path, module in self.model.named_modules()}
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
-        return Emitted(self.model, exact, {fold: names.get(module, "") for module, fold in self.made.items()})
+        return Emitted(self.model, exact, {fold: names.get(module, "") for fold, module in self.made.items()})
 
     def _exchange(self, old: nn.Module, new: nn.Module) -> None:
         if old is self.model:
@@ -93,21 +95,23 @@ class _Emitter:
             parent._modules[name] = new
         self.parents[new] = self.parents.pop(old, [])
 
-    def _plain(self, fold: Fold, value: AffineConv | None) -> nn.Module:
+    def _plain(self, value: AffineConv | None, *folds: Fold) -> nn.Module:
+        """The module that a value is, and that computes the folds."""
         if value is None:
             return nn.Identity().eval()
-        like = _weight_like(fold, self.model)
+        like = _weight_like(folds[0], self.model)
         with passing():
             module, weights = plain(value, like)
             self.weights.update(weights if self.exact else {})
-            self.look(fold)
-        self.made[module] = fold
+            for fold in folds:
+                self.look(fold)
+        self.made.update(dict.fromkeys(folds, module))
         return module
 
     def _rewrite(
         self, rewrite: Rewrite, removed: Collection[Node], spent: set[nn.Module], pinned: Collection[nn.Module]
     ) -> None:
-        module, graph, trace = rewrite.trace.module, rewrite.trace.graph, rewrite.trace
+        module, trace = rewrite.trace.module, rewrite.trace
         gone = {node for piece in rewrite.pieces for node in piece.nodes}
         asking = _asking(trace)
         idle = _without_idle_calls(trace, pinned)
@@ -116,14 +120,10 @@ class _Emitter:
                 _normalises_only(trace, piece.base)
                 continue
             replacement = start = _read(trace, piece)
-            if piece.value is not None:
-                new = self._plain(piece.fold, piece.value)
-                name = _free_name(module, "linear" if isinstance(new, nn.Linear) else "conv")
-                module._modules[name] = new  # not by add_module: it asks modules that have every attribute
-                self.parents[new].append((module, name))
-                first = next(n for n in graph.nodes if _stands_for(trace, n, piece.nodes))
-                with graph.inserting_before(first):
-                    replacement = graph.call_module(name, (start,))
+            if piece.fold.wide is not None:
+                replacement = self._merged(rewrite, piece, piece.fold.wide)
+            elif piece.value is not None:
+                replacement = self._called(trace, piece.value, start, piece.nodes, piece.fold)
             if piece.nodes == piece.fold.nodes:
                 _asked_instead(trace, piece, replacement, asking)
             before = trace.at[piece.sink]
@@ -141,6 +141,30 @@ class _Emitter:
                 self._dropped(module, path)
         for each in trace.opened:
             self._drop_unread(each, module, removed, used)
+
+    def _called(
+        self, trace: Trace, value: AffineConv, start: fx.Node, nodes: Collection[Node], *folds: Fold
+    ) -> fx.Node:
+        """A call of the plain convolution in front of the first step that stands for any of the nodes."""
+        new = self._plain(value, *folds)
+        name = _free_name(trace.module, "linear" if isinstance(new, nn.Linear) else "conv")
+        trace.module._modules[name] = new  # not by add_module: it asks modules that have every attribute
+        self.parents[new].append((trace.module, name))
+        first = next(step for step in trace.graph.nodes if _stands_for(trace, step, nodes))
+        with trace.graph.inserting_before(first):
+            return trace.graph.call_module(name, (start,))
+
+    def _merged(self, rewrite: Rewrite, piece: Piece, wide: Wide) -> fx.Node:
+        """A part of the wide convolution, which the first part to be written brings with it."""
+        if wide not in self.parts:
+            trace, folds = rewrite.trace, [each.fold for each in rewrite.pieces if each.fold.wide is wide]
+            nodes = {node for each in rewrite.pieces if each.fold.wide is wide for node in each.nodes}
+            whole = self._called(trace, wide.value, _read(trace, piece), nodes, *folds)
+            with trace.graph.inserting_before(whole.next):
+                split = trace.graph.call_method("split", (whole, list(wide.widths), wide.channel))
+                parts = [trace.graph.call_function(operator.getitem, (split, i)) for i in range(len(wide.sinks))]
+            self.parts[wide] = dict(zip(wide.sinks, parts, strict=True))
+        return self.parts[wide][piece.sink]
 
     def _spent(self, removed: Collection[Node]) -> set[nn.Module]:
         """The modules all of whose operations, in every call, are removed, and whose tensors no other code reads.

@@ -6,11 +6,38 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from reparam import cost
 from reparam.affine import AffineConv
 from reparam.capture import Node
 from reparam.lengths import Extents
 from reparam.rules import operation
+
+
+@dataclass(frozen=True, eq=False)
+class Wide:
+    """One convolution in the place of several of one tensor: `value` computes the channels of all `sinks`, in order.
+
+    widths: how many each of them has.
+    views: how long dimensions are, and what has to be shown of the views that code takes of the sinks: they look at
+        parts of a wider tensor now.
+    """
+
+    value: AffineConv
+    sinks: tuple[Node, ...]
+    widths: tuple[int, ...]
+    views: Extents = field(default_factory=Extents)
+
+    @property
+    def channel(self) -> int:
+        """The dimension that is split."""
+        return 1 if self.value.axes else -1
+
+    def part(self, whole: Tensor, sink: Node) -> Tensor:
+        """What one of the sinks is, of what `value` has computed."""
+        index = self.sinks.index(sink)
+        return whole.narrow(self.channel, sum(self.widths[:index]), self.widths[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +50,7 @@ class Fold:
     advance: a scale and shift that the value includes besides: it follows a sum or concatenation of the sink.
     extents: how long the dimensions of base and nodes are, and what has to be shown of the reshapes on the way.
     given: what was put into these tensors in advance, so that the operations of this fold have become nothing.
+    wide: the convolution that computes it beside others; None where `value` is one of its own.
     """
 
     base: Node
@@ -35,6 +63,7 @@ class Fold:
     advance: AffineConv | None = None
     given: Mapping[Node, AffineConv] = field(default_factory=dict)
     extents: Extents = field(default_factory=Extents)
+    wide: Wide | None = None
 
     @property
     def reshapes(self) -> Collection[Node]:

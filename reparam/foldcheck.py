@@ -36,6 +36,8 @@ def _given_error(fold: Fold, generator: torch.Generator) -> float:
 
 
 def _folded(fold: Fold, x: Tensor) -> Tensor:
+    if fold.wide is not None:
+        return fold.wide.part(_plain(fold.wide.value, x), fold.sink)
     return _behind_steps(fold, x) if fold.steps else _plain(fold.value, x)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from reparam import cost
 from reparam.capture import Node, Record
 from reparam.cost import FREE, Cost, Price, total
-from reparam.fold import Fold
+from reparam.fold import Fold, Wide
 from reparam.plan import Plan
 
 
@@ -25,22 +25,33 @@ class Gains:
 def gains(record: Record, plan: Plan, judge: Cost) -> Gains:
     """Counted from what runs, not from how the plan came about.
 
-    An operation that several folds make superfluous is counted with the first; so are steps that several folds keep.
+    An operation that several folds make superfluous is counted with the first; so are steps that several folds keep,
+    and a convolution that computes several folds.
     """
     running = [node for node in record.nodes if node in plan.live and node.function is not None and not node.constant]
     prices = {node: cost.of_node(judge, node) for node in running}
     gone = {node for node in running if node in plan.removed}
     kept: set[tuple[Node, Node]] = set()
+    wides = set[Wide | None]()
     folds = {}
     for fold in plan.folds:
         own = [node for node in fold.nodes if node in gone]
         gone.difference_update(own)
         steps = [step for step in fold.steps if (fold.base, step) not in kept]
         kept.update((fold.base, step) for step in steps)
-        after = of_fold(judge, fold) + total(prices[step] for step in steps)
+        after = _computed(judge, fold, wides) + total(prices[step] for step in steps)
+        wides.add(fold.wide)
         folds[fold] = total(prices[node] for node in own), after
     left = total(price for node, price in prices.items() if node not in plan.removed)
     return Gains(folds, total(prices.values()), total((left, *(after for _, after in folds.values()))))
+
+
+def _computed(judge: Cost, fold: Fold, wides: Collection[Wide | None]) -> Price:
+    """What computes a fold; where that computes others as well (`wides` have been counted), its part besides."""
+    if fold.wide is None:
+        return of_fold(judge, fold)
+    whole = FREE if fold.wide in wides else cost.of_fold(judge, fold.wide.value) + cost.of_view(judge)
+    return whole + cost.of_view(judge)
 
 
 def of_fold(judge: Cost, fold: Fold) -> Price:

@@ -61,6 +61,7 @@ class FoldLine:
     weights: the ranges of the kernels before and after; None where none came out.
     predicted, measured: what it takes instead of the operations that it makes superfluous (an operation that several
         folds do is counted with the first); None where it was not.
+    merged: where one convolution computes this and others, all modules that computed them before.
     """
 
     name: str
@@ -72,6 +73,7 @@ class FoldLine:
     weights: Weights | None = None
     predicted: Gain | None = None
     measured: Gain | None = None
+    merged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,17 @@ from reparam.checked import FULL, NOTHING, Verify, chosen
 from reparam.cost import Cost, MeasuredCost, Setting
 from reparam.dead import Dead, around, dead_weight
 from reparam.deferred import passing
+from reparam.edits import Edits
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
 from reparam.fixed import of_one_size
-from reparam.fold import Fold
+from reparam.fold import Fold, Wide
 from reparam.foldcheck import fold_error
 from reparam.guess import guessed_inputs
 from reparam.inputs import Inputs
 from reparam.lent import aliases, own, same
 from reparam.likeness import likeness
+from reparam.merge import merged
 from reparam.origin import Origin, digests, key_map, named, skeleton
 from reparam.plan import Plan, plan
 from reparam.precision import copied
@@ -157,6 +159,7 @@ class _Conversion:
     emitted: Emitted
     dead: dict[Dead, str]
     keys: dict[str, tuple[str, ...]]  # old to new
+    steps: Sequence[Fold | Wide]  # what was done one by one: so many of them can be done again
 
     @property
     def changed(self) -> bool:
@@ -188,13 +191,17 @@ def _convert(
     exact: bool,
     only: int | None = None,
 ) -> _Conversion:
-    """Convert `target` itself; `only` so many of the folds, in order, where it is given."""
+    """Convert `target` itself; `only` so many of the folds, in order, and then merges, where it is given."""
     kept = _kept(target, asked.keep)
     say("recording a run")
     recorded = record(target, inputs)
     recorded.walls.update(around(recorded, kept))
     fixed = of_one_size(target, inputs, recorded) if asked.fixed_size else ()
-    judge = _judge(target, inputs, asked, say, lambda each: plan(recorded, recorded.opaque, each, fixed=fixed))
+
+    def priced(each: Cost) -> None:
+        merged(recorded, plan(recorded, recorded.opaque, each, fixed=fixed), each, ())
+
+    judge = _judge(target, inputs, asked, say, priced)
     say("planning")
     refused: dict[Node, Refusal] = {}
     cuts: dict[Node, Refusal] = {}
@@ -203,10 +210,17 @@ def _convert(
         with passing():
             planned = plan(recorded, {*recorded.opaque, *refused}, judge, only=only, fixed=fixed, cuts=cuts)
             edits = prepare(recorded, planned, proofs, kept, cuts)
-        if not edits.refused and not edits.cuts:
+        if edits.whole:
             break
         refused.update(edits.refused)
         cuts.update(edits.cuts)
+    steps: list[Fold | Wide] = list(planned.folds)
+    merges = None if only is None else max(0, only - len(steps))
+    with passing():
+        planned, edits = _merged(
+            recorded, planned, edits, lambda each: prepare(recorded, each, proofs, kept, cuts), merges, judge
+        )
+    steps += dict.fromkeys(fold.wide for fold in planned.folds if fold.wide is not None)
     say(f"folding {len(planned.folds)} regions")
     planned = replace(planned, refusals={**planned.refusals, **_behind(cuts), **refused})
     dead = dead_weight(target, recorded, planned.live)
@@ -221,7 +235,7 @@ def _convert(
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, inputs, kept)
     made = [(name, leaves_of(fold.nodes)) for fold, name in emitted.names.items()]
-    return _Conversion(recorded, judge, planned, emitted, fates, key_map(before, emitted.model, made))
+    return _Conversion(recorded, judge, planned, emitted, fates, key_map(before, emitted.model, made), steps)
 
 
 def _judge(
@@ -229,14 +243,36 @@ def _judge(
     inputs: Inputs,
     asked: _Asked,
     say: Callable[[str], object],
-    planned: Callable[[Cost], Plan],
+    priced: Callable[[Cost], object],
 ) -> Cost:
     """What this model's plan is judged by."""
     if not isinstance(asked.cost, MeasuredCost):
         return asked.cost
     setting = Setting.of(model, inputs)
     with passing():
-        return asked.cost.timed(planned, setting, costs.DEVICES.get(setting.device.type, costs.CPU), say)
+        return asked.cost.timed(priced, setting, costs.DEVICES.get(setting.device.type, costs.CPU), say)
+
+
+def _merged(
+    recorded: Record,
+    planned: Plan,
+    edits: Edits,
+    prepared: Callable[[Plan], Edits],
+    only: int | None,
+    judge: Cost,
+) -> tuple[Plan, Edits]:
+    """A plan that can be carried out with convolutions merged on top, `only` so many if given, and its edits."""
+    apart = set[Node]()
+    while True:
+        tried = merged(recorded, planned, judge, apart, only)
+        if tried is None:
+            return planned, edits
+        ready = prepared(tried)
+        if ready.whole:
+            return tried, ready
+        if not ready.apart:  # it is in the way of another fold
+            return planned, edits
+        apart |= ready.apart
 
 
 @contextmanager
@@ -364,15 +400,15 @@ def _guilty(
 
     again = replace(asked, cost=conversion.judge)
 
-    def fails(folds: Sequence[Fold]) -> bool:
+    def fails(steps: Sequence[Fold | Wide]) -> bool:
         target, ignored = _copied(model), lambda _: None
-        tried = _convert(target, inputs, again, ignored, ignored, exact=True, only=len(folds)).emitted
+        tried = _convert(target, inputs, again, ignored, ignored, exact=True, only=len(steps)).emitted
         return not verify_models(model, tried.model, inputs, exact=tried.exact, fixed_size=asked.fixed_size).ok
 
-    guilty = bisect(conversion.plan.folds, fails)
+    guilty = bisect(conversion.steps, fails)
     pruned = any(fate == REMOVED for fate in conversion.dead.values())
     other = "what prune=True has removed" if pruned else "no single fold"
-    name = other if guilty is None else guilty.sink.where
+    name = other if guilty is None else (guilty.sinks[0] if isinstance(guilty, Wide) else guilty.sink).where
     return VerificationError(
         f"the folded model is not equal to the original: {verification.worst}. Guilty: {name}. Nothing has been "
         "changed. Leave it out with keep=, and please report it"

@@ -2,7 +2,8 @@
 
 Folding everything is wrong as often as folding nothing: a depthwise 3x3 followed by a pointwise convolution would
 become a dense 3x3. Whatever is linear in one tensor is a region, and for each the cheapest way is searched
-(`region.py`); what is spread over the sides of a join comes on top (`spread.py`).
+(`region.py`); what is spread over the sides of a join comes on top (`spread.py`). Last, once all that is known to be
+possible, several convolutions of one tensor become one (`merge.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Plan:
     before, after: the price of all regions, by the cost chosen.
     borders: what those of the refusals that are about a border would have folded; worked out for the plan that is kept.
     unplaced: folds that are exact, and that the model has no place for.
+    found: what every tensor is.
     """
 
     folds: tuple[Fold, ...]
@@ -40,6 +42,7 @@ class Plan:
     after: cost.Price
     borders: Deferred[dict[Node, Border]]
     unplaced: tuple[Unplaced, ...]
+    found: Interpretation
 
 
 def plan(
@@ -83,9 +86,10 @@ def plan(
             after = after - old + new
     folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
-    removed = live - _computed(record, folds, live)
+    removed = live - computed(record, folds, live)
     named = Deferred(lambda: borders(found, refusals))
-    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), before, after, named, tuple(refused))
+    parts = before, after, named, tuple(refused), found
+    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), *parts)
 
 
 def _price(judge: cost.Cost, fold: Fold | None, nodes: Iterable[Node]) -> cost.Price:
@@ -137,7 +141,7 @@ def _asked_alone(node: Node, live: Collection[Node]) -> bool:
     return node.measured and not node.constant and not any(reader in live for reader in node.readers)
 
 
-def _computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> set[Node]:
+def computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> set[Node]:
     """Every node that is still computed when folds stand for the operations before their sinks."""
     bases = {fold.sink: (fold.base,) for fold in folds}
     inside = {node for fold in folds for node in fold.nodes}

@@ -1,10 +1,12 @@
 """Where each fold is written back, and how: the smallest edit that carries it.
 
-Three kinds of edit, in this order:
+Four kinds of edit, in this order:
 
 *swap*: the fold is a chain of operations, each result read once. The one that has a kernel becomes the folded
 convolution under its own name; every other one does nothing from now on. Where such an operation is all that its module
 does, the module is exchanged; no forward is rewritten.
+
+*merge*: folds that one convolution computes (see `merge`) are a rewrite, whatever each would be alone.
 
 *unscaled*: the fold takes the scale and shift of a normalisation (see `split`), whose module loses its weight and bias.
 
@@ -19,67 +21,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from torch import nn
 
-from reparam.affine import AffineConv
 from reparam.capture import Call, Node, Record, common, leaves_of, nodes_in, served, within
 from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
+from reparam.edits import Edits, Piece, Rewrite, Swap
 from reparam.errors import Refusal
-from reparam.fold import Fold
+from reparam.fold import Fold, Wide
+from reparam.lengths import Extents
 from reparam.plan import Plan
 from reparam.proofs import Proofs, contains
 from reparam.rules import operation
 from reparam.split import SCALED, affine_part
 from reparam.stated import require_stated
 from reparam.trace import CHECKS, Trace, user_code
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Part of a fold inside one call: one convolution of `base`, or (value None) `base` itself, instead of `nodes`."""
-
-    call: Call
-    nodes: tuple[Node, ...]
-    base: Node
-    sink: Node
-    fold: Fold
-    value: AffineConv | None
-
-
-@dataclass(frozen=True, eq=False)
-class Swap:
-    """`module` gives way to a plain convolution, or (value None) to nn.Identity."""
-
-    module: nn.Module
-    fold: Fold
-    value: AffineConv | None
-
-
-@dataclass(eq=False)
-class Rewrite:
-    """New code for one module; `trace` is of its first call."""
-
-    trace: Trace
-    pieces: list[Piece]
-
-
-@dataclass(eq=False)
-class Edits:
-    """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why.
-
-    cuts: tensors that code hands from one inner call to another and through which no fold can be led, and why.
-    pinned: the modules that keep their place and are called as before.
-    """
-
-    swaps: list[Swap] = field(default_factory=list)
-    unscaled: list[nn.Module] = field(default_factory=list)
-    rewrites: list[Rewrite] = field(default_factory=list)
-    refused: dict[Node, Refusal] = field(default_factory=dict)
-    cuts: dict[Node, Refusal] = field(default_factory=dict)
-    removed: Collection[Node] = ()
-    pinned: Collection[nn.Module] = ()
 
 
 class _Editor:
@@ -108,6 +65,8 @@ class _Editor:
             alike[self._signature(self.whole[fold].nodes), self._signature(fold.nodes)].append(fold)
         self.fates = {call: fate for fold in folds for call, fate in self._fates(fold)}
         pieces = self._unscaled(result, whole)
+        merged = self._merged(result)
+        pieces += merged
         for group in alike.values():
             try:
                 swaps, parts = self._smallest(group)
@@ -123,6 +82,11 @@ class _Editor:
                 self._require_proven(self.whole[group[0]], result.rewrites)
             except Refusal as refusal:
                 self._refuse(result, [self.whole[fold] for fold in group], refusal)
+        for piece in merged:
+            try:
+                self._require_proven(self.whole[piece.fold], result.rewrites)
+            except Refusal:
+                _part(result, [piece])
         return result
 
     def _edited(self, result: Edits, folds: Iterable[Fold]) -> list[Fold]:
@@ -143,9 +107,10 @@ class _Editor:
                 result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 self._refuse(result, [whole], refusal)
-        chains = [fold for fold in self.whole if is_chain(fold, inside, self.removed)]
+        alone = [fold for fold in self.whole if fold.wide is None]
+        chains = [fold for fold in alone if is_chain(fold, inside, self.removed)]
         self.carriers = {fold: carrier for fold in chains for carrier in carriers(fold)}
-        return list(self.whole)
+        return alone
 
     def _signature(self, nodes: Iterable[Node]) -> tuple[tuple[str, int], ...]:
         """Which operations of which code these are: equal for the same code in another call of its module."""
@@ -158,7 +123,7 @@ class _Editor:
         heads = {fold.nodes[0]: fold for fold in folds if fold.nodes[0].function is affine_part}
         alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
         for affine, fold in heads.items():
-            alike[self._signature([affine])].append(replace(fold, sink=affine, nodes=(affine,), steps=()))
+            alike[self._signature([affine])].append(replace(fold, sink=affine, nodes=(affine,), steps=(), wide=None))
         pieces: list[Piece] = []
         for group in alike.values():
             try:
@@ -194,10 +159,13 @@ class _Editor:
     def _require_sizes(self, fold: Fold) -> None:
         """Each reshape is given sizes that do to the channels, for every input, what they did."""
         for node in fold.reshapes:
-            try:
-                require_stated(node, self._stating(node), fold.extents)
-            except Refusal as refusal:
-                raise _At(node, refusal.reason, refusal.remedy) from None
+            self._require_stated(node, fold.extents)
+
+    def _require_stated(self, node: Node, extents: Extents) -> None:
+        try:
+            require_stated(node, self._stating(node), extents)
+        except Refusal as refusal:
+            raise _At(node, refusal.reason, refusal.remedy) from None
 
     def _stating(self, node: Node) -> Trace | None:
         """The trace of the code that calls an operation, which shows where its numbers come from.
@@ -217,6 +185,41 @@ class _Editor:
     def _shown(self, fold: Fold) -> Collection[Node]:
         """The operations of a fold, or of a part of one, whose sizes are those of what they read."""
         return self.whole.get(fold, fold).reshapes
+
+    # --- convolutions that are computed by one
+
+    def _merged(self, result: Edits) -> list[Piece]:
+        """The pieces of every wide convolution, once for all calls of the code around it."""
+        parts: dict[Wide, list[Fold]] = defaultdict(list)
+        for fold in self.whole:
+            if fold.wide is not None:
+                parts[fold.wide].append(fold)
+        alike: dict[tuple[tuple[str, int], ...], list[Wide]] = defaultdict(list)
+        for wide, folds in parts.items():
+            alike[self._signature(node for fold in folds for node in fold.nodes)].append(wide)
+        pieces: list[Piece] = []
+        for group in alike.values():
+            try:
+                pieces += self._parts(group, parts[group[0]])
+            except Refusal:
+                result.apart.update(sink for wide in group for sink in wide.sinks)
+        return pieces
+
+    def _parts(self, group: Sequence[Wide], folds: Sequence[Fold]) -> list[Piece]:
+        """The parts of the first of a group, in the smallest call that holds all operations of all parts."""
+        for wide in group:
+            for view in wide.views.shown:
+                self._require_stated(view, wide.views)
+        call = common([node for fold in folds for node in fold.nodes])
+        if call is None:
+            raise Refusal("it runs outside the model's forward")
+        self._require_alike(call, group)
+        for fold in folds:
+            self._require_loose(call, fold.nodes)
+            readers = (reader for leaf in leaves_of(fold.nodes) for reader in self.readers[id(leaf)])
+            if len(fold.nodes) == 1 and not all(served(reader, self.removed) for reader in readers):
+                raise Refusal("its weight would be held twice")
+        return [Piece(call, fold.nodes, fold.base, fold.sink, fold, fold.value) for fold in folds]
 
     # --- one group of folds: the same code, once for every call of the module around it
 
@@ -320,7 +323,7 @@ class _Editor:
         if any(other not in self.fates or self.fates[other] != self.fates[call] for other in calls):
             raise _NoChain
 
-    def _require_alike(self, call: Call, group: list[Fold]) -> None:
+    def _require_alike(self, call: Call, group: Sequence[Fold | Wide]) -> None:
         """Every call of the module whose code is edited takes part in the same fold."""
         calls = len(self.calls[call.module])
         if calls != len(group):
@@ -389,9 +392,12 @@ class _Editor:
             try:
                 self._require_apart(swapped, call, inner, mine)
                 result.rewrites.append(self._rewrite(call, inner, mine))
-            except _At as refusal:
-                result.refused.setdefault(refusal.node, refusal)
             except Refusal as refusal:
+                if _part(result, mine):
+                    continue
+                if isinstance(refusal, _At):
+                    result.refused.setdefault(refusal.node, refusal)
+                    continue
                 # What another piece has drawn out of its own code may do there in the next plan.
                 for piece in [piece for piece in mine if piece.call is call] or mine:
                     self._refuse(result, [piece.fold], refusal, piece.call)
@@ -506,6 +512,13 @@ def prepare(
     """
     steps = {step for fold in plan.folds for step in fold.steps}
     return _Editor(record, proofs, pinned, cuts).edits(plan.folds, plan.removed - steps)
+
+
+def _part(result: Edits, pieces: Iterable[Piece]) -> bool:
+    """Leave apart what is merged among the pieces of code that cannot be edited; whether anything is."""
+    sinks = {sink for piece in pieces if piece.fold.wide is not None for sink in piece.fold.wide.sinks}
+    result.apart |= sinks
+    return bool(sinks)
 
 
 def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:

@@ -139,7 +139,7 @@ def report(
     left = counts((node for node in computed if node not in plan.removed), folded)
     made = [fold for fold in plan.folds if not fold.value.identity]
     after = Counts(
-        left.convs + len(made),
+        left.convs + len({fold.wide or fold for fold in made}),
         left.norms,
         left.elementwise + sum(fold.value.mapped for fold in made),
         left.parameters,
@@ -175,9 +175,23 @@ def report(
 
 
 def _line(fold: Fold, name: str, error: float | None, weights: Weights | None, order: Mapping[Node, int]) -> FoldLine:
-    after = describe(fold.value)
+    after = _described(fold)
     named = weights and replace(weights, after=replace(weights.after, name=name))
-    return FoldLine(name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), named)
+    merged = () if fold.wide is None else tuple(place(sink) for sink in fold.wide.sinks)
+    return FoldLine(
+        name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), named, merged=merged
+    )
+
+
+def _described(fold: Fold) -> str:
+    """What has become of it; where that computes others as well, which of the channels are its own."""
+    if fold.wide is None:
+        return describe(fold.value)
+    index = fold.wide.sinks.index(fold.sink)
+    start = sum(fold.wide.widths[:index])
+    channels = f"{start}-{start + fold.wide.widths[index] - 1}"
+    others = ", ".join(place(sink) for sink in fold.wide.sinks if sink is not fold.sink)
+    return f"{describe(fold.wide.value)}, channels {channels}, merged with {others}"
 
 
 def _predicted(before: Price, after: Price) -> Gain | None:

@@ -266,13 +266,13 @@ def deconv(**kwargs: int) -> nn.ConvTranspose2d:
 TRAPS = {
     # one convolution, several readers
     "conv used twice, norm on one path": Trap(
-        lambda: Block(used_twice, conv=conv(4, 4, 3, padding=1), bn=bn()), convs=2, norms=0
+        lambda: Block(used_twice, conv=conv(4, 4, 3, padding=1), bn=bn()), convs=1, norms=0
     ),
     "two norms of one conv": Trap(
-        lambda: Block(two_norms_of_one, conv=conv(4, 4, 3, padding=1), a=bn(), b=bn()), convs=2, norms=0
+        lambda: Block(two_norms_of_one, conv=conv(4, 4, 3, padding=1), a=bn(), b=bn()), convs=1, norms=2
     ),
     "conv shared by two norms": Trap(
-        lambda: Block(two_norms_two_calls, conv=conv(4, 4, 3, padding=1), a=bn(), b=bn()), convs=2, norms=0
+        lambda: Block(two_norms_two_calls, conv=conv(4, 4, 3, padding=1), a=bn(), b=bn()), convs=1, norms=0
     ),
     "weights tied": Trap(tied, convs=2, norms=0),
     "a norm shared by two convs": Trap(tied_norms, convs=2, norms=0),

@@ -11,7 +11,7 @@ Whatever a cost judges by, what is equal by it is decided by the static one.
 from reparam.cost.choice import NAMES, chosen
 from reparam.cost.counted import FlopsCost, ParamsCost
 from reparam.cost.measured import MeasuredCost, TimedCost
-from reparam.cost.price import FREE, Cost, Price, of_fold, of_map, of_node, of_view, total
+from reparam.cost.price import FREE, Cost, Price, of_copy, of_fold, of_map, of_node, of_view, total
 from reparam.cost.static import CPU, CUDA, DEVICES, StaticCost
 from reparam.cost.timing import Setting
 from reparam.cost.work import KERNELS, VIEW, Work, macs_of, macs_of_fold, product_channels
@@ -36,6 +36,7 @@ __all__ = [
     "chosen",
     "macs_of",
     "macs_of_fold",
+    "of_copy",
     "of_fold",
     "of_map",
     "of_node",

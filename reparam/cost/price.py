@@ -62,6 +62,11 @@ def of_map(judge: Cost, value: AffineConv, read: int, written: int) -> Price:
     return judge.price(work.of_map(value, read, written))
 
 
+def of_copy(judge: Cost, elements: int) -> Price:
+    """An operation that reads so many elements and writes them elsewhere."""
+    return judge.price(Work("moved", elements, elements))
+
+
 def of_view(judge: Cost) -> Price:
     """An operation that looks at a tensor in another way and moves nothing, such as one part of a split."""
     return judge.price(work.VIEW)

@@ -1,0 +1,67 @@
+"""What is edited to carry a plan: modules that are exchanged, normalisations, and code (see `prepare`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from reparam.affine import AffineConv
+from reparam.capture import Call, Node
+from reparam.errors import Refusal
+from reparam.fold import Fold
+from reparam.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Part of a fold inside one call: one convolution of `base`, or (value None) `base` itself, instead of `nodes`."""
+
+    call: Call
+    nodes: tuple[Node, ...]
+    base: Node
+    sink: Node
+    fold: Fold
+    value: AffineConv | None
+
+
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """`module` gives way to a plain convolution, or (value None) to nn.Identity."""
+
+    module: nn.Module
+    fold: Fold
+    value: AffineConv | None
+
+
+@dataclass(eq=False)
+class Rewrite:
+    """New code for one module; `trace` is of its first call."""
+
+    trace: Trace
+    pieces: list[Piece]
+
+
+@dataclass(eq=False)
+class Edits:
+    """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why.
+
+    cuts: tensors that code hands from one inner call to another and through which no fold can be led, and why.
+    pinned: the modules that keep their place and are called as before.
+    apart: sinks of folds that cannot be computed by one convolution with others.
+    """
+
+    swaps: list[Swap] = field(default_factory=list)
+    unscaled: list[nn.Module] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refused: dict[Node, Refusal] = field(default_factory=dict)
+    cuts: dict[Node, Refusal] = field(default_factory=dict)
+    apart: set[Node] = field(default_factory=set)
+    removed: Collection[Node] = ()
+    pinned: Collection[nn.Module] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the plan can be carried out."""
+        return not (self.refused or self.cuts or self.apart)
