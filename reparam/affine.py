@@ -213,10 +213,10 @@ class AffineConv:
             sums = outer.kernel().flatten(1).view(outer.groups, -1, blocks.shape[1], outer.taps).sum(3)
             return (sums @ blocks).flatten() + outer.bias_value()
 
-        number = outer.bias if self.bias is None else Deferred(bias)
+        number = outer.bias if self.bias is None else Deferred(bias, self.bias)
         return replace(
-            self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Deferred(kernel), bias=number,
-            identity=False, mean=False,
+            self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Deferred(kernel, self.kernel),
+            bias=number, identity=False, mean=False,
         )  # fmt: skip
 
     def scale_shift(self, scale: Number | None = None, shift: Number | None = None) -> AffineConv:
@@ -225,20 +225,24 @@ class AffineConv:
             return self
 
         def kernel() -> Tensor:
-            return self.kernel() if scale is None else rows(scale(), self.kernel())
+            here = self.kernel()
+            return here if scale is None else rows(scale(), here)
 
         def bias() -> Tensor:
-            scaled = self.bias_value() if scale is None else rows(scale(), self.bias_value())
+            here = self.bias_value()
+            scaled = here if scale is None else rows(scale(), here)
             return scaled if shift is None else scaled + column(shift(), scaled.dim())
 
-        number = None if self.bias is None and shift is None else Deferred(bias)
-        return replace(self, kernel=Deferred(kernel), bias=number, identity=False, mean=False)
+        number = None if self.bias is None and shift is None else Deferred(bias, self.bias)
+        return replace(self, kernel=Deferred(kernel, self.kernel), bias=number, identity=False, mean=False)
 
     def __add__(self, other: AffineConv) -> AffineConv:
         """The sum of two convolutions of one anchor: both kernels laid into one window, groups become the gcd."""
         self, other = self._aligned(other)
         if self.out_channels != other.out_channels:
             raise Refusal(f"a sum of {self.out_channels} and {other.out_channels} channels broadcasts")
+        if other.kernel.depth > self.kernel.depth:
+            self, other = other, self  # the longer chain first
         groups = math.gcd(self.groups, other.groups)
         axes = tuple(map(Axis.joined, self.axes, other.axes))
 
@@ -252,9 +256,10 @@ class AffineConv:
 
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
-        number = Deferred(lambda: self.biases(mapped) + other.biases(mapped)) if biased else None
+        number = Deferred(lambda: self.biases(mapped) + other.biases(mapped), self.bias) if biased else None
+        laid_out = Deferred(kernel, self.kernel)
         return AffineConv(
-            self.anchor, self.in_channels, self.out_channels, groups, axes, Deferred(kernel), number, mapped=mapped
+            self.anchor, self.in_channels, self.out_channels, groups, axes, laid_out, number, mapped=mapped
         )
 
     def cat(self, other: AffineConv) -> AffineConv:
@@ -270,9 +275,9 @@ class AffineConv:
 
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
-        number = Deferred(lambda: torch.cat([self.biases(mapped), other.biases(mapped)])) if biased else None
-        out_channels = self.out_channels + other.out_channels
-        return AffineConv(self.anchor, self.in_channels, out_channels, 1, axes, Deferred(kernel), number, mapped=mapped)
+        number = Deferred(lambda: torch.cat([self.biases(mapped), other.biases(mapped)]), self.bias) if biased else None
+        many, joined = self.out_channels + other.out_channels, Deferred(kernel, self.kernel)
+        return AffineConv(self.anchor, self.in_channels, many, 1, axes, joined, number, mapped=mapped)
 
     def take(self, rows: Sequence[int]) -> AffineConv:
         """The output channels `rows`, in that order; groups stay where every group keeps its own."""
@@ -531,7 +536,8 @@ class Bordered:
 def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:
     """kernel[o, i, t] = sum over m and s of outer[o, m, s] * inner[m, i, t - s], on the lattice of `axes`."""
     if outer.diagonal:
-        return rows(outer.kernel().flatten(), inner.kernel())
+        here = inner.kernel()
+        return rows(outer.kernel().flatten(), here)
     if inner.diagonal:
         columns = inner.kernel().view(outer.groups, -1, *[1] * len(axes))
         spread = columns.repeat_interleave(outer.out_channels // outer.groups, 0)

@@ -21,24 +21,39 @@ _UNKNOWN: Any = object()
 
 
 class Deferred(Generic[T]):
-    """A number worked out when it is first asked for: once, and at most twice within `passing`."""
+    """A number worked out when it is first asked for: once, and at most twice within `passing`.
 
-    __slots__ = ("_value", "_work")
+    first: another number, which the work asks for before any that is large or far. It is worked out before the work is
+    begun, and so are those that come first for it, one after another: a chain of thousands does not nest.
+    """
 
-    def __init__(self, work: Callable[[], T]) -> None:
+    __slots__ = ("_first", "_value", "_work", "depth")
+
+    def __init__(self, work: Callable[[], T], first: Deferred[Any] | None = None) -> None:
         self._work: Callable[[], T] | None = work
+        self._first = first
         self._value: T = _UNKNOWN
+        self.depth: int = 0 if first is None else first.depth + 1
 
     def __call__(self) -> T:
         value = self._value
-        if value is _UNKNOWN:
-            assert self._work is not None
-            value = self._value = self._work()
-            kept = _KEPT.get()
-            if kept is None or not isinstance(value, Tensor):
-                self._work = None
-            else:
-                kept.add(self, value)
+        if value is not _UNKNOWN:
+            return value
+        chain: list[Deferred[Any]] = [self]
+        while (before := chain[-1]._first) is not None and before._value is _UNKNOWN:
+            chain.append(before)
+        while len(chain) > 1:
+            chain.pop()._worked_out()
+        return self._worked_out()
+
+    def _worked_out(self) -> T:
+        assert self._work is not None
+        value = self._value = self._work()
+        kept = _KEPT.get()
+        if kept is None or not isinstance(value, Tensor):
+            self._work = self._first = None
+        else:
+            kept.add(self, value)
         return value
 
     def forget(self) -> None:

@@ -669,3 +669,27 @@ def test_a_number_is_worked_out_once() -> None:
     number = Deferred(lambda: made.append(1) or torch.ones(1))
     assert torch.equal(number(), number())
     assert made == [1]
+
+
+@pytest.mark.parametrize("way", ["left", "right", "scaled", "composed", "concatenated"])
+def test_thousands_of_steps_do_not_nest(way: str) -> None:
+    """One after another, whichever side of a sum they are on."""
+    count, start = 3000, anchor(0, 1)
+    one = Constant((1, 1), known(torch.ones(1, 1, dtype=torch.float64)))
+    ones = known(torch.ones(1, dtype=torch.float64))
+    step = AffineConv.conv(one, Constant((1,), ones))
+    value = first = AffineConv.of(start, 0).then(step)
+    for _ in range(count):
+        if way == "left":
+            value = value + first
+        elif way == "right":
+            value = first + value
+        elif way == "scaled":
+            value = value.scale_shift(ones, ones)
+        elif way == "composed":
+            value = value.then(step)
+        else:
+            value = value.cat(first)
+    total = value.out_channels if way == "concatenated" else count + 1
+    assert value.bias_value().sum() == total == count + 1
+    assert value.kernel().sum() == (1 if way in ("scaled", "composed") else total)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from helpers import EXACT, distance, image
 from reparam.nn import RepVGGBlock
 
 FEW, MANY = 16, 160
@@ -76,3 +77,26 @@ def test_work_grows_with_the_number_of_blocks(name: str, verify: bool | str) -> 
     calls(make(2).eval(), verify)  # what is done once per process
     few, many = (calls(make(count).eval(), verify) for count in (FEW, MANY))
     assert many <= SLACK * MANY / FEW * few
+
+
+class Sum(nn.Module):
+    """The sum of branches that all read one tensor."""
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(1, 1, 1 + 2 * (i % 2), padding=i % 2) for i in range(branches))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.branches[0](x)
+        for branch in self.branches[1:]:
+            total = total + branch(x)
+        return total
+
+
+def test_a_thousand_branches_of_one_sum_fold() -> None:
+    model = Sum(1000).double().eval()
+    folded = reparam.reparameterize(model, image(1, 1, 5, 7), verify=False)
+    assert len(list(folded.parameters())) == 2
+    for size in ((1, 1), (6, 3)):
+        x = image(2, 1, *size, seed=1)
+        assert distance(model, folded, x) < EXACT
