@@ -27,7 +27,7 @@ from reparam.inputs import Inputs
 from reparam.precision import Float64, as_float64, mapped, tensors
 from reparam.rules.table import operation
 from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
-from reparam.state import STANDARD, State
+from reparam.state import STANDARD, State, owned
 
 # Attributes and methods that look at a tensor without computing one.
 _QUERIES = frozenset(
@@ -59,6 +59,7 @@ SIZE = "looked at the size of a tensor"
 READ = "read a number out of a tensor"
 GIVEN = "was called with a number"
 RETURNED = "was handed a number by a module that it called"
+LENT = "was called with other tensors in the place of its parameters or buffers"
 
 
 @dataclass(eq=False, slots=True)
@@ -168,7 +169,7 @@ class Record:
     watched: the modules whose calls hooks look at.
     walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
     writes: the nodes that write to each memory, in order, at this size or perhaps at another.
-    opaque: the walls that no fold can compute, as they write.
+    opaque: the walls that no fold can compute: they write, or read what was lent to their module for a call.
     asked: the modules whose code has asked a tensor of the model for its size, dtype or device, by the tensor's id.
     """
 
@@ -225,6 +226,7 @@ class _Recorder(TorchFunctionMode):
         self.stack: list[Call] = []
         self.walls: set[Node] = set()
         self.paths: dict[nn.Module, str] = {}
+        self.owned: dict[nn.Module, dict[str, int]] = {}
         self.watched: set[nn.Module] = set()
         self.writes: dict[int, list[Node]] = defaultdict(list)
         self.copies: dict[int, int] = {}  # of memory that would be that of another tensor at another size
@@ -243,6 +245,7 @@ class _Recorder(TorchFunctionMode):
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # runs outside Python: its results are tensors of unknown origin
             self.paths[module] = path
+            self.owned[module] = owned(module)
             self.watched.update([module] if _hooked(module) else [])
             handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
@@ -252,6 +255,7 @@ class _Recorder(TorchFunctionMode):
         call = Call(module, self.paths[module], self.stack[-1] if self.stack else None)
         call.args, call.kwargs = self.described(args), self.described(kwargs)
         call.looked.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
+        call.looked.update([] if self.owned[module].items() <= owned(module).items() else [LENT])
         if self.stack:
             self.stack[-1].events.append(call)
         self.calls.append(call)
@@ -452,8 +456,9 @@ class _Recorder(TorchFunctionMode):
                 stored = [tensor for _, value in state.kept() for _, tensor in tensors(value)]
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
-        _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)})
-        opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory])
+        lent = {node for call in self.calls if LENT in call.looked for node in call.nodes()}
+        _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)} | lent)
+        opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory]) | lent
         return Record(
             self.nodes, self.calls, outputs, self.walls | opaque, self.watched, self.writes, opaque, self.asked
         )

@@ -72,6 +72,11 @@ class State(Attributes):
             yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
 
 
+def owned(module: nn.Module) -> dict[str, int]:
+    """The parameters and buffers that a module holds now, by their names; of each, its id."""
+    return {name: id(tensor) for each in (module._parameters, module._buffers) for name, tensor in each.items()}
+
+
 def _containers(values: Collection[Any]) -> Iterator[Any]:
     """The lists, dicts and sets among the values, and those inside them."""
     for value in values:

@@ -23,7 +23,7 @@ import torch
 from torch import fx, nn
 
 from reparam.arguments import LITERALS, arguments, unproven
-from reparam.capture import SHAPED_AS, Call, Node, entry, nodes_in
+from reparam.capture import LENT, SHAPED_AS, Call, Node, entry, nodes_in
 from reparam.errors import Refusal
 from reparam.frames import line_of, required, unpacked
 from reparam.precision import leaves
@@ -72,6 +72,8 @@ class Trace:
         self.module = call.module
         self.opened = opened
         self.given = arguments(call)
+        if any(LENT in each.looked for each in (call, *call.inner())):
+            raise unproven(call, f"a module {LENT}")
         self.tree: dict[fx.Node, Any] = {}
         self.at: dict[Node, fx.Node] = {}
         self.inner: dict[fx.Node, Call] = {}
