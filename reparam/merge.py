@@ -2,8 +2,8 @@
 
 It saves all launches but one, and costs a view for each part. A part lies in memory with gaps, and who cannot read it
 like that copies it first. On a CPU that pays where launches are most of what the convolutions take: for small images
-and short sequences. What else it changes (how well kernels of that shape use the caches) was measured to be up to
-`_MARGIN` of the time, either way, which is nothing to plan with: to gain less is no gain.
+and short sequences. Whole networks in which merges were to save 10 to 25 % of the layers in question (starnet_s050,
+iformer_t, efficientformerv2_s0) took 0.99 to 1.02 of the time with them, so what saves less than `_MARGIN` is left.
 
 It comes on top of a plan that can be carried out. Where a merge cannot be written back, the plan stays as it was.
 """
@@ -31,7 +31,7 @@ from reparam.plan import Plan, computed
 from reparam.rules import Value, operation
 from reparam.viewed import Viewed
 
-_MARGIN = 0.1
+_MARGIN = 0.25
 _FEW = 6  # convolutions of one tensor of which every set is compared
 _NEVER = cost.Price(math.inf, math.inf)
 
