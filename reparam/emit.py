@@ -247,11 +247,10 @@ def _free_name(module: nn.Module, name: str) -> str:
 
 
 def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
-    """Whether a step of the trace is one of these operations, or an inner call of nothing but these."""
-    if node in trace.inner:
-        return any(not n.constant for n in trace.inner[node].nodes()) and all(
-            n.constant or n in nodes for n in trace.inner[node].nodes()
-        )
+    """Whether a step of the trace is one of these operations, an inner call of nothing but these, or hands them on."""
+    own = [n for n in trace.inner[node].nodes() if not n.constant] if node in trace.inner else []
+    if own:
+        return all(n in nodes for n in own)
     seen = trace.tree.get(node)
     if isinstance(seen, list):  # the parts of a tuple
         seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is entry), None)
@@ -266,12 +265,13 @@ def _read(trace: Trace, piece: Piece) -> fx.Node:
 
 
 def _asking(trace: Trace) -> dict[Node, set[fx.Node]]:
-    """The steps of the code that ask for the size of a tensor, as long as each stands where it was recorded."""
-    own = {node: place for node, place in trace.at.items() if trace.tree.get(place) is node}
-    return {
-        node: {step for step in place.users if step not in trace.tree and step.op in ("call_function", "call_method")}
-        for node, place in own.items()
-    }
+    """The steps of the code that ask for the size of a tensor, be it of the step that computes it or of one that hands
+    it on as it came in."""
+    found: dict[Node, set[fx.Node]] = defaultdict(set)
+    for place, seen in trace.tree.items():
+        if isinstance(seen, Node):
+            found[seen] |= {s for s in place.users if s not in trace.tree and s.op in ("call_function", "call_method")}
+    return found
 
 
 def _asked_instead(
@@ -281,10 +281,12 @@ def _asked_instead(
     ends = {piece.base: trace.at[piece.base], piece.sink: replacement}
     for node in piece.nodes:
         end = piece.fold.as_large(node)
-        place = trace.at.get(node)
-        own = place is not None and trace.tree.get(place) is node  # and not what has taken its place already
-        if own and node is not piece.sink and end is not None:
-            trace.at[node].replace_all_uses_with(ends[end], asking.get(node, ()).__contains__)
+        if node is piece.sink or end is None:
+            continue
+        for step in asking.get(node, ()):
+            for place in step.all_input_nodes:
+                if trace.tree.get(place) is node:  # and not what has taken its place already
+                    step.replace_input_with(place, ends[end])
 
 
 def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:

@@ -523,7 +523,8 @@ def _part(result: Edits, pieces: Iterable[Piece]) -> bool:
 
 def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
     """Whether something besides what is gone, and checks, uses the size of a tensor."""
-    waiting = [step for step in trace.at[node].users if step not in trace.tree]
+    places = [place for place, seen in trace.tree.items() if seen is node]  # what computes it, or hands it on
+    waiting = [step for place in places for step in place.users if step not in trace.tree]
     for step in waiting:
         seen = trace.tree.get(step)
         if step.op == "output" or (step in trace.tree and not (isinstance(seen, Node) and seen in gone)):

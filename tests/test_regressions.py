@@ -945,3 +945,29 @@ def test_outputs_that_have_memory_of_their_own_keep_it(forward: Callable[[nn.Mod
         torch.testing.assert_close(result, truth[i])
         result.fill_(torch.nan)
     assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kernel", [1, 2])
+@pytest.mark.parametrize(
+    "hand_on",
+    [
+        nn.Identity(),
+        nn.Sequential(nn.Dropout()),
+        nn.Flatten(3),
+        Block(lambda m, x: x.contiguous()),
+        Block(lambda m, x: x),
+    ],
+)
+def test_what_hands_a_tensor_on_is_asked_for_its_size(hand_on: nn.Module, kernel: int, late: bool) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        z = m.hand_on(y)
+        return (y if late else z).split([2, 2], 1)[1].reshape(z.shape[0], z.shape[-1], -1)
+
+    model = trained(Block(forward, conv=nn.Conv2d(4, 4, kernel), hand_on=hand_on))
+    x = image(1, 4, 3, 5)
+    folded = reparam.reparameterize(model, x)
+    assert distance(model, folded, image(2, 4, 6, 4)) < EXACT
+    assert convs_ran(folded, x) == 1
+    assert sum(p.numel() for p in folded.parameters()) <= sum(p.numel() for p in model.parameters())
