@@ -11,6 +11,7 @@ this run, and whether it holds for every input is proven again, symbolically, wh
 from __future__ import annotations
 
 import dataclasses
+import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ModelError
+from reparam.frames import attempted, caller
 from reparam.inputs import Inputs
 from reparam.precision import Float64, as_float64, mapped, tensors
 from reparam.rules.table import operation
@@ -59,6 +61,7 @@ SIZE = "looked at the size of a tensor"
 READ = "read a number out of a tensor"
 GIVEN = "was called with a number"
 RETURNED = "was handed a number by a module that it called"
+CAUGHT = "goes on after an exception that the input may decide on"
 LENT = "was called with other tensors in the place of its parameters or buffers"
 
 
@@ -257,6 +260,7 @@ class _Recorder(TorchFunctionMode):
         call.looked.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
         call.looked.update([] if self.owned[module].items() <= owned(module).items() else [LENT])
         if self.stack:
+            self._looks(CAUGHT, attempted(caller(sys._getframe()), "_call_impl"))
             self.stack[-1].events.append(call)
         self.calls.append(call)
         self.stack.append(call)
@@ -309,8 +313,8 @@ class _Recorder(TorchFunctionMode):
     def _here(self) -> Call | None:
         return self.stack[-1] if self.stack else None
 
-    def _looks(self, how: str) -> None:
-        if self.stack:
+    def _looks(self, how: str, so: bool = True) -> None:
+        if so and self.stack:
             self.stack[-1].looked.add(how)
 
     def _measured(self, asked: tuple[Any, ...]) -> None:
@@ -344,6 +348,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = operation(func)
+        self._looks(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in _QUERIES:
             if name in _SIZES:
                 self._looks(SIZE)

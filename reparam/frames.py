@@ -13,6 +13,7 @@ from torch import nn
 
 _BLANK = ("TO_BOOL", "CACHE", "NOT_TAKEN")
 _ENDS = ("RETURN", "YIELD", "FOR_ITER", "SEND", "END_FOR")  # as jumps, these leave the straight way to an exception
+_HARMLESS = ("TypeError", "AttributeError", "NameError", "ImportError", "ModuleNotFoundError")  # at no size, or at all
 _CATCHES = ("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "RETURN_VALUE", "RETURN_CONST")
 
 
@@ -80,6 +81,55 @@ def _goes_on(handler: list[str]) -> bool:
     if handler[1] in ("WITH_EXCEPT_START", "POP_TOP"):
         return handler[1] == "POP_TOP"  # of `except:`, whatever it is
     return next((name for name in handler if name in (*_CATCHES, "RERAISE")), "RERAISE") in _CATCHES
+
+
+def attempted(frame: FrameType | None, last: str) -> bool:
+    """Whether code from this frame up to that of the function `last` goes on where something raises, at some sizes."""
+    while frame is not None and frame.f_code.co_name != last:
+        own = frame.f_globals.get("__name__", "").startswith(("torch.", "reparam."))
+        if not own and getattr(frame.f_code, "co_exceptiontable", True) and _survives(frame.f_code, frame.f_lasti):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def caller(frame: FrameType | None) -> FrameType | None:
+    """The frame that has called the module in whose call this frame is."""
+    while frame is not None and frame.f_code is not nn.Module.__call__.__code__:
+        frame = frame.f_back
+    return None if frame is None else frame.f_back
+
+
+@lru_cache(maxsize=4096)
+def _survives(code: CodeType, at: int) -> bool:
+    """Whether code may go on after an exception that is raised where it is at."""
+    steps = list(dis.get_instructions(code))
+    entries = getattr(dis.Bytecode(code), "exception_entries", None)
+    if entries is None:  # up to Python 3.10
+        return any(step.opname == "SETUP_FINALLY" for step in steps)
+    targets = [each.target for each in entries if each.start <= at < each.end]
+    return any(_ends([step for step in steps if step.offset >= start], code) for start in targets)
+
+
+def _ends(handler: Sequence[dis.Instruction], code: CodeType) -> bool:
+    """Whether a handler ends exceptions that an input may raise."""
+    names = [step.opname for step in handler]
+    if names[0] != "PUSH_EXC_INFO":
+        return False  # of a generator, or a comprehension
+    if names[1] == "WITH_EXCEPT_START":
+        return "suppress" in code.co_names
+    if not _goes_on(names):
+        return False
+    checks = [i for i, name in enumerate(names) if name == "CHECK_EXC_MATCH"]
+    by_name = names[1] != "POP_TOP" and bool(checks)
+    return not (by_name and all(_named(handler[:i]) <= {*_HARMLESS} for i in checks))
+
+
+def _named(steps: Sequence[dis.Instruction]) -> set[str]:
+    """The exceptions that the last of some steps names, or puts together."""
+    last = steps[-1]
+    found = steps[-1 - int(last.arg or 0) : -1] if last.opname == "BUILD_TUPLE" else [last]
+    return {str(each.argval) if each.opname.startswith("LOAD_GLOBAL") else "" for each in found}
 
 
 def line_of(module: nn.Module, opened: Collection[nn.Module], error: Exception) -> str:

@@ -23,13 +23,13 @@ import torch
 from torch import fx, nn
 
 from reparam.arguments import LITERALS, arguments, unproven
-from reparam.capture import LENT, SHAPED_AS, Call, Node, entry, nodes_in
+from reparam.capture import CAUGHT, SHAPED_AS, Call, Node, nodes_in
+from reparam.entries import distinct, entries, foreign, parts, varying
 from reparam.errors import Refusal
-from reparam.frames import line_of, required, unpacked
+from reparam.frames import attempted, line_of, required, unpacked
 from reparam.precision import leaves
 from reparam.rules import operation
 from reparam.sizes import IMPORTED, Scope, scope, symbolic
-from reparam.split import affine_part
 from reparam.state import Attributes
 from reparam.twins import Watch, contents
 
@@ -72,14 +72,13 @@ class Trace:
         self.module = call.module
         self.opened = opened
         self.given = arguments(call)
-        if any(LENT in each.looked for each in (call, *call.inner())):
-            raise unproven(call, f"a module {LENT}")
         self.tree: dict[fx.Node, Any] = {}
         self.at: dict[Node, fx.Node] = {}
         self.inner: dict[fx.Node, Call] = {}
         self.lengths: dict[fx.Node, int] = {}
         self.literals: dict[str, torch.Tensor] = {}
         self.exchanged = exchanged
+        self._entries = list(entries(call, opened))
         self._left: Iterator[Node | Call] = iter(())
         self.watch = Watch()
         self.graph = self._followed() if twin is None else self._repeated(twin)
@@ -89,7 +88,7 @@ class Trace:
             for each in (self.tree, self.at, self.inner, self.lengths, self.literals):
                 each.clear()
             self._turns = 0
-            self._left = _entries(self.call, self.opened)
+            self._left = iter(self._entries)
             try:
                 return _traced(self)
             except _Missing as found:
@@ -98,7 +97,7 @@ class Trace:
     def _repeated(self, twin: Trace) -> fx.Graph:
         """The steps of a twin, matched with what was recorded here; proxies would have told the code the same of it."""
         graph, steps = fx.Graph(), dict[fx.Node, fx.Node]()
-        self._left = _entries(self.call, self.opened)
+        self._left = iter(self._entries)
         for step in twin.graph.nodes:
             steps[step] = graph.node_copy(step, steps.__getitem__)
             self.match(steps[step])
@@ -165,7 +164,7 @@ class Trace:
         elif node.op == "get_attr":
             self.tree[node] = None
         elif node.op == "output":
-            if _nodes(map(self.tree.get, node.all_input_nodes)) != _distinct(nodes_in(self.call.result)):
+            if varying(map(self.tree.get, node.all_input_nodes)) != distinct(nodes_in(self.call.result)):
                 raise self._other("returns other tensors")
             if (left := next(self._left, None)) is not None:
                 raise self._other(f"does not reach {_name(left)}")
@@ -177,7 +176,7 @@ class Trace:
         length = self._length(node)
         if length is not None:
             self.lengths[node] = length
-        operands = _nodes(map(self.tree.get, inputs))
+        operands = varying(map(self.tree.get, inputs))
         if not operands:
             if not self.settled and any(map(self._absent, inputs)):
                 raise self._other(f"calls {operation(node.target)} on an argument that was None")
@@ -219,16 +218,16 @@ class Trace:
     def _consume(self, node: fx.Node, operands: list[Node], seen: Node | Call | None) -> None:
         if isinstance(seen, Call):
             same = node.op == "call_module" and self.module.get_submodule(str(node.target)) is seen.module
-            given, result = _distinct(nodes_in((seen.args, seen.kwargs))), seen.result
+            given, result = distinct(nodes_in((seen.args, seen.kwargs))), seen.result
             given = [operand for operand in given if not operand.constant]
             self.inner[node] = seen
         elif seen is not None:
             name = node.args[1] if node.target is getattr else operation(node.target)
             recorded = operation(seen.function)  # type: ignore[arg-type]
             same = node.op != "call_module" and (recorded in (name, f"r{name}") or name in SHAPED_AS)
-            given, result = _distinct(seen.operands), _parts(seen)
+            given, result = distinct(seen.operands), parts(seen)
             if any(argument not in self.tree for argument in node.all_input_nodes):
-                given = [operand for operand in given if not _foreign(operand)]
+                given = [operand for operand in given if not foreign(operand)]
         else:
             raise self._other(f"goes on with {node.format_node()}")
         if not same or given != operands:
@@ -240,7 +239,7 @@ class Trace:
             self.at[seen] = node
 
     def _is(self, node: fx.Node, tree: Any) -> None:
-        if not _nodes([tree]):
+        if not varying([tree]):
             return
         self.tree[node] = tree
         if isinstance(tree, Node):
@@ -253,46 +252,6 @@ class Trace:
 def _groups(step: fx.Node) -> Any:
     """The last argument of a functional convolution."""
     return step.kwargs.get("groups", step.args[6] if len(step.args) > 6 else None)
-
-
-def _entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
-    """What a trace shows one step each: the operations of the call and of opened inner calls, and all other calls."""
-    for event in call.events:
-        if isinstance(event, Call):
-            if event.module in opened:
-                yield from _entries(event, opened)
-            elif any(not node.constant for node in nodes_in((event.args, event.kwargs))):
-                yield event
-        elif not event.constant and event.function not in _PARTS:
-            yield event
-
-
-_PARTS = (entry, affine_part, None)  # no step of their own: entries of a tuple, scales of a norm, unknown tensors
-
-
-def _parts(node: Node) -> Any:
-    """The result of an operation: the node, its affine part, or the entries of the tuple that it returned."""
-    if node.affine_part is not None:
-        return node.affine_part
-    if node.same:
-        return node.operands[0]
-    if node.dtype is not None:
-        return node
-    parts = {reader.args[1]: reader for reader in node.readers if reader.function is entry}
-    return [parts.get(i) for i in range(max(parts, default=-1) + 1)]
-
-
-def _foreign(node: Node) -> bool:
-    """Whether it comes from nowhere in the record: out of a cache, for one."""
-    return node.function is None and node.call is not None and not node.inputs
-
-
-def _nodes(trees: Any) -> list[Node]:
-    return _distinct(node for tree in trees if tree is not None for node in nodes_in(tree) if not node.constant)
-
-
-def _distinct(nodes: Any) -> list[Node]:
-    return list(dict.fromkeys(nodes))
 
 
 def _literals(tree: Any) -> set[float]:
@@ -413,6 +372,7 @@ class _Tracer(fx.Tracer):
         self.holders: dict[fx.Node, list[fx.Proxy]] = defaultdict(list)
         self.values: dict[fx.Node, torch.Tensor | None] = {}
         self.containers: list[tuple[Any, Any]] = []  # made of arguments, and as they were then
+        self.caught = False  # whether a step runs where the code goes on after an exception
         self.missing: set[Scope] = set()  # where another function would have made a step of a size
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -425,6 +385,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
+        self.caught = self.caught or attempted(inspect.currentframe(), "_traced")
         self.steps.match(node)
         return node
 
@@ -543,6 +504,8 @@ def _traced(steps: Trace) -> fx.Graph:
             graph = tracer.trace(module)
         if tracer.missing:  # code has gone on without
             raise _Missing(tracer.missing)
+        if tracer.caught:
+            raise steps._other(CAUGHT)
         _in_order(module, graph)
         if any(not _same_items(now, then) for now, then in tracer.containers):
             raise steps._other("changes a list or dict that it was handed")

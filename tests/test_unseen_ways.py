@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -84,5 +85,82 @@ def test_what_is_lent_to_a_module_for_a_call_is_no_weight_of_its_own(name: str) 
 def test_a_module_that_is_lent_its_own_weights_folds() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.bn(functional_call(m.conv, dict(m.conv.named_parameters()), (x,)))
+
+    assert equal(trained(Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4)))) == 1
+
+
+# --- exceptions that are caught
+
+
+def _another_way(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    try:
+        m.large(y)
+        y = m.bn(y)
+    except RuntimeError:
+        pass
+    return y
+
+
+def _in_a_helper(m: nn.Module, x: Tensor) -> Tensor:
+    def normed(y: Tensor) -> Tensor:
+        try:
+            return m.bn(F.max_pool2d(y, 5))
+        except (ValueError, RuntimeError):
+            return y
+
+    return normed(m.conv(x))
+
+
+def _by_a_size(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    height = y.shape[2]
+    try:
+        y = y * (1 / (height - 3) / (1 / (height - 3)))
+    except ZeroDivisionError:
+        return y
+    return m.bn(y)
+
+
+def _suppressed(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    with suppress(RuntimeError):
+        m.large(y)
+        y = m.bn(y)
+    return y
+
+
+@pytest.mark.parametrize("forward", [_another_way, _in_a_helper, _by_a_size, _suppressed])
+def test_code_that_goes_on_after_an_exception_goes_other_ways_at_other_sizes(forward: Forward) -> None:
+    members = {"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4), "large": nn.Conv2d(4, 4, 4)}
+    assert equal(trained(Block(forward, **members))) == 0
+
+
+def test_what_does_not_depend_on_the_exception_folds() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        try:
+            return m.block(x)
+        except RuntimeError:
+            return x
+
+    block = nn.Sequential(nn.Conv2d(4, 4, 4), nn.BatchNorm2d(4))
+    assert equal(trained(Block(forward, block=block))) == 1
+
+
+def test_exceptions_that_no_size_raises_are_none_of_its_ways() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        try:
+            y = m.conv(x)
+        except TypeError:
+            y = m.conv(x, None)
+        try:
+            y = y * 1
+        except (AttributeError, TypeError):
+            y = y + 1
+        try:
+            with torch.no_grad():
+                return m.bn(sum([each * 1 for each in (y,)]))
+        finally:
+            m.eval()
 
     assert equal(trained(Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4)))) == 1
