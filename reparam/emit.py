@@ -21,6 +21,7 @@ from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.split import SCALED, unscale, without_affine
 from reparam.trace import CHECKS, Trace
+from reparam.waiting import Waiting
 
 _DO_NOTHING = (
     nn.Identity,
@@ -38,32 +39,48 @@ class Emitted:
     """The edited model.
 
     exact: the float64 values of every new weight by qualified name, before rounding, if they are wanted (they take
-        twice the memory of the weights). names: the modules that hold the folds.
+        twice the memory of the weights). names: the modules that hold the folds. waiting: what is to be filled yet.
     """
 
     model: nn.Module
     exact: dict[str, Tensor]
     names: dict[Fold, str]
+    waiting: list[Waiting]
 
 
 def emit(
-    model: nn.Module, record: Record, edits: Edits, live: Collection[Node], look: Callable[[Fold], None], exact: bool
+    model: nn.Module,
+    record: Record,
+    edits: Edits,
+    live: Collection[Node],
+    look: Callable[[Fold], None],
+    exact: bool,
+    later: bool = False,
 ) -> Emitted:
     """Make the edits on `model`, in place; the record is of this very model, and `live` is what its outputs need.
 
     One fold after the other: the kernels of each are forgotten before the next, after `look` has had a look at it.
+    `later`: the new weights are forgotten as well, until they are filled in.
     """
-    return _Emitter(model, record, live, look, exact).emit(edits)
+    return _Emitter(model, record, live, look, exact, later).emit(edits)
 
 
 class _Emitter:
     def __init__(
-        self, model: nn.Module, record: Record, live: Collection[Node], look: Callable[[Fold], None], exact: bool
+        self,
+        model: nn.Module,
+        record: Record,
+        live: Collection[Node],
+        look: Callable[[Fold], None],
+        exact: bool,
+        later: bool,
     ) -> None:
         self.model = model
         self.record = record
         self.look = look
         self.exact = exact
+        self.later = later
+        self.waiting: list[Waiting] = []
         self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
         for parent in model.modules():
             for name, child in parent._modules.items():
@@ -86,7 +103,8 @@ class _Emitter:
             self._rewrite(rewrite, removed, spent, edits.pinned)
         names = {module: path for path, module in self.model.named_modules()}
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
-        return Emitted(self.model, exact, {fold: names.get(module, "") for fold, module in self.made.items()})
+        made = {fold: names.get(module, "") for fold, module in self.made.items()}
+        return Emitted(self.model, exact, made, self.waiting)
 
     def _exchange(self, old: nn.Module, new: nn.Module) -> None:
         if old is self.model:
@@ -105,6 +123,8 @@ class _Emitter:
             self.weights.update(weights if self.exact else {})
             for fold in folds:
                 self.look(fold)
+        if self.later:
+            self.waiting.append(Waiting(module.to("meta"), value, like))
         self.made.update(dict.fromkeys(folds, module))
         return module
 

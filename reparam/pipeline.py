@@ -17,7 +17,7 @@ from torch import nn
 from reparam import cost as costs
 from reparam.bisect import bisect
 from reparam.capture import Node, Record, leaves_of, record
-from reparam.checked import FULL, NOTHING, Verify, chosen
+from reparam.checked import FULL, NOTHING, Checked, Verify, chosen
 from reparam.cost import Cost, MeasuredCost, Setting
 from reparam.dead import Dead, around, dead_weight
 from reparam.deferred import passing
@@ -43,6 +43,7 @@ from reparam.report import report
 from reparam.sketch import weighed
 from reparam.verify import EXACT, Verification, require_eval
 from reparam.verify import verify as verify_models
+from reparam.waiting import Waiting, fill, loosened
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -67,7 +68,9 @@ def reparameterize(
     model: any trained module in eval mode; it is left as it is unless `inplace`.
     example_inputs: a tensor, a tuple (positional) or a dict (keyword) that the model accepts; without them a symbolic
         trace of the model has to tell their shapes.
-    inplace: change `model` itself, after everything has been verified; it is returned as well.
+    inplace: change `model` itself, after everything has been verified; it is returned as well. Unless `verify` is
+        "full" or `prune` is given, old and new weights are then never held at once: each new one is made as the old
+        ones are given up. Should memory run out at that, the model has to be loaded again, and a ModelError says so.
     verify: True or "full": compare every fold, and then the whole model with the original, in float64 and in its own
         dtype, at several sizes. "folds": compare every fold alone, in float64, which takes a fraction of the time and
         runs the model no more often than without. False: compare nothing.
@@ -86,7 +89,7 @@ def reparameterize(
     Returns a model of the same class, dtype, device and memory format, in eval mode, whose new weights do not require
     gradients; `reparam_report` on it says what was done, `reparam_origin` what it was before. Raises TrainModeError,
     InputError, ModelError for what cannot be converted, VerificationError if the result is not equal: nothing has been
-    changed then.
+    changed then (but see `inplace` for the one error that comes later).
     """
     say = _speaker(progress)
     checked = chosen(verify)
@@ -108,10 +111,34 @@ def reparameterize(
         return _wrapped(model, inner, inplace)
     inputs = guessed_inputs(_copied(model)) if example_inputs is None else Inputs.of(example_inputs)
     asked = _Asked(keep, judge, prune, fixed_size)
+    named_cost = cost if isinstance(cost, str) else cost.name
+    options = {"keep": list(_patterns(keep)), "cost": named_cost, "prune": prune, "fixed_size": fixed_size}
+    folded, waiting = _folded(model, inputs, asked, checked, options, inplace, say)
+    if inplace:
+        _moved_into(model, folded)
+        fill(waiting)
+        return model
+    return folded
+
+
+def _folded(
+    model: nn.Module,
+    inputs: Inputs,
+    asked: _Asked,
+    checked: Checked,
+    options: dict[str, Any],
+    inplace: bool,
+    say: Callable[[str], object],
+) -> tuple[nn.Module, list[Waiting]]:
+    """The folded model, with all that is noted on it, and what of it is to be filled when `model` is given up.
+
+    All else that has been found out is forgotten here: it holds the old weights.
+    """
     looks = _Looks(checked != NOTHING)
     lent = same(model) if inplace else aliases(model)
+    later = inplace and checked != FULL and not asked.prune  # else the folded model is run while there is the old one
     with _uncollected():
-        conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL)
+        conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL, later=later)
     naive: dict[Node, float] = {}
     verification = None
     if checked != NOTHING:
@@ -120,7 +147,7 @@ def reparameterize(
     if checked == FULL and conversion.changed:
         say("comparing the models")
         verification = verify_models(
-            model, conversion.emitted.model, inputs, exact=conversion.emitted.exact, fixed_size=fixed_size
+            model, conversion.emitted.model, inputs, exact=conversion.emitted.exact, fixed_size=asked.fixed_size
         )
         if not verification.ok:
             raise _guilty(model, inputs, asked, conversion, verification)
@@ -132,13 +159,12 @@ def reparameterize(
         )  # fmt: skip
     folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
     if conversion.changed or "reparam_origin" not in vars(model):
-        named_cost = cost if isinstance(cost, str) else cost.name
-        options = {"keep": list(_patterns(keep)), "cost": named_cost, "prune": prune, "fixed_size": fixed_size}
         folded.reparam_origin = _origin(model, conversion, inputs, options)  # type: ignore[assignment]
     if inplace:
-        return _moved_into(model, folded)
-    own(folded, lent.values())
-    return folded
+        loosened(conversion.record)
+    else:
+        own(folded, lent.values())
+    return folded, conversion.emitted.waiting
 
 
 @dataclass(frozen=True)
@@ -189,9 +215,13 @@ def _convert(
     look: Callable[[Fold], None],
     *,
     exact: bool,
+    later: bool = False,
     only: int | None = None,
 ) -> _Conversion:
-    """Convert `target` itself; `only` so many of the folds, in order, and then merges, where it is given."""
+    """Convert `target` itself; `only` so many of the folds, in order, and then merges, where it is given.
+
+    exact, later: see `emit`.
+    """
     kept = _kept(target, asked.keep)
     say("recording a run")
     recorded = record(target, inputs)
@@ -226,7 +256,7 @@ def _convert(
     dead = dead_weight(target, recorded, planned.live)
     pruner = Pruner(target, dead)
     before = named(target)
-    emitted = emit(target, recorded, edits, planned.live, look, exact)
+    emitted = emit(target, recorded, edits, planned.live, look, exact, later)
     for fold in planned.folds:  # those that have become nothing by themselves
         with passing():
             look(fold)
@@ -416,7 +446,7 @@ def _guilty(
 
 
 def _moved_into(model: nn.Module, folded: nn.Module) -> nn.Module:
-    """Make `model` what `folded` is: from here on nothing can fail."""
+    """Make `model` what `folded` is: from here on nothing can fail, but for want of memory."""
     model.__class__ = type(folded)
     vars(model).clear()
     vars(model).update(vars(folded))

@@ -1,0 +1,59 @@
+"""New weights that wait for the memory of the old ones.
+
+A model that is changed in place never needs both: everything that can fail has been done when the first old weight is
+given up. By then every kernel has been worked out once, to be looked at, and forgotten; now each is worked out again
+and kept, and what only it was made of goes with it.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from reparam.affine import AffineConv
+from reparam.capture import Record
+from reparam.deferred import passing
+from reparam.errors import ModelError
+from reparam.plain import plain
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A plain module whose parameters are on the meta device, and what they are made of (see `plain`)."""
+
+    module: nn.Module
+    value: AffineConv
+    like: Tensor
+
+    def fill(self) -> None:
+        """Give the module its numbers."""
+        with passing():
+            made, _ = plain(self.value, self.like)
+        for empty, full in zip(self.module.modules(), made.modules(), strict=True):
+            empty._parameters.update(full._parameters)
+
+
+def loosened(record: Record) -> None:
+    """Let a constant hold nothing but what it is computed from, and every other node nothing at all.
+
+    Kernels know the tensor that they start from, and from any node of a record the whole model can be reached.
+    """
+    for node in {*record.nodes, *(operand for reader in record.nodes for operand in reader.inputs)}:
+        node.readers, node.call = [], None
+        if not node.constant:
+            node.inputs, node.args, node.kwargs = (), (), {}
+
+
+def fill(waiting: list[Waiting]) -> None:
+    """Fill one module after the other, and forget it. Raises ModelError if memory runs out: half is done then."""
+    gc.collect()  # modules and calls hold one another
+    try:
+        while waiting:
+            waiting.pop().fill()
+    except Exception as error:
+        raise ModelError(
+            f"the new weights cannot be made: {type(error).__name__}: {error}; the model has lost its old ones and has "
+            "to be loaded again. With inplace=False it would have stayed as it was"
+        ) from error
