@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,8 +14,10 @@ from torch import Tensor, nn
 
 import reparam
 import reparam.emit as emit
-from helpers import distance, image, trained
+import reparam.waiting as waiting
+from helpers import Block, distance, image, trained
 from reparam.deferred import Deferred, passing
+from reparam.errors import ModelError
 from reparam.lent import aliases, own
 from reparam.nn import RepVGGBlock
 
@@ -125,3 +130,120 @@ def test_parameters_that_modules_also_keep_in_lists() -> None:
     assert [id(each) for each in folded._flat_weights] == [id(each) for each in folded.parameters()]
     assert distance(lambda x: model(x)[0], lambda x: folded(x)[0], torch.randn(3, 2, 4)) == 0
     own(folded, aliases(model).values())
+
+
+# --- in place
+
+
+def normed(kernel: int = 3, **options: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(8, 8, kernel, padding=kernel // 2, **options), nn.BatchNorm2d(8))
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(normed(), nn.ReLU(), normed(1, bias=False), nn.ReLU(), normed(groups=2), nn.GELU())
+
+
+def shared() -> nn.Module:
+    """One convolution between norms of two places, and a whole block that is called twice."""
+    block, conv = nn.Sequential(normed(), nn.ReLU()), nn.Conv2d(8, 8, 3, padding=1)
+    norms = [nn.BatchNorm2d(8) for _ in range(2)]
+    return nn.Sequential(block, block, conv, norms[0], nn.ReLU(), conv, norms[1], nn.ReLU())
+
+
+def tied() -> nn.Module:
+    first, second, third = normed(), normed(), nn.Conv2d(8, 8, 3)
+    second[0].weight = third.weight = first[0].weight
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU())
+
+
+def read_elsewhere() -> nn.Module:
+    """Its norm is folded, and the weight that goes with it is read by other code as well."""
+    return Block(lambda self, x: self.layer(x).relu() * self.layer[0].weight.abs().sum(), layer=normed())
+
+
+def padded() -> nn.Module:
+    """Its kernel is padded by a module of its own, and what comes of the first bias is a map where sizes are fixed."""
+    strided = nn.Sequential(nn.ZeroPad2d((0, 3, 0, 3)), nn.Conv2d(8, 8, 2, 2), nn.BatchNorm2d(8), nn.ReLU())
+    return nn.Sequential(strided, nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+
+
+KINDS: list[Callable[[], nn.Module]] = [chain, network, shared, tied, read_elsewhere, padded]
+
+
+@pytest.mark.parametrize("verify", [False, "folds"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_in_place_gives_the_same_bits(kind: Callable[[], nn.Module], verify: Any, fixed_size: bool) -> None:
+    model = trained(kind(), X)
+    like, x = copy.deepcopy(model).float().to(memory_format=torch.channels_last), X.float()
+    apart = reparam.reparameterize(like, x, verify=verify, fixed_size=fixed_size)
+    assert reparam.reparameterize(like, x, verify=verify, fixed_size=fixed_size, inplace=True) is like
+    truth, found = apart.state_dict(), like.state_dict()
+    assert list(found) == list(truth)
+    for key, each in truth.items():
+        assert torch.equal(each, found[key])
+        assert each.stride() == found[key].stride()
+    assert [p.requires_grad for p in like.parameters()] == [p.requires_grad for p in apart.parameters()]
+    assert torch.equal(like(x), apart(x))
+    assert like.reparam_report.folds
+    assert like.reparam_report == apart.reparam_report
+    assert like.reparam_origin.keys == apart.reparam_origin.keys
+
+
+def held() -> int:
+    """Bytes of all tensors that live, each memory once."""
+    every = (each for each in gc.get_objects() if isinstance(each, Tensor) and each.device.type == "cpu")
+    storages = [each.untyped_storage() for each in every]
+    return sum({each._cdata: each.nbytes() for each in storages}.values())
+
+
+@pytest.mark.parametrize("verify", [False, "folds"])
+def test_in_place_old_and_new_weights_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch, verify: Any) -> None:
+    layers = [RepVGGBlock(64, 64), nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), RepVGGBlock(64, 64)]
+    x = image(2, 64, 9, 11).float()
+    model = trained(nn.Sequential(*layers, nn.Conv2d(64, 64, 1), nn.ReLU()), x.double()).float()
+    del layers
+    right, found = waiting.plain, []
+
+    def plain(*arguments: Any) -> Any:
+        found.append(held())
+        return right(*arguments)
+
+    monkeypatch.setattr(waiting, "plain", plain)
+    gc.collect()
+    before, kernel = held(), 4 * 64 * 64 * 9
+    reparam.reparameterize(model, x, verify=verify, inplace=True)
+    assert len(found) == 3
+    assert found[0] < before + kernel / 4  # of the new weights there is none yet
+    assert all(later < earlier for earlier, later in pairwise([*found, held()]))
+
+
+def test_in_place_what_others_hold_stays_as_it_was() -> None:
+    model = network()
+    before, block = copy.deepcopy(model[1]), model[1]
+    reparam.reparameterize(model, X, verify=False, inplace=True)
+    assert block is not model[1]
+    assert distance(before, block, X) == 0
+
+
+def test_in_place_without_enough_memory_says_that_the_model_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, made = waiting.plain, []
+
+    def plain(*arguments: Any) -> Any:
+        if made:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        made.append(right(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(waiting, "plain", plain)
+    with pytest.raises(ModelError, match="can't allocate memory; the model has lost its old ones and has to be loaded"):
+        reparam.reparameterize(network(), X, verify=False, inplace=True)
+
+
+def test_in_place_nothing_is_given_up_before_the_folds_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    before = copy.deepcopy(model)
+    monkeypatch.setattr("reparam.pipeline.fold_error", lambda *_: 1.0)
+    with pytest.raises(reparam.VerificationError, match="nothing has been changed"):
+        reparam.reparameterize(model, X, verify="folds", inplace=True)
+    assert distance(before, model, X) == 0
