@@ -7,7 +7,7 @@ pixels may lie anywhere: nothing but that has to hold for every input, and lengt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -15,6 +15,7 @@ from reparam.affine import AffineConv
 from reparam.arrangement import Arrangement, Length, Move, Moved, Permuted, Picked, Reshaped, constant, lengths_of
 from reparam.capture import Node
 from reparam.cost import KERNELS
+from reparam.errors import Refusal
 from reparam.interpret import Interpretation, anchored, read
 from reparam.rules import RULES, Value, operation
 from reparam.rules.table import channel_dimension, each
@@ -52,11 +53,41 @@ def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents
     values: dict[Node, Value] = {node: found.value(base, node) for node in nodes}
     views = [value for value in values.values() if isinstance(value, Viewed)]
     named = [node for node in nodes if operation(node.function) in GIVEN_SIZES]  # type: ignore[arg-type]
+    squeezed = [node for node in nodes if operation(node.function) == "squeeze"]  # type: ignore[arg-type]
     ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
     start = _start(found, base, values.values())
     if not all(view.whole for view in views) or any(True for _ in ended):
-        return _apart(start, base, nodes, values, named)
-    return _Followed(start, base, nodes, values).extents() if views and named else Extents()
+        told = _apart(start, base, nodes, values, named)
+    else:
+        told = _Followed(start, base, nodes, values).extents() if views and (named or squeezed) else Extents()
+    for node in squeezed:
+        _require_one(node, base, told.lengths)
+    return told
+
+
+def _require_one(node: Node, base: Node, lengths: Mapping[Node, Lengths]) -> None:
+    """Raise Refusal unless the dimension that a node drops has one entry for every input: else it drops none."""
+    before = node.operands[0]
+    given = RULES["squeeze"].signature.bind(*node.args, **node.kwargs).arguments
+    dim = given["dim"] % len(before.shape)
+    told = dict(enumerate(lengths.get(before, ()))).get(dim)
+    single = {constant(1), *(length for dim, length in enumerate(lengths.get(base, ())) if dim in _pooled(base))}
+    if told not in single:
+        raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
+
+
+def _pooled(node: Node) -> Collection[int]:
+    """The dimensions that are 1 for every input, as a pooling module of torch has made them."""
+    whole = as_large(node)
+    pools = whole.function is not None and operation(whole.function).startswith("adaptive_")
+    return [dim for dim in range(2, len(whole.shape)) if pools and whole.shape[dim] == 1 and _fixed(whole, dim)]
+
+
+def _fixed(node: Node, dim: int) -> bool:
+    """Whether it is told a literal for the length of a dimension, by a module that hands it the same at every size."""
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
+    size = given[dim - 2] if isinstance(given, (tuple, list)) else given
+    return size == 1 and node.call is not None and type(node.call.module).__module__.startswith("torch.nn.")
 
 
 def _start(found: Interpretation, base: Node, values: Iterable[Value]) -> AffineConv:
@@ -86,6 +117,26 @@ def _apart(
         elif isinstance(value, AffineConv):
             known[node] = known[base] if value.identity else lengths_of(value)
     return Extents(known, {node: known.get(node, ()) for node in named})
+
+
+# What these compute is as large as the first tensor that they read, whatever else they are given.
+AS_LARGE = frozenset(
+    "data detach clone contiguous relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardsigmoid "
+    "hardswish hardtanh softplus dropout batch_norm layer_norm rms_norm group_norm instance_norm affine_part".split()
+)
+
+
+def as_large(node: Node) -> Node:
+    """The first tensor on the way to this one that is as large for every input."""
+    while (before := alike_before(node)) is not None:
+        node = before
+    return node
+
+
+def alike_before(node: Node) -> Node | None:
+    """The tensor that this one is computed of, if it is as large for every input."""
+    alike = node.function is not None and operation(node.function) in AS_LARGE and len(node.operands) == 1
+    return node.operands[0] if alike else None
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from torch import fx
 from reparam.arrangement import Length, constant
 from reparam.capture import SHAPED_AS, Node
 from reparam.errors import Refusal
-from reparam.lengths import Extents, Lengths, Whole
+from reparam.lengths import AS_LARGE, Extents, Lengths, Whole, alike_before, as_large
 from reparam.rules import RULES, operation
 from reparam.trace import Trace, user_code
 
@@ -101,7 +101,7 @@ class _Code:
 
     def __init__(self, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
         self.trace = trace
-        self.lengths = {_as_large(node): each for node, each in lengths.items()}
+        self.lengths = {as_large(node): each for node, each in lengths.items()}
         self.base = next(iter(lengths))
         self.images: Node | None = None
         self.images = self.batch(self.base)
@@ -114,8 +114,8 @@ class _Code:
 
     def shape(self, tensor: Any) -> Lengths | None:
         seen = self.trace.tree.get(tensor) if self.trace is not None and isinstance(tensor, fx.Node) else None
-        if not isinstance(seen, Node) or _as_large(seen) in self.lengths:
-            return self.lengths.get(_as_large(seen)) if isinstance(seen, Node) else None
+        if not isinstance(seen, Node) or as_large(seen) in self.lengths:
+            return self.lengths.get(as_large(seen)) if isinstance(seen, Node) else None
         found = _told(seen)
         return (Length(Fraction(1), (0,)), *found[1:]) if self.batch(seen) is self.images else found
 
@@ -133,7 +133,7 @@ class _Code:
             step = self.trace.at.get(node) if self.trace is not None else None
             sizes = None if step is None or len(step.args) < 2 else self.sizes(step.args[1:])
             return self._first(sizes[0]) if sizes else None
-        kept = name in _AS_LARGE or _RANKS.get(name) == len(node.shape) or _keeps_first(name, node)
+        kept = name in AS_LARGE or _RANKS.get(name) == len(node.shape) or _keeps_first(name, node)
         return node.operands[0] if kept and len(node.operands) == 1 else None
 
     def _first(self, length: Length | None) -> Node | None:
@@ -177,13 +177,6 @@ class _Code:
         return None
 
 
-# What these compute is as large as the first tensor that they read, whatever else they are given.
-_AS_LARGE = frozenset(
-    "data detach clone contiguous relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardsigmoid "
-    "hardswish hardtanh softplus dropout batch_norm layer_norm rms_norm group_norm instance_norm affine_part".split()
-)
-
-
 def _keeps_first(name: str, node: Node) -> bool:
     """Whether it puts dimensions in another order, all but the first."""
     if name not in ("permute", "transpose"):
@@ -193,26 +186,13 @@ def _keeps_first(name: str, node: Node) -> bool:
     return dims[:1] == [0] if name == "permute" else len(dims) == 2 and 0 not in dims
 
 
-def _as_large(node: Node) -> Node:
-    """The first tensor on the way to this one that is as large for every input."""
-    while (before := _alike(node)) is not None:
-        node = before
-    return node
-
-
-def _alike(node: Node) -> Node | None:
-    """The tensor that this one is computed of, if it is as large for every input."""
-    alike = node.function is not None and operation(node.function) in _AS_LARGE and len(node.operands) == 1
-    return node.operands[0] if alike else None
-
-
 _CHANNELS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "batch_norm": 1, "linear": -1, "layer_norm": -1}
 _RANKS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}  # with one dimension less there is no batch
 
 
 def _told(node: Node) -> Lengths:
     """The lengths of a tensor that is no part of a fold: unknown, but for the channels that a layer reads or makes."""
-    counted, whole = _counted(node), _as_large(node)
+    counted, whole = _counted(node), as_large(node)
     unknown = [Length(Fraction(1), ((whole, dim),)) for dim in range(len(node.shape))]
     return tuple(constant(size) if dim in counted else unknown[dim] for dim, size in enumerate(node.shape))
 
@@ -220,7 +200,7 @@ def _told(node: Node) -> Lengths:
 def _counted(node: Node, joins: int = 2) -> set[int]:
     """The dimensions that are as long for every input; it is looked behind so many `joins`."""
     alike = [node]
-    while (before := _alike(alike[-1])) is not None:
+    while (before := alike_before(alike[-1])) is not None:
         alike.append(before)
     layers = [*alike, *(reader for each in alike for reader in each.readers if reader.operands[:1] == (each,))]
     names = [operation(each.function) for each in layers if each.function is not None and _of_torch(each)]

@@ -240,3 +240,33 @@ def test_the_scale_of_a_norm_goes_into_what_reads_windows() -> None:
     folded = reparam.reparameterize(model, image(2, 16, 6))
     assert not folded.norm.elementwise_affine, folded.reparam_report
     assert agree(model, folded, (2, 16, 6), (3, 24, 6), (2, 8, 6)) == 3
+
+
+# --- a dimension of one entry is dropped, and stays where it has more
+
+SQUEEZED: dict[str, tuple[tuple[int, ...], Function]] = {
+    "the width": ((2, 4, 5, 1), lambda x: x.squeeze(-1).transpose(1, 2)),
+    "the height": ((2, 4, 1, 5), lambda x: x.squeeze(2).transpose(1, 2)),
+    "both": ((2, 4, 1, 1), lambda x: x.squeeze(-1).squeeze(-1)),
+}
+
+
+@pytest.mark.parametrize("name", SQUEEZED)
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
+def test_pixels_that_happen_to_be_one_are_not_always_dropped(name: str, kind: type[nn.Module]) -> None:
+    size, function = SQUEEZED[name]
+    model = between(function, kind(4) if kind is nn.BatchNorm2d else kind(4, 4, 1), nn.Linear(4, 4))
+    folded = reparam.reparameterize(model, image(*size), verify=False)
+    assert agree(model, folded, size, (2, 4, 5, 4), (2, 4, 4, 4), (2, 4, 1, 4), (2, 4, 4, 1)) > 3
+
+
+@pytest.mark.parametrize("first", [nn.Sequential(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Tanh())])
+def test_pixels_that_were_pooled_to_one_are_always_dropped(first: nn.Module) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.linear(m.pool(m.bn(m.first(x))).squeeze(-1).squeeze(-1))
+
+    members = {"first": first, "bn": nn.BatchNorm2d(4), "pool": nn.AdaptiveAvgPool2d(1), "linear": nn.Linear(4, 3)}
+    model = trained(Block(forward, **members))
+    folded = reparam.reparameterize(model, image(2, 4, 5, 6), verify=False)
+    assert norms_ran(folded, image(2, 4, 5, 6)) == 0
+    assert agree(model, folded, (2, 4, 5, 4), (1, 4, 1, 1), (3, 4, 2, 7)) == 3
