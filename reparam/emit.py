@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
-from reparam.capture import WEIGHT_HOOKS, Node, Record, entry, leaves_of, served
+from reparam.capture import WEIGHT_HOOKS, Node, Record, leaves_of, served
 from reparam.deferred import passing
 from reparam.edits import Edits, Piece, Rewrite
 from reparam.fold import Fold, Wide
+from reparam.places import Places, named, prefixes, stands_for
 from reparam.plain import plain
 from reparam.prepare import only_read_by
 from reparam.rewrite import Code, set_forward
@@ -135,51 +136,59 @@ class _Emitter:
         gone = {node for piece in rewrite.pieces for node in piece.nodes}
         asking = _asking(trace)
         idle = _without_idle_calls(trace, pinned)
+        places = Places(trace)
         for piece in {piece.nodes: piece for piece in rewrite.pieces}.values():
             if piece.sink is piece.base.affine_part:
-                _normalises_only(trace, piece.base)
+                _normalises_only(places, piece.base)
                 continue
-            replacement = start = _read(trace, piece)
+            replacement = start = places.read(piece.base, piece.nodes)
             if piece.fold.wide is not None:
-                replacement = self._merged(rewrite, piece, piece.fold.wide)
+                replacement = self._merged(rewrite, places, piece, piece.fold.wide)
             elif piece.value is not None:
-                replacement = self._called(trace, piece.value, start, piece.nodes, piece.fold)
+                replacement = self._called(places, piece.value, start, piece.nodes, piece.fold)
             if piece.nodes == piece.fold.nodes:
                 _asked_instead(trace, piece, replacement, asking)
-            before = trace.at[piece.sink]
-            before.replace_all_uses_with(replacement)
-            trace.at.update({node: replacement for node, place in trace.at.items() if place is before})
+            places.moved(trace.at[piece.sink], replacement)
         swept(trace, gone, self.idle)
         steps = _steps(trace)
         alone = only_read_by(removed, module, self.readers)  # else somebody asks it for its weight
         if steps is not None and isinstance(module, _OPERATIONS) and module is not self.model and alone:
             self._exchange(module, _sequence(module, steps))  # it is no longer what its class says
             return
-        used = written(trace)
+        self._drop_unused(trace, removed, spent, idle)
+
+    def _drop_unused(
+        self, trace: Trace, removed: Collection[Node], spent: set[nn.Module], idle: Collection[str]
+    ) -> None:
+        """Write the edited code, and delete what it has no more use for."""
+        module, used = trace.module, written(trace)
+        around = prefixes(used)
         for path, inner in list(module.named_modules()):
-            if path and (inner in spent or path in idle) and not _named(path, used):
+            if path and (inner in spent or path in idle) and not named(path, used, around):
                 self._dropped(module, path)
+        paths = {inner: path for path, inner in module.named_modules()}
         for each in trace.opened:
-            self._drop_unread(each, module, removed, used)
+            if each in paths:
+                self._drop_unread(each, f"{paths[each]}." if paths[each] else "", removed, used)
 
     def _called(
-        self, trace: Trace, value: AffineConv, start: fx.Node, nodes: Collection[Node], *folds: Fold
+        self, places: Places, value: AffineConv, start: fx.Node, nodes: Collection[Node], *folds: Fold
     ) -> fx.Node:
         """A call of the plain convolution in front of the first step that stands for any of the nodes."""
-        new = self._plain(value, *folds)
-        name = _free_name(trace.module, "linear" if isinstance(new, nn.Linear) else "conv")
+        trace, new = places.trace, self._plain(value, *folds)
+        name = places.free_name("linear" if isinstance(new, nn.Linear) else "conv")
         trace.module._modules[name] = new  # not by add_module: it asks modules that have every attribute
         self.parents[new].append((trace.module, name))
-        first = next(step for step in trace.graph.nodes if _stands_for(trace, step, nodes))
-        with trace.graph.inserting_before(first):
+        with trace.graph.inserting_before(places.standing(nodes)[0]):
             return trace.graph.call_module(name, (start,))
 
-    def _merged(self, rewrite: Rewrite, piece: Piece, wide: Wide) -> fx.Node:
+    def _merged(self, rewrite: Rewrite, places: Places, piece: Piece, wide: Wide) -> fx.Node:
         """A part of the wide convolution, which the first part to be written brings with it."""
         if wide not in self.parts:
             trace, folds = rewrite.trace, [each.fold for each in rewrite.pieces if each.fold.wide is wide]
             nodes = {node for each in rewrite.pieces if each.fold.wide is wide for node in each.nodes}
-            whole = self._called(trace, wide.value, _read(trace, piece), nodes, *folds)
+            start = places.read(piece.base, piece.nodes)
+            whole = self._called(places, wide.value, start, nodes, *folds)
             with trace.graph.inserting_before(whole.next):
                 split = trace.graph.call_method("split", (whole, list(wide.widths), wide.channel))
                 parts = [trace.graph.call_function(operator.getitem, (split, i)) for i in range(len(wide.sinks))]
@@ -207,13 +216,8 @@ class _Emitter:
         held = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
         return bool(held) and all(self.readers.get(id(tensor)) for tensor in held)
 
-    def _drop_unread(
-        self, each: nn.Module, module: nn.Module, removed: Collection[Node], used: Collection[str]
-    ) -> None:
-        """Delete parameters and buffers of one module that only removed operations have read."""
-        prefix = next((f"{path}." if path else "" for path, inner in module.named_modules() if inner is each), None)
-        if prefix is None:
-            return
+    def _drop_unread(self, each: nn.Module, prefix: str, removed: Collection[Node], used: Collection[str]) -> None:
+        """Delete parameters and buffers of one module, whose path is `prefix`, that only removed operations read."""
         names = list(each._parameters)
         for registry in (each._parameters, each._buffers):
             for name, tensor in list(registry.items()):
@@ -245,11 +249,11 @@ class _Emitter:
 _OPERATIONS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
 
 
-def _normalises_only(trace: Trace, norm: Node) -> None:
+def _normalises_only(places: Places, norm: Node) -> None:
     """Take weight and bias from the step of the code that normalises."""
-    step = trace.at[norm]
+    step = places.trace.at[norm]
     step.args, step.kwargs = without_affine(norm.function, step.args, step.kwargs)  # type: ignore[arg-type]
-    trace.tree[step] = norm
+    places.shows(step, norm)
 
 
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
@@ -258,30 +262,6 @@ def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
     # Parameters before plain attributes, which have a dtype of their own; a 1x1 kernel is of every memory format.
     held.sort(key=lambda each: (not isinstance(each, nn.Parameter), -each.dim(), each.is_contiguous()))
     return held[0] if held else next(model.parameters(), torch.empty(0)).detach().to(fold.sink.dtype)
-
-
-def _free_name(module: nn.Module, name: str) -> str:
-    taken = {*module._modules, *vars(module), *module._parameters, *module._buffers, *dir(type(module))}
-    names = (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2)))
-    return next(each for each in names if each not in taken)
-
-
-def _stands_for(trace: Trace, node: fx.Node, nodes: Collection[Node]) -> bool:
-    """Whether a step of the trace is one of these operations, an inner call of nothing but these, or hands them on."""
-    own = [n for n in trace.inner[node].nodes() if not n.constant] if node in trace.inner else []
-    if own:
-        return all(n in nodes for n in own)
-    seen = trace.tree.get(node)
-    if isinstance(seen, list):  # the parts of a tuple
-        seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is entry), None)
-    return isinstance(seen, Node) and seen in nodes and trace.at.get(seen) is not None and node.op != "placeholder"
-
-
-def _read(trace: Trace, piece: Piece) -> fx.Node:
-    """The base of a piece as its operations read it: behind what has changed nothing in this run (`contiguous`)."""
-    places = (step for step, seen in trace.tree.items() if seen is piece.base)
-    read = [step for step in places if any(_stands_for(trace, user, piece.nodes) for user in step.users)]
-    return read[0] if len(read) == 1 else trace.at[piece.base]
 
 
 def _asking(trace: Trace) -> dict[Node, set[fx.Node]]:
@@ -315,12 +295,13 @@ def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:
     Idle operations, on which no output depends, go as well: they would need what is removed.
     """
     graph = trace.graph
+    left = gone | idle
     about = set[fx.Node]()
     for node in graph.nodes:
-        if node.op == "call_function" and node.target is _SETITEM and not _stands_for(trace, node, gone):
+        if node.op == "call_function" and node.target is _SETITEM and not stands_for(trace, node, gone):
             # Assignment returns nothing: whoever reads its result means the tensor assigned to.
             node.replace_all_uses_with(node.args[0])
-        if _stands_for(trace, node, gone) or (node not in trace.tree and about.intersection(node.all_input_nodes)):
+        if stands_for(trace, node, gone) or (node not in trace.tree and about.intersection(node.all_input_nodes)):
             about.add(node)
     for node in reversed(list(graph.nodes)):
         if node.users or node.op in ("placeholder", "output"):
@@ -328,7 +309,7 @@ def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:
         check = operation(node.target) in CHECKS and node not in about
         seen = trace.tree.get(node, _NOTHING)
         asked = seen is _NOTHING and node.op != "call_module" and not check  # a size, for somebody who is gone
-        if asked or seen is None or _stands_for(trace, node, gone | idle):
+        if asked or seen is None or stands_for(trace, node, left):
             graph.erase_node(node)
 
 
@@ -388,7 +369,3 @@ def _sequence(module: nn.Module, steps: list[str]) -> nn.Module:
     if not steps:
         return nn.Identity().eval()
     return nn.Sequential(OrderedDict((step.replace(".", "_"), module.get_submodule(step)) for step in steps)).eval()
-
-
-def _named(path: str, used: Collection[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}.") or path.startswith(f"{name}.") for name in used)

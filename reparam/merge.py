@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import combinations
+from itertools import accumulate, combinations, islice
 from typing import Any
 
 from reparam import cost
@@ -78,6 +78,24 @@ class _Part:
     alone: cost.Price
     extra: cost.Price
     views: Extents
+
+
+@dataclass(frozen=True, eq=False)
+class _Set:
+    """Parts of one convolution, which `value` is; `alone` and `extra` are the sums of theirs."""
+
+    parts: tuple[_Part, ...]
+    value: AffineConv
+    alone: cost.Price
+    extra: cost.Price
+
+    @staticmethod
+    def of(part: _Part) -> _Set:
+        return _Set((part,), part.fold.value, part.alone, part.extra)
+
+    def joined(self, other: _Set) -> _Set:
+        value = self.value.cat(other.value)
+        return _Set((*self.parts, *other.parts), value, self.alone + other.alone, self.extra + other.extra)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,17 +214,17 @@ class _Merger:
 
     def _best(self, parts: Sequence[_Part]) -> _Merge | None:
         """The merge that saves most, of all sets of parts; where they are many, of those that cost least as parts."""
-        found: list[tuple[cost.Price, tuple[_Part, ...]]] = []
+        best: tuple[cost.Price, _Set] | None = None
         for some in _sets(sorted(parts, key=lambda part: (part.extra, part.alone))):
-            wide = cost.of_fold(self.judge, _joined(some))
-            together = cost.total([wide, cost.of_view(self.judge), *(part.extra for part in some)])
-            alone = cost.total(part.alone for part in some)
-            if together < alone and together.time <= (1 - _MARGIN) * alone.time:
-                found.append((alone - together, some))
-        if not found:
+            wide = cost.of_fold(self.judge, some.value)
+            together = cost.total([wide, cost.of_view(self.judge), some.extra])
+            pays = together < some.alone and together.time <= (1 - _MARGIN) * some.alone.time
+            if pays and (best is None or best[0] < some.alone - together):
+                best = some.alone - together, some
+        if best is None:
             return None
-        saved, some = max(found, key=lambda each: each[0])
-        return None if self._goes_further(some) else _Merge(self._wide(some), saved)
+        saved, chosen = best
+        return None if self._goes_further(chosen.parts) else _Merge(self._wide(chosen.parts), saved)
 
     def _goes_further(self, parts: Sequence[_Part]) -> bool:
         """Whether the wide convolution would cost even less as one of a tensor before its base, if that is all its own.
@@ -253,9 +271,12 @@ class _Merger:
         return tuple(replace(part.fold, wide=wide) for part in parts)
 
 
-def _sets(parts: Sequence[_Part]) -> Iterator[tuple[_Part, ...]]:
+def _sets(parts: Sequence[_Part]) -> Iterator[_Set]:
+    if len(parts) > _FEW:
+        yield from islice(accumulate(map(_Set.of, parts), _Set.joined), 1, None)
+        return
     for count in range(2, len(parts) + 1):
-        yield from combinations(parts, count) if len(parts) <= _FEW else [tuple(parts[:count])]
+        yield from (reduce(_Set.joined, map(_Set.of, some)) for some in combinations(parts, count))
 
 
 def _joined(parts: Sequence[_Part]) -> AffineConv:

@@ -387,8 +387,9 @@ class _Editor:
                 if outer is not None:
                     at[piece], settled = outer, False
         swapped = frozenset(swap.module for swap in result.swaps)
+        parts = _by_place(at)
         for call, inner in opened.items():
-            mine = [piece for piece, place in at.items() if place is call]
+            mine = parts[call]
             try:
                 self._require_apart(swapped, call, inner, mine)
                 result.rewrites.append(self._rewrite(call, inner, mine))
@@ -444,11 +445,12 @@ class _Editor:
             raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
         trace = self._rewritten(call, frozenset(opened))
         gone = {node for piece in pieces for node in piece.nodes}
+        returned = _returned(trace)
         for piece in pieces:
             if piece.base not in trace.at:
                 raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
             for node in piece.nodes:
-                if node in self.unmade - {piece.sink} and node in trace.at and _returned(trace, node):
+                if node is not piece.sink and node in self.unmade and node in returned and node in trace.at:
                     raise _At(node, "its code also returns it, although nobody reads it")
                 if node in trace.at and trace.sized(node) and node not in self._shown(piece.fold):
                     raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
@@ -534,8 +536,17 @@ def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
     return False
 
 
-def _returned(trace: Trace, node: Node) -> bool:
-    return any(step.op == "output" for place, seen in trace.tree.items() if seen is node for step in place.users)
+def _by_place(at: Mapping[Piece, Call]) -> Mapping[Call, list[Piece]]:
+    parts: dict[Call, list[Piece]] = defaultdict(list)
+    for piece, place in at.items():
+        parts[place].append(piece)
+    return parts
+
+
+def _returned(trace: Trace) -> set[Node]:
+    """The tensors that its code returns."""
+    places = (place for step in trace.graph.find_nodes(op="output") for place in step.all_input_nodes)
+    return {seen for seen in map(trace.tree.get, places) if isinstance(seen, Node)}
 
 
 def _handed(fold: Fold, around: Call | None) -> list[Node]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -38,6 +38,7 @@ _KINDS = {
 }
 _KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _SHORT = {"batch_norm": "bn", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "avg_pool2d": "pool"}
+_NAMED = 12  # of the modules that one is merged with; the report holds all
 _ORDER = {name: i for i, name in enumerate(("conv", "linear", "bn", "pool"))}  # then the others as they come
 _CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
@@ -147,9 +148,18 @@ def report(
     )
     order = {node: i for i, node in enumerate(record.nodes)}
     gained = gains(record, plan, judge)
+    wide = {fold.wide for fold in plan.folds if fold.wide is not None}
+    merged = {each: tuple(map(place, each.sinks)) for each in wide}  # once: there may be a thousand of them
     lines = tuple(
         replace(
-            _line(fold, names.get(fold) or place(fold.sink), errors.get(fold), weights[fold], order),
+            _line(
+                fold,
+                names.get(fold) or place(fold.sink),
+                errors.get(fold),
+                weights[fold],
+                order,
+                merged[fold.wide] if fold.wide is not None else (),
+            ),
             predicted=_predicted(*gained.folds[fold]),
             measured=_measured(judge, *gained.folds[fold]),
         )
@@ -174,24 +184,31 @@ def report(
     )  # fmt: skip
 
 
-def _line(fold: Fold, name: str, error: float | None, weights: Weights | None, order: Mapping[Node, int]) -> FoldLine:
-    after = _described(fold)
+def _line(
+    fold: Fold,
+    name: str,
+    error: float | None,
+    weights: Weights | None,
+    order: Mapping[Node, int],
+    merged: tuple[str, ...],
+) -> FoldLine:
+    after = _described(fold, merged)
     named = weights and replace(weights, after=replace(weights.after, name=name))
-    merged = () if fold.wide is None else tuple(place(sink) for sink in fold.wide.sinks)
     return FoldLine(
         name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), named, merged=merged
     )
 
 
-def _described(fold: Fold) -> str:
+def _described(fold: Fold, merged: Sequence[str]) -> str:
     """What has become of it; where that computes others as well, which of the channels are its own."""
     if fold.wide is None:
         return describe(fold.value)
     index = fold.wide.sinks.index(fold.sink)
     start = sum(fold.wide.widths[:index])
     channels = f"{start}-{start + fold.wide.widths[index] - 1}"
-    others = ", ".join(place(sink) for sink in fold.wide.sinks if sink is not fold.sink)
-    return f"{describe(fold.wide.value)}, channels {channels}, merged with {others}"
+    others = [*merged[:index], *merged[index + 1 :]]
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return f"{describe(fold.wide.value)}, channels {channels}, merged with {', '.join(others[:_NAMED])}{more}"
 
 
 def _predicted(before: Price, after: Price) -> Gain | None:
