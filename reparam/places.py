@@ -71,18 +71,23 @@ class Places:
 
 
 def stands_for(trace: Trace, step: fx.Node, nodes: Collection[Node]) -> bool:
-    """Whether a step of the trace is one of these operations, or an inner call of nothing but these."""
-    if step in trace.inner:
-        own = [node for node in trace.inner[step].nodes() if not node.constant]
-        return bool(own) and all(node in nodes for node in own)
+    """Whether a step of the trace is one of these operations, an inner call of nothing but these, or hands them on."""
+    own = _inside(trace, step)
+    if own:
+        return all(node in nodes for node in own)
     seen = _first_of(trace, step)
     return seen is not None and seen in nodes and trace.at.get(seen) is not None and step.op != "placeholder"
 
 
+def _inside(trace: Trace, step: fx.Node) -> list[Node]:
+    return [node for node in trace.inner[step].nodes() if not node.constant] if step in trace.inner else []
+
+
 def _first_of(trace: Trace, step: fx.Node) -> Node | None:
-    """The operation that a step is; of an inner call, one of those in it."""
-    if step in trace.inner:
-        return next((node for node in trace.inner[step].nodes() if not node.constant), None)
+    """The operation that a step is or hands on; of an inner call, one of those in it."""
+    own = _inside(trace, step)
+    if own:
+        return own[0]
     seen = trace.tree.get(step)
     if isinstance(seen, list):  # the parts of a tuple
         seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is entry), None)
