@@ -41,6 +41,7 @@ _QUERIES = frozenset(
 
 PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")  # or copies, by size and order of memory
 _SIZES = frozenset("shape size numel nelement len stride storage_offset".split())
+_LAID = frozenset("stride is_contiguous storage_offset untyped_storage dim_order".split())
 
 # Methods that ask their second argument for its shape or dtype only, as calls that do not take it.
 SHAPED_AS: dict[str, Callable[[Tensor, Tensor], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
@@ -75,7 +76,7 @@ class Node:
     written: some later operation overwrites the memory of this value.
     inplace: this is the new value of its first argument, which it overwrote.
     same: this is its input itself, returned as it came in (a cast to the dtype it has): later readers read that.
-    measured: code has asked for its size.
+    measured: code has asked for its size; laid: for how it lies in memory.
     memory: what it shares with the tensors that are views of it, or of which it is one; strides: how it lies there.
     """
 
@@ -92,6 +93,7 @@ class Node:
     inplace: bool = False
     same: bool = False
     measured: bool = False
+    laid: bool = False
     memory: int = 0
     strides: tuple[int, ...] = ()
     inputs: tuple[Node, ...] = ()
@@ -350,6 +352,8 @@ class _Recorder(TorchFunctionMode):
         name = operation(func)
         self._looks(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in _QUERIES:
+            if name in _LAID:
+                self.node_of(args[0]).laid = True
             if name in _SIZES:
                 self._looks(SIZE)
                 self._measured(args[:1])

@@ -17,7 +17,7 @@ from reparam.edits import Edits, Piece, Rewrite
 from reparam.fold import Fold, Wide
 from reparam.places import Places, named, prefixes, stands_for
 from reparam.plain import plain
-from reparam.prepare import only_read_by
+from reparam.prepare import askers, only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.split import SCALED, unscale, without_affine
@@ -146,8 +146,7 @@ class _Emitter:
                 replacement = self._merged(rewrite, places, piece, piece.fold.wide)
             elif piece.value is not None:
                 replacement = self._called(places, piece.value, start, piece.nodes, piece.fold)
-            if piece.nodes == piece.fold.nodes:
-                _asked_instead(trace, piece, replacement, asking)
+            _asked_instead(trace, piece, start, replacement, asking)
             places.moved(trace.at[piece.sink], replacement)
         swept(trace, gone, self.idle)
         steps = _steps(trace)
@@ -270,15 +269,17 @@ def _asking(trace: Trace) -> dict[Node, set[fx.Node]]:
     found: dict[Node, set[fx.Node]] = defaultdict(set)
     for place, seen in trace.tree.items():
         if isinstance(seen, Node):
-            found[seen] |= {s for s in place.users if s not in trace.tree and s.op in ("call_function", "call_method")}
+            found[seen].update(step for step in askers(trace, place) if step.op in ("call_function", "call_method"))
     return found
 
 
 def _asked_instead(
-    trace: Trace, piece: Piece, replacement: fx.Node, asking: Mapping[Node, Collection[fx.Node]]
+    trace: Trace, piece: Piece, start: fx.Node, replacement: fx.Node, asking: Mapping[Node, Collection[fx.Node]]
 ) -> None:
-    """Let code that asks for the size of what is gone ask an end of the fold that is as large."""
-    ends = {piece.base: trace.at[piece.base], piece.sink: replacement}
+    """Let code that asks for the size of what is gone ask what is as large: `start`, or what is computed of it.
+
+    Where the piece computes nothing, both are one, and as large as all that was between them.
+    """
     for node in piece.nodes:
         end = piece.fold.as_large(node)
         if node is piece.sink or end is None:
@@ -286,7 +287,7 @@ def _asked_instead(
         for step in asking.get(node, ()):
             for place in step.all_input_nodes:
                 if trace.tree.get(place) is node:  # and not what has taken its place already
-                    step.replace_input_with(place, ends[end])
+                    step.replace_input_with(place, start if end is piece.fold.base else replacement)
 
 
 def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:

@@ -116,7 +116,8 @@ class _Merger:
         self.gone = plan.removed
         self.order = {node: i for i, node in enumerate(record.nodes)}
         self.readers = record.readers()
-        self.seen = {0, *(node.memory for node in (*record.outputs, *record.walls))}  # 0: nobody knows whose it is
+        laid = [node for node in record.nodes if node.laid]
+        self.seen = {0, *(node.memory for node in (*record.outputs, *record.walls, *laid))}  # 0: nobody knows whose
         self.relied = relied_on(record)
 
     def merges(self) -> Iterator[_Merge]:

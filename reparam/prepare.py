@@ -23,9 +23,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
-from torch import nn
+from torch import fx, nn
 
-from reparam.capture import Call, Node, Record, common, leaves_of, nodes_in, served, within
+from reparam.capture import SHAPED_AS, Call, Node, Record, common, leaves_of, nodes_in, served, within
 from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.edits import Edits, Piece, Rewrite, Swap
 from reparam.errors import Refusal
@@ -452,6 +452,8 @@ class _Editor:
             for node in piece.nodes:
                 if node is not piece.sink and node in self.unmade and node in returned and node in trace.at:
                     raise _At(node, "its code also returns it, although nobody reads it")
+                if node is not piece.sink and node in self.unmade and node in trace.at and _handed_in(trace, node):
+                    raise _At(node, "its code also calls a module with it that does not read it")
                 if node in trace.at and trace.sized(node) and node not in self._shown(piece.fold):
                     raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
                 if (
@@ -523,10 +525,17 @@ def _part(result: Edits, pieces: Iterable[Piece]) -> bool:
     return bool(sinks)
 
 
+def askers(trace: Trace, place: fx.Node) -> Iterator[fx.Node]:
+    """The steps that ask for the size of the tensor at a place: they compute none, or give another one its shape."""
+    for step in place.users:
+        if step not in trace.tree or (operation(step.target) in SHAPED_AS and place is not step.all_input_nodes[0]):
+            yield step
+
+
 def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
     """Whether something besides what is gone, and checks, uses the size of a tensor."""
     places = [place for place, seen in trace.tree.items() if seen is node]  # what computes it, or hands it on
-    waiting = [step for place in places for step in place.users if step not in trace.tree]
+    waiting = [step for place in places for step in askers(trace, place)]
     for step in waiting:
         seen = trace.tree.get(step)
         if step.op == "output" or (step in trace.tree and not (isinstance(seen, Node) and seen in gone)):
@@ -541,6 +550,16 @@ def _by_place(at: Mapping[Piece, Call]) -> Mapping[Call, list[Piece]]:
     for piece, place in at.items():
         parts[place].append(piece)
     return parts
+
+
+def _handed_in(trace: Trace, node: Node) -> bool:
+    """Whether a module is called with the tensor, and neither reads it nor hands it on."""
+    calls = {call for step, call in trace.inner.items() if trace.at[node] in step.all_input_nodes}
+    return not all(node in nodes_in(call.result) or _reads(call, node) for call in calls)
+
+
+def _reads(call: Call, node: Node) -> bool:
+    return any(node in each.inputs for each in call.nodes())
 
 
 def _returned(trace: Trace) -> set[Node]:

@@ -403,3 +403,13 @@ def test_networks_at_random(steps: list[Step], sinks: list[int], size: int) -> N
     for each in (x, image(1, CHANNELS, size + 3, size)):
         assert distance(model, folded, each) < EXACT
     assert not reparam.reparameterize(folded, x, verify=False).reparam_report.folds
+
+
+@pytest.mark.parametrize("asked", [lambda y: y.stride()[0], lambda y: y.transpose(1, 2).stride(0)])
+def test_what_is_asked_how_it_lies_in_memory_is_no_part(asked: Callable[[Tensor], int]) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.one(x)
+        return y * asked(y) + m.two(x).relu()
+
+    x = image(2, 4, 3, 5)
+    merged(trained(Block(forward, one=nn.Conv2d(4, 4, 1), two=nn.Conv2d(4, 4, 1))), like=x)

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import reparam
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
 from reparam.nn import draw_constants, draw_statistics
+from reparam.verify import relative_error
 
 
 def converted(model: nn.Module, *inputs: Tensor) -> nn.Module:
@@ -971,3 +972,49 @@ def test_what_hands_a_tensor_on_is_asked_for_its_size(hand_on: nn.Module, kernel
     assert distance(model, folded, image(2, 4, 6, 4)) < EXACT
     assert convs_ran(folded, x) == 1
     assert sum(p.numel() for p in folded.parameters()) <= sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "sized",
+    [
+        lambda y: y.permute(0, 1, 2).reshape(y.shape[0], -1),
+        lambda y: y.permute(0, 1, 2).reshape_as(y),
+        lambda y: y.permute(0, 1, 2).reshape(y.contiguous().shape[0], -1),
+    ],
+)
+def test_a_write_that_is_asked_for_its_size_is_not_made_once_more(sized: Callable[[Tensor], Tensor]) -> None:
+    model = trained(
+        Block(lambda m, x: sized(m.second(m.first(x)).mul_(2)), first=nn.Linear(4, 2), second=nn.Linear(2, 4))
+    )
+    folded = reparam.reparameterize(model, image(3, 5, 4), verify=False)
+    for x in (image(3, 5, 4), image(2, 3, 4)):
+        assert distance(model, folded, x) < EXACT
+
+
+class _ReadsOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 4, 5)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_a_tensor_that_a_module_is_called_with_and_does_not_read_is_computed() -> None:
+    # What stands on the way to it may not be another, larger tensor by then.
+    def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.first(x)
+        both = torch.stack([y, m.second(x)]).sum(0)
+        return m.norm(both), m.inner(y, both)
+
+    layers = {
+        "first": nn.Conv1d(6, 6, 3, padding=2, dilation=2, stride=2),
+        "second": nn.Conv1d(6, 6, 3, padding=1, stride=2),
+        "norm": nn.BatchNorm1d(6),
+        "inner": _ReadsOne(),
+    }
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(1, 6, 9), verify=False)
+    for x in (image(1, 6, 9), image(2, 6, 12)):
+        for result, truth in zip(folded(x), model(x), strict=True):
+            assert relative_error(truth, result) < EXACT
