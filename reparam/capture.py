@@ -27,21 +27,12 @@ from reparam.errors import ModelError
 from reparam.frames import attempted, caller
 from reparam.inputs import Inputs
 from reparam.precision import Float64, as_float64, mapped, tensors
+from reparam.queries import LAID, QUERIES, SIZES
 from reparam.rules.table import operation
 from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
 from reparam.state import STANDARD, State, owned
 
-# Attributes and methods that look at a tensor without computing one.
-_QUERIES = frozenset(
-    "shape size dim ndim ndimension dtype device numel nelement len is_floating_point is_complex is_cuda layout stride "
-    "is_contiguous requires_grad get_device element_size itemsize is_leaf grad_fn is_sparse is_quantized is_meta names "
-    "storage_offset data_ptr untyped_storage is_mkldnn is_nested type_ is_same_size hash format repr is_tensor "
-    "is_inference dim_order is_signed _version is_mps is_xla is_cpu".split()
-)
-
 PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")  # or copies, by size and order of memory
-_SIZES = frozenset("shape size numel nelement len stride storage_offset".split())
-_LAID = frozenset("stride is_contiguous storage_offset untyped_storage dim_order".split())
 
 # Methods that ask their second argument for its shape or dtype only, as calls that do not take it.
 SHAPED_AS: dict[str, Callable[[Tensor, Tensor], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
@@ -351,10 +342,10 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = operation(func)
         self._looks(CAUGHT, attempted(sys._getframe(), "_call_impl"))
-        if name in _QUERIES:
-            if name in _LAID:
+        if name in QUERIES:
+            if name in LAID:
                 self.node_of(args[0]).laid = True
-            if name in _SIZES:
+            if name in SIZES:
                 self._looks(SIZE)
                 self._measured(args[:1])
             if self.stack and args:

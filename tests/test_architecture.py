@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "reparam"
 FLOORS = {
     "errors": 0,
     "bisect": 0,
+    "queries": 0,
     "files": 1,
     "checked": 1,
     "axis": 1,
