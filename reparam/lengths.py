@@ -24,6 +24,11 @@ from reparam.viewed import Viewed, followed
 Lengths = tuple[Length, ...]
 GIVEN_SIZES = ("view", "reshape", "unflatten")
 
+_REDUCED = (
+    "its channels may have been pixels: the tensor that it starts from has lost a dimension",
+    "pick with a slice (`x[:, :1]`), or sum with keepdim=True",
+)
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -56,6 +61,8 @@ def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents
     squeezed = [node for node in nodes if operation(node.function) == "squeeze"]  # type: ignore[arg-type]
     ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
     start = _start(found, base, values.values())
+    if named and start.axes and _reduced(base):
+        raise Refusal(*_REDUCED)
     if not all(view.whole for view in views) or any(True for _ in ended):
         told = _apart(start, base, nodes, values, named)
     else:
@@ -74,6 +81,17 @@ def _require_one(node: Node, base: Node, lengths: Mapping[Node, Lengths]) -> Non
     single = {constant(1), *(length for dim, length in enumerate(lengths.get(base, ())) if dim in _pooled(base))}
     if told not in single:
         raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
+
+
+def _reduced(node: Node) -> bool:
+    """Whether it, or the tensor of its shape that it is computed of, has fewer dimensions than what that was made of.
+
+    Dimension 1 is then perhaps what has been pixels; a reshape keeps all entries, and its own lengths are shown.
+    """
+    while alike := next((operand for operand in node.operands if operand.shape == node.shape), None):
+        node = alike
+    reshaped = operation(node.function or "") in (*GIVEN_SIZES, "flatten")
+    return not reshaped and any(len(operand.shape) > len(node.shape) for operand in node.operands)
 
 
 def _pooled(node: Node) -> Collection[int]:

@@ -270,3 +270,15 @@ def test_pixels_that_were_pooled_to_one_are_always_dropped(first: nn.Module) -> 
     folded = reparam.reparameterize(model, image(2, 4, 5, 6), verify=False)
     assert norms_ran(folded, image(2, 4, 5, 6)) == 0
     assert agree(model, folded, (2, 4, 5, 4), (1, 4, 1, 1), (3, 4, 2, 7)) == 3
+
+
+def test_what_was_pixels_is_no_number_of_channels() -> None:
+    """Behind `select` dimension 1 is the height, which happens to be the 1 that a view is given."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.conv(x).relu().select(1, 0).unsqueeze(1)
+        return m.linear(y.view(y.shape[0], 1, -1).transpose(1, 2))
+
+    model = trained(Block(forward, conv=nn.Conv2d(3, 4, 4), linear=nn.Linear(1, 1)))
+    folded = reparam.reparameterize(model, image(1, 3, 4, 5), verify=False)
+    assert agree(model, folded, (1, 3, 4, 5), (2, 3, 7, 7), (1, 3, 5, 4)) == 3
