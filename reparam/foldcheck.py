@@ -7,6 +7,7 @@ smallest sizes that the operations accept (there everything is border) and at an
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +23,11 @@ _TRIES = 16
 
 
 def fold_error(fold: Fold, generator: torch.Generator) -> float:
-    """The largest error of the fold, relative to max|y|, over the sizes tried."""
+    """The largest error of the fold, relative to max|y|, over the sizes tried; inf where shapes differ."""
     if fold.given:
         return _given_error(fold, generator)
-    return max(relative_error(truth, _folded(fold, x)) for x, truth in _cases(fold, generator))
+    compared = [(truth, _folded(fold, x)) for x, truth in _cases(fold, generator)]
+    return max(relative_error(*both) if both[0].shape == both[1].shape else math.inf for both in compared)
 
 
 def _given_error(fold: Fold, generator: torch.Generator) -> float:

@@ -162,6 +162,8 @@ class Viewed:
             scale = Deferred(lambda: outer.kernel().flatten()[list(places)])
             shift = Deferred(lambda: outer.bias_value()[list(places)])
             return self.inside.scale_shift(scale, None if outer.bias is None else shift)
+        if outer.in_channels == 1:  # a dimension that the steps have made: they would make one of length 1 again
+            raise Refusal("it makes channels where there was but one entry, and where none of the channels are")
         aside = sorted(range(len(places)), key=places.__getitem__)
         mapped = self.inside.take(aside).then(_repeated(outer.with_axes(len(self.inside.axes)), self._parts))
         if aside == list(range(len(places))):

@@ -352,3 +352,23 @@ def test_blocks_that_are_others_for_other_sizes_are_kept(function: Function) -> 
             except RuntimeError:
                 continue
             assert distance(model, result, image(*size)) < EXACT
+
+
+@pytest.mark.parametrize("fixed_size", [False, True])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.conv(m.inner(x).flatten(1).unsqueeze(1)),
+        lambda m, x: m.conv(m.inner(x).permute(0, 2, 3, 1).flatten(1).unsqueeze(1)),
+        lambda m, x: m.linear(m.inner(x).flatten(1).unsqueeze(2)),
+        lambda m, x: m.linear(m.inner(x).permute(0, 2, 3, 1).flatten(2).transpose(1, 2)),
+    ],
+)
+def test_channels_are_not_made_of_a_dimension_that_holds_none(
+    forward: Callable[[nn.Module, Tensor], Tensor], fixed_size: bool
+) -> None:
+    """The steps that have made a dimension of one entry would make one again, whatever the channels before are."""
+    layers = {"inner": nn.Conv2d(4, 4, 1), "conv": nn.Conv1d(1, 3, 1), "linear": nn.Linear(1, 3)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(3, 4, 1, 2), verify=False, fixed_size=fixed_size)
+    assert distance(model, folded, image(2, 4, 1, 2)) < EXACT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam.bisect import bisect
+from reparam.capture import record
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
+from reparam.foldcheck import fold_error
+from reparam.inputs import Inputs
+from reparam.plan import plan
 from reparam.verify import EXACT, Check, Verification, relative_error, verify
 
 X = torch.randn(2, 4, 9, 12, generator=torch.Generator().manual_seed(5))  # square nowhere
@@ -595,3 +600,11 @@ def test_a_candidate_that_is_no_module_and_returns_whole_numbers() -> None:
     assert verify(original, lambda x: tuple(original(x).values()), x).ok
     assert not verify(original, lambda x: (original(x)["scores"], original(x)["classes"] * 0), x).ok
     assert not verify(original, lambda x: original(x)["scores"], x).ok
+
+
+def test_a_fold_whose_result_has_another_shape_is_not_exact() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    (fold,) = plan(record(model, Inputs.of(torch.randn(2, 3, 7, 5))), ()).folds
+    generator = torch.Generator().manual_seed(0)
+    assert fold_error(fold, generator) <= EXACT
+    assert fold_error(replace(fold, value=fold.value.take([0, 1])), generator) == float("inf")
