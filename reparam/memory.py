@@ -29,17 +29,19 @@ def relied_on(record: Record) -> set[Node]:
     return seen
 
 
-def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place: Sequence[Node]) -> bool:
+def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place: Sequence[Node], channels: int) -> bool:
     """Whether the last of the nodes, or what a view among the steps sees, may lie in another order after a fold.
 
     What stands behind `steps` is computed at its `place` by one layer, whose result has to lie as the last of `place`
-    did; all else that is removed must have kept the order.
+    did; all else that is removed must have kept the order. `channels`: of the base; a single one may lie in any order,
+    and a convolution that reads it behind steps takes one for another.
     """
     if steps:
         layers = [node for node in place if _named(node, (*_CONVOLUTIONS, "linear"))]
         gone = [node for node in nodes if node not in steps and node not in place]
         kept = all(_order(each) == _order(node) and _dense(each) for node in gone for each in node.operands)
-        return not kept or (bool(layers) and _order(place[-1]) != _order(layers[-1]))
+        single = channels == 1 and any(_named(each, _CONVOLUTIONS) for each in layers)
+        return not kept or single or (bool(layers) and _order(place[-1]) != _order(layers[-1]))
     convolutions = [node for node in nodes if _named(node, _CONVOLUTIONS)]
     if not convolutions:
         return _order(nodes[-1]) != _convolved(base)

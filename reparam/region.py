@@ -164,14 +164,14 @@ class Region:
             place = self._place(base, node, value)
             if place is None:
                 return None
-            self._require_order(base, node, nodes, place[1])
+            self._require_order(base, node, nodes, place[1], value.inside.in_channels)
             counted = self._counted(base, 1 if value.inside.axes else len(base.shape) - 1)
             _require(_fixes_channels(base, nodes, counted, self.steps(base, node)), _CHANNELS)
             _require(self._movable(base, node, value, place[1]), _UNMOVED)
             return value
         if not isinstance(value, AffineConv) or not (value.identity or self._pays(value, nodes)):
             return None
-        self._require_order(base, node, nodes, ())
+        self._require_order(base, node, nodes, (), value.in_channels)
         counted = self._counted(base, 1 if value.axes else len(base.shape) - 1)
         if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
             _require(not self._written_later(base, node) and not self._handed_out(base, node), _WRITTEN)
@@ -197,7 +197,9 @@ class Region:
         if cost.of_fold(cost.CPU, inside) < own:
             self.unplaced[node] = Unplaced(tuple(nodes), refusal)
 
-    def _require_order(self, base: Node, node: Node, nodes: Sequence[Node], place: Sequence[Node]) -> None:
+    def _require_order(
+        self, base: Node, node: Node, nodes: Sequence[Node], place: Sequence[Node], channels: int
+    ) -> None:
         """What is written meanwhile, how long the dimensions are, and in which order of memory code finds them."""
         _require(not self._overwritten(base, node), _WRITTEN)
         _require(not self._relaid(base, node), _ORDER)
@@ -205,7 +207,7 @@ class Region:
         if any(each in self.relied for each in nodes):
             steps = self.steps(base, node)
             asked = (each for each in nodes if node in self.relied and each not in steps and asked_for(each))
-            _require(not any(asked) and not reordered(base, nodes, steps, place), _ORDER)
+            _require(not any(asked) and not reordered(base, nodes, steps, place, channels), _ORDER)
 
     def _written_later(self, base: Node, node: Node) -> bool:
         """Whether the memory of either is written to once both may exist, be it through a view."""

@@ -1018,3 +1018,15 @@ def test_a_tensor_that_a_module_is_called_with_and_does_not_read_is_computed() -
     for x in (image(1, 6, 9), image(2, 6, 12)):
         for result, truth in zip(folded(x), model(x), strict=True):
             assert relative_error(truth, result) < EXACT
+
+
+def test_a_single_channel_behind_a_transpose_lies_in_no_order_that_a_convolution_can_tell() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.second(m.linear(m.first(x)).transpose(1, 2))
+        return y.view(len(y), -1)
+
+    layers = {"first": nn.Conv1d(1, 3, 1), "linear": nn.Linear(1, 4), "second": nn.Conv1d(4, 3, 1)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(1, 1, 1), verify=False)
+    assert distance(model, folded, image(2, 1, 1)) < EXACT
+    assert distance(model, folded, image(1, 1, 1)) < EXACT
