@@ -26,8 +26,11 @@ def fold_error(fold: Fold, generator: torch.Generator) -> float:
     """The largest error of the fold, relative to max|y|, over the sizes tried; inf where shapes differ."""
     if fold.given:
         return _given_error(fold, generator)
-    compared = [(truth, _folded(fold, x)) for x, truth in _cases(fold, generator)]
-    return max(relative_error(*both) if both[0].shape == both[1].shape else math.inf for both in compared)
+    return max(_error(truth, _folded(fold, x)) for x, truth in _cases(fold, generator))
+
+
+def _error(truth: Tensor, value: Tensor) -> float:
+    return relative_error(truth, value) if truth.shape == value.shape else math.inf
 
 
 def _given_error(fold: Fold, generator: torch.Generator) -> float:
