@@ -8,7 +8,7 @@ pair what the one is of the other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Interpretation:
     base: for every such node, the farthest dominator of which it is known to be one value.
     refusals: why a node is not a value of anything, or of nothing farther than its base.
     fixed: the nodes whose recorded sizes are the only ones.
-    sized, cropped: what has been found on ways back from nodes (see `region.way_back`), of which most have a part in
+    sized, cropped, first: what has been found on ways back from nodes (see `way_back`), of which most have a part in
         common.
 
     `opaque` nodes are values of nothing; `stops` are, but nothing behind them is a value of what is before them.
@@ -54,6 +54,7 @@ class Interpretation:
         self.refusals: dict[Node, Refusal] = {}
         self.sized: dict[Node, Node | None] = {}
         self.cropped: dict[Node, Node | None] = {}
+        self.first: dict[Node, Node | None] = {}
         self._depth: dict[Node, int] = {}
         self._values: dict[Node, dict[Node, Value]] = {}
         for node in nodes:
@@ -178,6 +179,21 @@ def step(node: Node, values: Mapping[Node, Value], fixed: Collection[Node] = ())
     if node.dtype is not None and sources and sources != {node.dtype}:
         raise Refusal(f"it changes the dtype to {node.dtype}", "one dtype throughout (no autocast, no cast) would fold")
     return value
+
+
+def way_back(node: Node, ends: Callable[[Node], bool], known: dict[Node, Node | None]) -> Node | None:
+    """The first one that `ends` the way back from a node through operands of its shape; None where there is none.
+
+    `known` are those of other nodes: else each of a thousand residual blocks would go back to the first.
+    """
+    way: list[Node] = []
+    here: Node | None = node
+    while here is not None and here not in known and not ends(here):
+        way.append(here)
+        here = next((operand for operand in here.operands if operand.shape == here.shape), None)
+    end = None if here is None else known.get(here, here)
+    known.update(dict.fromkeys(way, end))
+    return end
 
 
 def anchored(node: Node, fixed: Collection[Node] = ()) -> AffineConv:

@@ -16,7 +16,7 @@ from reparam.arrangement import Arrangement, Length, Move, Moved, Permuted, Pick
 from reparam.capture import Node
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
-from reparam.interpret import Interpretation, anchored, read
+from reparam.interpret import Interpretation, anchored, read, way_back
 from reparam.rules import RULES, Value, operation
 from reparam.rules.table import channel_dimension, each
 from reparam.viewed import Viewed, followed
@@ -61,7 +61,7 @@ def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents
     squeezed = [node for node in nodes if operation(node.function) == "squeeze"]  # type: ignore[arg-type]
     ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
     start = _start(found, base, values.values())
-    if named and start.axes and _reduced(base):
+    if named and start.axes and _reduced(base, found.first):
         raise Refusal(*_REDUCED)
     if not all(view.whole for view in views) or any(True for _ in ended):
         told = _apart(start, base, nodes, values, named)
@@ -83,15 +83,20 @@ def _require_one(node: Node, base: Node, lengths: Mapping[Node, Lengths]) -> Non
         raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
 
 
-def _reduced(node: Node) -> bool:
+def _reduced(node: Node, known: dict[Node, Node | None]) -> bool:
     """Whether it, or the tensor of its shape that it is computed of, has fewer dimensions than what that was made of.
 
     Dimension 1 is then perhaps what has been pixels; a reshape keeps all entries, and its own lengths are shown.
     """
-    while alike := next((operand for operand in node.operands if operand.shape == node.shape), None):
-        node = alike
-    reshaped = operation(node.function or "") in (*GIVEN_SIZES, "flatten")
-    return not reshaped and any(len(operand.shape) > len(node.shape) for operand in node.operands)
+    first = way_back(node, _shaped, known)
+    assert first is not None
+    reshaped = operation(first.function or "") in (*GIVEN_SIZES, "flatten")
+    return not reshaped and any(len(operand.shape) > len(first.shape) for operand in first.operands)
+
+
+def _shaped(node: Node) -> bool:
+    """Whether nothing that it is computed from has its shape."""
+    return all(operand.shape != node.shape for operand in node.operands)
 
 
 def _pooled(node: Node) -> Collection[int]:

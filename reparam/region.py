@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -24,7 +24,7 @@ from reparam.axis import Axis
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
-from reparam.interpret import REACH, Interpretation, between
+from reparam.interpret import REACH, Interpretation, between, way_back
 from reparam.lengths import extents
 from reparam.memory import asked_for, reordered
 from reparam.rules import Value, operation
@@ -426,21 +426,6 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
 
 def _copies(node: Node) -> bool:
     return operation(node.function or "") == "contiguous"
-
-
-def way_back(node: Node, ends: Callable[[Node], bool], known: dict[Node, Node | None]) -> Node | None:
-    """The first one that `ends` the way back from a node through operands of its shape; None where there is none.
-
-    `known` are those of other nodes: else each of a thousand residual blocks would go back to the first.
-    """
-    way: list[Node] = []
-    here: Node | None = node
-    while here is not None and here not in known and not ends(here):
-        way.append(here)
-        here = next((operand for operand in here.operands if operand.shape == here.shape), None)
-    end = None if here is None else known.get(here, here)
-    known.update(dict.fromkeys(way, end))
-    return end
 
 
 def _cuts(node: Node) -> bool:

@@ -25,7 +25,7 @@ from torch import fx, nn
 from reparam.arguments import LITERALS, arguments, unproven
 from reparam.capture import CAUGHT, SHAPED_AS, Call, Node, nodes_in
 from reparam.entries import distinct, entries, foreign, parts, varying
-from reparam.errors import Refusal
+from reparam.errors import Refusal, first_line
 from reparam.frames import attempted, line_of, required, unpacked
 from reparam.precision import leaves
 from reparam.rules import operation
@@ -520,7 +520,7 @@ def _traced(steps: Trace) -> fx.Graph:
         line = line_of(module, opened, error)
         raise Refusal(
             f"the forward of {type(module).__name__} cannot be rewritten: tracing it for every input stops {line}"
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})",
+            f"({type(error).__name__}: {first_line(error)})",
             "a forward without branches on sizes or values would fold",
         ) from None
     finally:
