@@ -16,6 +16,7 @@ from torch import Tensor
 from reparam.inputs import Inputs
 
 _STEP = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio fill an interval evenly and never repeat
+_SAMPLED = 2**16 + 1  # numbers, evenly, whose mean and deviation stand for all: odd, as the sizes of images are even
 _INLINE = 4096  # numbers of an integer input, which are indices and masks and have to be the very ones
 
 
@@ -38,7 +39,7 @@ def _note(value: Any) -> dict[str, Any] | None:
         return None
     about = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if value.is_floating_point():
-        wide = value.detach().double()
+        wide = value.detach().flatten()[:: max(1, value.numel() // _SAMPLED)].double()
         spread = wide.std().item() if value.numel() > 1 else 0.0
         usable = math.isfinite(spread) and spread > 0
         return {**about, "mean": wide.mean().item() if usable else 0.0, "spread": spread if usable else 1.0}

@@ -74,8 +74,8 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
             **(_transposed(value.axes) if value.stretched else _direct(value)),
         }
     kinds = _TRANSPOSED if value.stretched else _PLAIN
-    with torch.device("meta"):
-        module: nn.Module = kinds[len(value.axes)](value.in_channels, value.out_channels, bias=biased, **geometry)
+    sizes = value.in_channels, value.out_channels
+    module: nn.Module = kinds[len(value.axes)](*sizes, bias=biased, device="meta", **geometry)
     exact: dict[Tensor, Tensor] = {_rounded(module, "weight", kernel, like): kernel}
     steps = [*(_PADS[mode][len(value.axes) - 1](tuple(sides)) for mode, sides in frames), module]
     if bias is not None:
