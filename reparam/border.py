@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from reparam.affine import AffineConv, Bordered
-from reparam.capture import Node, evaluate
+from reparam.capture import Node
 from reparam.errors import BorderRefusal, Refusal
+from reparam.evaluation import evaluate
 from reparam.interpret import Interpretation, between, step
 from reparam.verify import relative_error
 

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from reparam.errors import ModelError
 from reparam.frames import attempted, caller
 from reparam.inputs import Inputs
-from reparam.precision import Float64, as_float64, mapped, tensors
+from reparam.precision import mapped, tensors
 from reparam.queries import LAID, QUERIES, SIZES
 from reparam.rules.table import operation
 from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
@@ -519,7 +519,17 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def served(node: Node, removed: Collection[Node]) -> bool:
     """Whether an operation is removed, or is a constant that only removed ones use."""
-    return node in removed or (node.constant and all(served(reader, removed) for reader in node.readers))
+    waiting, seen = [node], {node}
+    while waiting:
+        each = waiting.pop()
+        if each in removed:
+            continue
+        if not each.constant:
+            return False
+        new = [reader for reader in each.readers if reader not in seen]
+        seen.update(new)
+        waiting += new
+    return True
 
 
 def common(nodes: Sequence[Node]) -> Call | None:
@@ -536,15 +546,14 @@ def within(node: Node, common: Call | None) -> Iterator[Call]:
 
 
 def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
-    """The tensors of the model that operations read, directly or through constants computed from them."""
-    waiting, found = [operand for node in nodes for operand in node.inputs], list[Tensor]()
+    """The tensors of the model that operations read, directly or through constants computed from them, each once."""
+    waiting, seen = [operand for node in nodes for operand in node.inputs], dict[Node, None]()
     while waiting:
         each = waiting.pop()
-        if each.tensor is not None:
-            found.append(each.tensor)
-        elif each.constant:
+        if each not in seen and (each.constant or each.tensor is not None):
+            seen[each] = None
             waiting += each.inputs
-    return found
+    return [each.tensor for each in seen if each.tensor is not None]
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -554,41 +563,3 @@ def _hooked(module: nn.Module) -> bool:
 
 
 WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
-
-
-def evaluate(node: Node, memo: dict[Node, Any]) -> Any:
-    """The value of a node in float64, on the CPU; `memo` holds what is known already and keeps what is worked out.
-
-    Constants need nothing; any other node needs the value of its anchor in `memo`.
-    """
-    if node in memo:
-        return memo[node]
-    if node.tensor is not None:
-        return as_float64(node.tensor.detach().cpu())
-    if node.function is None:
-        raise KeyError(f"the value of {node} is not known")
-    args, kwargs = _evaluated(node.args, memo), _evaluated(node.kwargs, memo)
-    with torch.no_grad(), Float64():
-        if node.inplace:
-            args = (args[0].clone(), *args[1:])
-        result = node.function(*args, **kwargs)
-    memo[node] = mapped(args[0] if node.inplace else result, _on_cpu)
-    return memo[node]
-
-
-def _evaluated(item: Any, memo: dict[Node, Any]) -> Any:
-    # No function inside `evaluate`: one that calls itself is held by itself, and would hold all that was worked out.
-    if isinstance(item, Node):
-        return evaluate(item, memo)
-    if isinstance(item, (tuple, list)):
-        return type(item)(_evaluated(each, memo) for each in item)
-    if isinstance(item, dict):
-        return {key: _evaluated(entry, memo) for key, entry in item.items()}
-    if isinstance(item, slice):
-        return slice(*(_evaluated(part, memo) for part in (item.start, item.stop, item.step)))
-    return item
-
-
-def _on_cpu(leaf: Any) -> Any:
-    """Code may name a device of its own; the algebra is done on one."""
-    return leaf.cpu() if isinstance(leaf, Tensor) else leaf

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reparam.affine import AffineConv, padded
-from reparam.capture import evaluate
+from reparam.evaluation import evaluate
 from reparam.fold import Fold
 from reparam.verify import relative_error
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from reparam.affine import AffineConv, Anchor, Constant, Deferred
-from reparam.capture import Node, evaluate
+from reparam.capture import Node
 from reparam.errors import Refusal
+from reparam.evaluation import evaluate
 from reparam.rules import RULES, Value, operation
 from reparam.viewed import Viewed, viewed
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from reparam import cost
-from reparam.capture import Node, evaluate
+from reparam.capture import Node
+from reparam.evaluation import evaluate
 from reparam.fold import Fold
 from reparam.kernels import transposed
 from reparam.outcome import START, Step

@@ -457,17 +457,30 @@ class _Tracer(fx.Tracer):
 
     def value(self, node: fx.Node) -> torch.Tensor | None:
         """What a step computes from parameters, buffers and literals alone; None for any other step."""
-        if node not in self.values:
-            self.values[node] = self._evaluated(node)
+        waiting = [node]  # no function that calls itself: a sum of a thousand constants goes a thousand steps back
+        while waiting:
+            each = waiting[-1]
+            unknown = [operand for operand in each.all_input_nodes if operand not in self.values]
+            if unknown and each not in self.values and self._computes(each):
+                waiting += unknown
+                continue
+            waiting.pop()
+            if each not in self.values:
+                self.values[each] = self._evaluated(each)
         return self.values[node]
 
+    def _computes(self, node: fx.Node) -> bool:
+        """Whether a step computes something from constants."""
+        return node.op in ("call_function", "call_method") and self.steps.tree.get(node, _NOTHING) is None
+
     def _evaluated(self, node: fx.Node) -> torch.Tensor | None:
+        """The value of a step; what it reads is in `values`."""
         if node.op == "get_attr":
             return self.held(node)
-        if self.steps.tree.get(node, _NOTHING) is not None or node.op not in ("call_function", "call_method"):
+        if not self._computes(node):
             return None
-        args: Any = fx.node.map_arg(node.args, self.value)
-        kwargs: Any = fx.node.map_arg(node.kwargs, self.value)
+        args: Any = fx.node.map_arg(node.args, self.values.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, self.values.__getitem__)
         if self.steps.overwrites(node):
             args = (args[0].clone(), *args[1:])
         function: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target

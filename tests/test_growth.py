@@ -9,10 +9,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from helpers import EXACT, distance, image
+from helpers import EXACT, Block, distance, image, trained
+from reparam.capture import record
+from reparam.cost.work import of_node
+from reparam.inputs import Inputs
 from reparam.nn import RepVGGBlock
 
 FEW, MANY = 16, 160
@@ -100,3 +104,43 @@ def test_a_thousand_branches_of_one_sum_fold() -> None:
     for size in ((1, 1), (6, 3)):
         x = image(2, 1, *size, seed=1)
         assert distance(model, folded, x) < EXACT
+
+
+def _summed(m: nn.Module, x: Tensor) -> Tensor:
+    weight = m.conv.weight
+    for _ in range(2000):
+        weight = weight + m.other
+    return m.norm(F.conv2d(x, weight))
+
+
+def _shaped(m: nn.Module, x: Tensor) -> Tensor:
+    weight = m.other
+    for _ in range(2000):
+        weight = weight + m.other
+    return F.conv2d(x, weight.view(weight.shape)) + m.conv(x)
+
+
+def _halved(m: nn.Module, x: Tensor) -> Tensor:
+    weight = m.conv.weight
+    for _ in range(200):
+        weight = weight / 2 + weight / 2
+    return m.norm(F.conv2d(x, weight))
+
+
+@pytest.mark.parametrize("forward", [_summed, _shaped, _halved])
+def test_a_weight_that_takes_thousands_of_steps_folds(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    members = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "other": torch.randn(4, 4, 1, 1)}
+    model = trained(Block(forward, **members))
+    folded = reparam.reparameterize(model, image(2, 4, 5, 7), verify="folds")
+    assert len(folded.reparam_report.folds) == 1
+    assert distance(model, folded, image(1, 4, 3, 6)) < EXACT
+
+
+def test_a_constant_is_priced_once_however_often_it_is_read() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        weight = m.weight * 2
+        return F.conv2d(x, weight + weight)
+
+    found = record(Block(forward, weight=nn.Parameter(torch.randn(4, 4, 1, 1))).double(), Inputs((image(1, 4, 3, 3),)))
+    (conv,) = [node for node in found.nodes if node.name == "conv2d"]
+    assert len(list(of_node(conv))) == 3

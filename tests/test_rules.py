@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from reparam.affine import AffineConv
-from reparam.capture import Node, Record, evaluate, record
+from reparam.capture import Node, Record, record
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
+from reparam.evaluation import evaluate
 from reparam.inputs import Inputs
 from reparam.interpret import Interpretation, between
 from reparam.nn import draw_constants, draw_statistics

@@ -112,9 +112,7 @@ def _emitted(value: AffineConv, shape: tuple[int, ...], read: int, written: int)
 
 def of_node(node: Node) -> Iterator[Work]:
     """An operation as the user's code runs it, and those that compute its constants again at every call."""
-    for operand in node.inputs:
-        if operand.constant:
-            yield from _constant(operand)
+    yield from _constants(node)
     name = operation(node.function) if node.function is not None else ""
     stored = _held(node)
     if name in _VIEWS:
@@ -221,11 +219,15 @@ def _groups(node: Node, kernel: Sequence[int]) -> int:
     return node.inputs[0].shape[channel] // kernel[1] if len(node.inputs[0].shape) > 1 else 1
 
 
-def _constant(node: Node) -> Iterator[Work]:
-    """What computes a constant; nothing for a tensor that the model holds."""
-    if node.tensor is not None:
-        return
-    for operand in node.inputs:
-        yield from _constant(operand)
-    view = node.function is not None and operation(node.function) in _VIEWS
-    yield VIEW if view else Work("moved", sum(math.prod(each.shape) for each in node.inputs), math.prod(node.shape))
+def _constants(node: Node) -> Iterator[Work]:
+    """What computes the constants that a node reads, each once; nothing for a tensor that the model holds."""
+    waiting, seen = list(node.inputs), set[Node]()
+    while waiting:
+        each = waiting.pop()
+        if not each.constant or each.tensor is not None or each in seen:
+            continue
+        seen.add(each)
+        waiting += each.inputs
+        view = each.function is not None and operation(each.function) in _VIEWS
+        read = sum(math.prod(operand.shape) for operand in each.inputs)
+        yield VIEW if view else Work("moved", read, math.prod(each.shape))
