@@ -157,9 +157,9 @@ def _folded(
             conversion.record, conversion.plan, model, folded, conversion.emitted.names, looks.errors, looks.weights,
             naive, conversion.dead, conversion.judge,
         )  # fmt: skip
-    folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
-    if conversion.changed or "reparam_origin" not in vars(model):
-        folded.reparam_origin = _origin(model, conversion, inputs, options)  # type: ignore[assignment]
+        folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
+        if conversion.changed or "reparam_origin" not in vars(model):
+            folded.reparam_origin = _origin(model, conversion, inputs, options)  # type: ignore[assignment]
     if inplace:
         loosened(conversion.record)
     else:
