@@ -4,9 +4,9 @@
     python benchmarks/latency.py --json latency.json
     python benchmarks/latency.py --json latency.json --page docs   # writes the page, measures nothing
 
-Each network, batch and memory format is a case with a process of its own; within it all forms take turns (A B A B ...),
-and a ratio is formed within each turn, so that whatever else the machine does meets all of them. A form that cannot be
-made, or that does not compute what the original computes, is not timed, and the reason is printed.
+Each network, batch and memory format is a case with a process of its own; within it all forms take turns, in another
+order each time, and a ratio is formed within each turn, so that whatever else the machine does meets all of them. A
+form that cannot be made, or that does not compute what the original computes, is not timed, and the reason is printed.
 """
 
 from __future__ import annotations

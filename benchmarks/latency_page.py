@@ -28,8 +28,9 @@ original network run eagerly: below 1 is faster. Made by
 with {versions}
 on {machine}, {threads} thread(s).
 
-All forms of a network take turns in one process, {rounds} rounds; a ratio is formed within each round, on the clock
-("wall") and in processor time. A cell is the median of the ratios and, in brackets, the distance of their quartiles.
+All forms of a network take turns in one process, {rounds} rounds, each in an order of its own; a ratio is formed within
+each round, on the clock ("wall") and in processor time. A cell is the median of the ratios and, in brackets, the
+distance of their quartiles.
 Weights are random, statistics drawn; nothing is downloaded. "compiled" is `torch.compile` with freezing, for one size;
 ONNX Runtime runs what `torch.onnx.export` makes. A form that fails, or computes something else than the original, is
 not timed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,7 +128,10 @@ def benchmark(
     threads: int | None = None,
     check: bool = True,
 ) -> Comparison:
-    """Time every model in turn (A B A B ...), `rounds` times, each sample repeating the call for at least `SAMPLE`.
+    """Time all models in turns, `rounds` times, each sample repeating the call for at least `SAMPLE`.
+
+    Every round has an order of its own, and a sample begins with a call that does not count: caches and the allocator
+    are as the model before has left them, which can be worth a twentieth to the next.
 
     `models` maps names to modules in eval mode or to any other callables; the first is the baseline. `example_inputs`
     is a tensor, a tuple or a dict, as for `verify`, and decides the device: on CUDA every sample is synchronised.
@@ -159,9 +163,11 @@ def _timed(
 ) -> tuple[Timing, ...]:
     repeats = {name: _repeats(model, inputs, warmup, finish) for name, model in models.items()}
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    orders = random.Random(0)
     for _ in range(rounds):
-        for name, model in models.items():
-            samples[name].append(_sample(model, inputs, repeats[name], finish))
+        for name in orders.sample(list(models), len(models)):
+            _sample(models[name], inputs, 1, finish)
+            samples[name].append(_sample(models[name], inputs, repeats[name], finish))
     return tuple(
         Timing(name, repeats[name], tuple(wall for wall, _ in taken), tuple(cpu for _, cpu in taken))
         for name, taken in samples.items()

@@ -40,7 +40,12 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     models = {name: Counting(name, calls) for name in "abc"}
     found = benchmark(models, X, rounds=4, warmup=1, check=False)
-    assert "".join(calls) == "aabbcc" + 4 * "abc"
+    assert "".join(calls[:6]) == "aabbcc"
+    turns = ["".join(calls[i : i + 6]) for i in range(6, len(calls), 6)]
+    assert len(turns) == 4
+    assert all(sorted(turn) == list("aabbcc") for turn in turns)
+    assert len({*turns}) > 1, "whoever comes first finds what the last one has left, round after round"
+    assert all(turn[::2] == turn[1::2] for turn in turns), "a call that does not count, then the one that does"
     assert [timing.repeats for timing in found.timings] == [1, 1, 1]
 
 
@@ -48,7 +53,7 @@ def test_fast_calls_are_repeated_within_a_sample() -> None:
     calls: list[str] = []
     found = benchmark({"a": Counting("a", calls)}, X, rounds=2, warmup=19, check=False)
     assert found.timings[0].repeats > 10  # a call takes microseconds, a sample 10 ms, however long one is held up
-    assert len(calls) == 20 + 2 * found.timings[0].repeats
+    assert len(calls) == 20 + 2 * (1 + found.timings[0].repeats)
 
 
 def test_gradients_are_off_and_arguments_arrive() -> None:
