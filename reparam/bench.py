@@ -23,6 +23,9 @@ from reparam.verify import EXACT, FLOOR, NOISE, relative_error, require_eval, re
 SAMPLE = 0.01
 """Seconds that one sample lasts at least: far above the resolution of the clocks, and past a scheduler's tick."""
 
+_RUNTIME = NOISE
+"""How many times the noise of a model another runtime may have: convolutions by other algorithms, again by `NOISE`."""
+
 _CHECKED_DRAWS = 4  # as in verify, the noise of a single draw may be small by luck
 
 
@@ -137,6 +140,7 @@ def benchmark(
     is a tensor, a tuple or a dict, as for `verify`, and decides the device: on CUDA every sample is synchronised.
     `threads` is set for the time of the call. With `check`, models whose outputs differ by more than the noise of their
     own dtype are not compared, for a faster wrong answer is no result; one has to be a module, for the float64 truth.
+    What another runtime computes, a compiled model or a function, may be off by as many times more as a conversion may.
 
     Raises VerificationError where outputs differ, TrainModeError, and InputError for arguments that cannot be used.
     """
@@ -220,8 +224,9 @@ def _require_equal(models: Mapping[str, Callable[..., Any]], inputs: Inputs) -> 
     shaken = [_called(rerounded(reference, generator), draw.as_float64(), exactly=True) for draw in draws]
     own = [_called(reference, draw) for draw in draws]
     noise = max(_worst(truths, own), _worst(truths, shaken))
-    bound = max(EXACT, FLOOR * eps, NOISE * noise)
     for name, model in models.items():
+        elsewhere = not isinstance(model, nn.Module) or model is not _uncompiled(model)
+        bound = max(EXACT, FLOOR * eps, (_RUNTIME if elsewhere else 1) * NOISE * noise)
         error = _worst(truths, [_called(model, draw) for draw in draws])
         if not error <= bound < float("inf"):
             raise VerificationError(

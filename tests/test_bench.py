@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reparam import bench
 from reparam.bench import Comparison, Spread, Timing, benchmark
 from reparam.errors import InputError, TrainModeError, VerificationError
+from reparam.precision import double
 
 X = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
 
@@ -87,6 +88,25 @@ def test_a_wrong_model_is_not_timed(dtype: torch.dtype, as_function: bool) -> No
     with pytest.raises(VerificationError, match=r"^wrong:"):
         benchmark({"right": model, "wrong": entry}, X.to(dtype), rounds=1)
     assert not benchmark({"right": model, "wrong": entry}, X.to(dtype), rounds=1, check=False).checked
+
+
+def test_another_runtime_may_round_more_than_a_conversion() -> None:
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(12))).eval()
+    reference = double(model)
+
+    def rougher(x: Tensor) -> Tensor:
+        """Six times as far from the truth as the model is."""
+        truth = reference(x.double())
+        return (truth + 6 * (model(x).double() - truth)).float()
+
+    class Rougher(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return rougher(x)
+
+    x = torch.randn(1, 16, 9, 11, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(VerificationError, match=r"^eager:"):
+        benchmark({"model": model, "eager": Rougher().eval()}, x, rounds=1)
+    assert benchmark({"model": model, "elsewhere": rougher}, x, rounds=1).checked
 
 
 @pytest.mark.parametrize(
