@@ -12,12 +12,12 @@ from reparam.errors import Refusal
 LITERALS = (type(None), bool, int, float, str)
 
 
-def unproven(call: Call, what: str) -> Refusal:
+def unproven(
+    call: Call, what: str, remedy: str = "a forward without branches on sizes or values would fold"
+) -> Refusal:
     """The refusal to rewrite a forward, for the reason `what`."""
-    return Refusal(
-        f"the forward of {call.path or 'the model itself'} ({type(call.module).__name__}) cannot be rewritten: {what}",
-        "a forward without branches on sizes or values would fold",
-    )
+    where = f"{call.path or 'the model itself'} ({type(call.module).__name__})"
+    return Refusal(f"the forward of {where} cannot be rewritten: {what}", remedy)
 
 
 def arguments(call: Call) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ModelError
-from reparam.frames import attempted, caller
+from reparam.frames import attempted, caller, of_torch
+from reparam.gradients import TOLD, listening
 from reparam.inputs import Inputs
 from reparam.precision import mapped, tensors
 from reparam.queries import LAID, QUERIES, SIZES
@@ -54,6 +55,7 @@ READ = "read a number out of a tensor"
 GIVEN = "was called with a number"
 RETURNED = "was handed a number by a module that it called"
 CAUGHT = "goes on after an exception that the input may decide on"
+GRADIENTS = "asked whether gradients are recorded"
 LENT = "was called with other tensors in the place of its parameters or buffers"
 
 
@@ -198,7 +200,7 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
     handles = recorder.watch(model)
     try:
         given = inputs.map(recorder.given)
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), listening(recorder.asked_for_gradients), recorder:
             result = given.call(model)
         return recorder.finish(result, before)
     except Exception as error:
@@ -310,6 +312,9 @@ class _Recorder(TorchFunctionMode):
         if so and self.stack:
             self.stack[-1].looked.add(how)
 
+    def asked_for_gradients(self) -> None:
+        self._looks(GRADIENTS)
+
     def _measured(self, asked: tuple[Any, ...]) -> None:
         for tensor in asked:
             if isinstance(tensor, Tensor):
@@ -343,6 +348,7 @@ class _Recorder(TorchFunctionMode):
         name = operation(func)
         self._looks(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in QUERIES:
+            self._looks(GRADIENTS, name in TOLD and not of_torch(sys._getframe(1)))
             if name in LAID:
                 self.node_of(args[0]).laid = True
             if name in SIZES:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from reparam.arguments import unproven
-from reparam.capture import CAUGHT, LENT, Call, Node, entry, nodes_in
+from reparam.capture import CAUGHT, GRADIENTS, LENT, Call, Node, entry, nodes_in
 from reparam.split import affine_part
 
 
@@ -17,6 +17,9 @@ def entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
 
     Raises Refusal where the code does what no trace shows.
     """
+    if GRADIENTS in call.looked:
+        remedy = "a forward that does the same whether or not gradients are recorded, and does not ask, would fold"
+        raise unproven(call, f"it has {GRADIENTS}, and may do something else where they are", remedy)
     unseen = [CAUGHT] if CAUGHT in call.looked else [LENT for each in (call, *call.events) if _lent(each)]
     if unseen:
         raise unproven(call, f"it {unseen[0]}")

@@ -58,10 +58,15 @@ def _raises(steps: Sequence[dis.Instruction]) -> bool:
     return False
 
 
+def of_torch(frame: FrameType) -> bool:
+    """Whether the code of a frame is torch's own."""
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.")
+
+
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     """The frame and those that it was called from, up to this package's own."""
     while frame is not None and not frame.f_globals.get("__name__", "").startswith("reparam."):
-        if not frame.f_globals.get("__name__", "").startswith("torch."):
+        if not of_torch(frame):
             yield frame
         frame = frame.f_back
 

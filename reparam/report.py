@@ -13,7 +13,7 @@ from reparam import cost
 from reparam.affine import AffineConv
 from reparam.axis import ZEROS, Axis
 from reparam.bench import Comparison
-from reparam.capture import READ, SIZE, Node, Record
+from reparam.capture import GRADIENTS, READ, SIZE, Node, Record
 from reparam.cost import Cost, Price, TimedCost
 from reparam.data import comparison_data, report_data
 from reparam.dead import Dead, compiled, from_outside
@@ -43,7 +43,7 @@ _ORDER = {name: i for i, name in enumerate(("conv", "linear", "bn", "pool"))}  #
 _CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
 
-_KINDS_OF_LOOKS = (SIZE, READ)
+_KINDS_OF_LOOKS = (SIZE, READ, GRADIENTS)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ FLOORS = {
     "interpret": 3,
     "lengths": 4,
     "frames": 1,
+    "gradients": 2,
     "sizes": 1,
     "arguments": 4,
     "entries": 4,
