@@ -1,7 +1,7 @@
 """How long a forward pass takes, against everything that a user could deploy instead, and how far it is from the truth.
 
     python benchmarks/latency.py --quick
-    python benchmarks/latency.py --json latency.json
+    python benchmarks/latency.py --json latency.json               # what the file holds is not measured anew
     python benchmarks/latency.py --json latency.json --page docs   # writes the page, measures nothing
 
 Each network, batch and memory format is a case with a process of its own; within it all forms take turns, in another
@@ -11,6 +11,7 @@ form that cannot be made, or that does not compute what the original computes, i
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import sys
@@ -33,6 +34,7 @@ from reparam.bench import Comparison, Spread
 QUICK = ("mobileone_s0", "ecbsr_m4c16")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FEWEST = 7  # rounds: below, quartiles say nothing
+NETWORKS = 5  # whose rounding is measured: how that of one works out is luck
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Case:
     seconds: float
 
     def __str__(self) -> str:
+        """What it is called by in a file of results: one of each network, batch and memory format."""
         return f"{self.model}, batch {self.batch}, {self.memory_format}"
 
 
@@ -107,7 +110,8 @@ def measure(case: Case) -> Result:
         Measured(each.name, comparison.ratio(each.name), comparison.cpu_ratio(each.name), each.wall, each.cpu)
         for each in comparison.timings
     ]
-    rounded = rounding(model, x) if (case.batch, case.memory_format) == (1, "contiguous") else {}
+    first = (case.batch, case.memory_format) == (1, "contiguous")
+    rounded = rounding(build(case.model, 1, seed) for seed in range(NETWORKS)) if first else {}
     return Result(case, rounds, forms, against(comparison), missing, rounded)
 
 
@@ -128,11 +132,25 @@ def in_fresh_process(case: Case) -> Result:
         return pool.apply(measure, (case,))
 
 
-def rows(result: Result) -> list[list[str]]:
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    named = named_case(result)
     return [
-        [str(result.case) if form is result.forms[0] else "", form.form, shown(form.ratio), shown(form.cpu_ratio)]
-        for form in result.forms
+        ["" if i else named, form["form"], shown(Spread(**form["ratio"])), shown(Spread(**form["cpu_ratio"]))]
+        for i, form in enumerate(result["forms"])
     ]
+
+
+def named_case(result: dict[str, Any]) -> str:
+    case: dict[str, Any] = result["case"]
+    return str(Case(**case))
+
+
+def results_in(file: Path | None) -> list[dict[str, Any]]:
+    """What an earlier run, perhaps one that was interrupted, has written."""
+    if file is None or not file.exists():
+        return []
+    results: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["results"]
+    return results
 
 
 def cases(options: Any) -> list[Case]:
@@ -156,22 +174,24 @@ def main() -> None:
     if options.page:
         write_page(options.json, options.page)
         return
-    results = []
+    there = {named_case(result): result for result in results_in(options.json)}
     for case in cases(options):
-        results.append(in_fresh_process(case))
-        print(f"{case}: {results[-1].rounds} rounds", file=sys.stderr)
+        if str(case) not in there:
+            there[str(case)] = asdict(in_fresh_process(case))
+            print(f"{case}: {there[str(case)]['rounds']} rounds", file=sys.stderr)
         if options.json:
-            write_json(options.json, options, [asdict(result) for result in results])
+            write_json(options.json, options, list(there.values()))
+    results = [there[str(case)] for case in cases(options)]
     headers = ["network", "form", "time / original (wall)", "(cpu)"]
     table = [row for result in results for row in rows(result)]
     print(tabulate(table, headers=headers, colalign=("left", "left", "right", "right"), disable_numparse=True))
     errors = [
-        [result.case.model, dtype, f"{each['original']:.2g}", f"{each['reparam']:.2g}"]
+        [result["case"]["model"], dtype, f"{each['original']:.2g}", f"{each['reparam']:.2g}"]
         for result in results
-        for dtype, each in result.rounding.items()
+        for dtype, each in result["rounding"].items()
     ]
     print("", tabulate(errors, headers=["network", "dtype", "error of the original", "folded"]), sep="\n")
-    notes = [f"{result.case}: {form}: {why}" for result in results for form, why in result.missing.items()]
+    notes = [f"{named_case(each)}: {form}: {why}" for each in results for form, why in each["missing"].items()]
     print("", *notes, sep="\n")
 
 

@@ -120,7 +120,8 @@ def _name(case: Case) -> str:
 
 
 _ROUNDING = """The distance of the outputs from the float64 truth, over their length, for the original and for the
-folded network, both rounded to the dtype once.
+folded network, both rounded to the dtype once: the root mean square of several networks with weights of their own, for
+how the roundings of one happen to add up is luck, in either of its forms.
 """
 
 
