@@ -11,6 +11,7 @@ from reparam.affine import AffineConv
 from reparam.capture import Call, Node
 from reparam.errors import Refusal
 from reparam.fold import Fold
+from reparam.lengths import as_large
 from reparam.trace import Trace
 
 
@@ -24,6 +25,17 @@ class Piece:
     sink: Node
     fold: Fold
     value: AffineConv | None
+
+    def as_large(self, node: Node) -> Node | None:
+        """The end of the piece that is as large as one of its nodes, whatever the size of the input, if one is."""
+        if self.fold.steps:
+            return next((end for end in (self.sink, self.base) if self._alike(node, end)), None)
+        end = self.fold.as_large(node)
+        return end if end is None else self.base if end is self.fold.base else self.sink
+
+    def _alike(self, node: Node, end: Node) -> bool:
+        known = self.fold.extents.lengths
+        return as_large(node) is as_large(end) or (node in known and known[node] == known.get(end))
 
 
 @dataclass(frozen=True, eq=False)

@@ -281,13 +281,13 @@ def _asked_instead(
     Where the piece computes nothing, both are one, and as large as all that was between them.
     """
     for node in piece.nodes:
-        end = piece.fold.as_large(node)
+        end = piece.as_large(node)
         if node is piece.sink or end is None:
             continue
         for step in asking.get(node, ()):
             for place in step.all_input_nodes:
                 if trace.tree.get(place) is node:  # and not what has taken its place already
-                    step.replace_input_with(place, start if end is piece.fold.base else replacement)
+                    step.replace_input_with(place, start if end is piece.base else replacement)
 
 
 def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:

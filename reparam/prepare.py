@@ -444,6 +444,7 @@ class _Editor:
         if not user_code(call.module) and self._read_elsewhere(call.module):
             raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
         trace = self._rewritten(call, frozenset(opened))
+        pieces = [replace(piece, fold=self.whole.get(piece.fold, piece.fold)) for piece in pieces]
         gone = {node for piece in pieces for node in piece.nodes}
         returned = _returned(trace)
         for piece in pieces:
@@ -456,15 +457,10 @@ class _Editor:
                     raise _At(node, "its code also calls a module with it that does not read it")
                 if node in trace.at and trace.sized(node) and node not in self._shown(piece.fold):
                     raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
-                if (
-                    piece.nodes == piece.fold.nodes
-                    and node is not piece.sink
-                    and node in trace.at
-                    and piece.fold.as_large(node) is None
-                    and _asked(trace, node, gone)
-                ):
+                inside = node is not piece.sink and node in trace.at
+                if inside and piece.as_large(node) is None and _asked(trace, node, gone):
                     raise _At(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
-        return Rewrite(trace, [replace(piece, fold=self.whole.get(piece.fold, piece.fold)) for piece in pieces])
+        return Rewrite(trace, pieces)
 
     def _rewritten(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
         """The trace that is written in the place of a forward: one that may check what its arguments hold."""

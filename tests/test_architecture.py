@@ -145,6 +145,7 @@ SAME_FLOOR = {
     ("stated", "lengths"),
     ("stated", "trace"),
     ("edits", "fold"),
+    ("edits", "lengths"),
     ("edits", "trace"),
     ("prepare", "edits"),
     ("prepare", "lengths"),

@@ -372,3 +372,56 @@ def test_channels_are_not_made_of_a_dimension_that_holds_none(
     model = trained(Block(forward, **layers))
     folded = reparam.reparameterize(model, image(3, 4, 1, 2), verify=False, fixed_size=fixed_size)
     assert distance(model, folded, image(2, 4, 1, 2)) < EXACT
+
+
+# --- code that asks how large a tensor inside a fold is, and hands that to a step that stays
+
+
+def _weighted(m: nn.Module, x: Tensor) -> Tensor:
+    """Not a module's own operation: its place is one of code."""
+    return F.conv2d(x, m.conv.weight * 2)
+
+
+def _normed(m: nn.Module, y: Tensor) -> Tensor:
+    return F.batch_norm(y, m.norm.running_mean, m.norm.running_var, m.norm.weight, m.norm.bias)
+
+
+def _of_the_layer(m: nn.Module, x: Tensor) -> Tensor:
+    y = _weighted(m, x)
+    b, c, h, w = y.shape
+    return F.linear(_normed(m, y).reshape(b, c, h * w).transpose(1, 2), m.matrix)
+
+
+def _of_the_sum(m: nn.Module, x: Tensor) -> Tensor:
+    y = _weighted(m, x) * 2
+    return F.linear(_normed(m, y).reshape(y.shape[0], y.shape[1], -1).transpose(1, 2), m.matrix)
+
+
+def _its_dtype(m: nn.Module, x: Tensor) -> Tensor:
+    y = _weighted(m, x)
+    return F.linear(_normed(m, y.to(y.dtype)).flatten(2).to(y.dtype).transpose(1, 2), m.matrix)
+
+
+def _of_the_input(m: nn.Module, x: Tensor) -> Tensor:
+    y = x * 2
+    return F.linear(_weighted(m, y).flatten(2).reshape(y.shape[0], 4, -1).transpose(1, 2), m.matrix)
+
+
+def _with_a_dimension_more(m: nn.Module, x: Tensor) -> Tensor:
+    y = F.conv1d(x.flatten(2), m.conv.weight.flatten(2) * 2).unsqueeze(2)
+    z = y.reshape(-1, y.shape[1] * y.shape[2], y.shape[3])
+    return _normed(m, z.reshape(y.shape[0], y.shape[1], y.shape[3], y.shape[2]))
+
+
+@pytest.mark.parametrize(
+    ("forward", "norms"),
+    [(_of_the_layer, 0), (_of_the_sum, 0), (_its_dtype, 0), (_of_the_input, 0), (_with_a_dimension_more, 1)],
+)
+def test_what_is_only_asked_for_its_size_is_not_computed_for_that(forward: Function, norms: int) -> None:
+    layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "matrix": nn.Parameter(torch.randn(4, 4))}
+    model = trained(Block(forward, **layers))
+    result = reparam.reparameterize(model, image(2, 4, 5, 6), verify=False)
+    x = image(1, 4, 7, 3)
+    assert (convs_ran(result, x), norms_ran(result, x)) == (1, norms)
+    for size in SIZES:
+        assert distance(model, result, image(*size)) < EXACT
