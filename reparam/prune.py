@@ -20,6 +20,7 @@ from reparam.emit import swept, written
 from reparam.errors import ModelError, Refusal
 from reparam.inputs import Inputs
 from reparam.plan import alive
+from reparam.proofs import Proofs
 from reparam.trace import Trace, user_code
 
 REMOVED = "removed"
@@ -50,7 +51,7 @@ class Pruner:
             except Refusal as refusal:
                 fates.update(dict.fromkeys(computed, f"kept: {refusal.reason}"))
         now = record(model, inputs)
-        proofs = _Proofs(now)
+        proofs = Proofs(now)
         for each in self.dead:
             if reason := self._needed(each, now, proofs):
                 fates.setdefault(each, f"kept: {reason}")
@@ -58,7 +59,7 @@ class Pruner:
         removed = self._removed(free, model, inputs, _told(now))
         return {each: fates.get(each, REMOVED if each in removed else "kept: code asks for it") for each in self.dead}
 
-    def _needed(self, each: Dead, now: Record, proofs: _Proofs) -> str:
+    def _needed(self, each: Dead, now: Record, proofs: Proofs) -> str:
         """Why code may need it, for this input or another; empty if it is proven that none does."""
         readers, modules = now.readers(), each.modules()
         if any(id(tensor) in readers for tensor in each.tensors) or any(call.module in modules for call in now.calls):
@@ -69,7 +70,7 @@ class Pruner:
             if module not in around:
                 around.add(module)
                 waiting += [parent for parent, _, _ in self.places[id(module)]]
-        return next((proofs.doubt(call) for call in now.calls if call.module in around and proofs.doubt(call)), "")
+        return next((doubt for call in now.calls if call.module in around and (doubt := _doubt(call, proofs))), "")
 
     def _removed(self, dead: Sequence[Dead], model: nn.Module, inputs: Inputs, before: list[Any]) -> set[Dead]:
         """All of it, if the model does the same without; else what can be removed of either half."""
@@ -92,21 +93,14 @@ class Pruner:
                 vars(module)[registry][name] = None if absent else each.held
 
 
-class _Proofs:
-    """Which calls take the same way for every input: they look at none, or can be traced."""
-
-    def __init__(self, now: Record) -> None:
-        self.doubts: dict[Call, str] = {call: "" for call in now.calls if not call.looked}
-
-    def doubt(self, call: Call) -> str:
-        """Why it may not; empty if it does."""
-        if call not in self.doubts:
-            try:
-                Trace(call, {call.module})
-                self.doubts[call] = ""
-            except Refusal as refusal:
-                self.doubts[call] = f"another input may need it: {refusal.reason}"
-        return self.doubts[call]
+def _doubt(call: Call, proofs: Proofs) -> str:
+    """Why it may take another way for another input; empty if it looks at none, or can be traced."""
+    if call.looked:
+        try:
+            proofs.trace(call, frozenset({call.module}))
+        except Refusal as refusal:
+            return f"another input may need it: {refusal.reason}"
+    return ""
 
 
 def _computing(now: Record, dead: Iterable[Dead], live: Collection[Node]) -> dict[Call, list[Dead]]:

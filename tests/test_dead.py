@@ -440,7 +440,7 @@ def test_what_is_kept_or_watched_stays() -> None:
 
 def test_verification_names_a_pruning_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof is left out; another size then calls what is gone."""
-    monkeypatch.setattr(pruning._Proofs, "doubt", lambda self, call: "")
+    monkeypatch.setattr(pruning, "_doubt", lambda call, proofs: "")
     model = trained(Block(lambda m, x: m.large(x) if x.shape[-1] != 14 else m.stem(x), stem=stem(), large=later()))
     with pytest.raises(VerificationError, match="Guilty: what prune=True has removed"):
         reparam.reparameterize(model, X, prune=True)
