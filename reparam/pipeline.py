@@ -38,7 +38,7 @@ from reparam.precision import copied
 from reparam.prepare import prepare
 from reparam.proofs import Proofs
 from reparam.prune import REMOVED, Pruner
-from reparam.ranges import Weights
+from reparam.ranges import Ranges, Weights
 from reparam.report import report
 from reparam.sketch import weighed
 from reparam.verify import EXACT, Verification, require_eval
@@ -199,11 +199,12 @@ class _Looks:
         self.checking = checking
         self.generator = torch.Generator().manual_seed(0)
         self.weights: dict[Fold, Weights | None] = {}
+        self.kernels: dict[Node, Ranges | None] = {}
         self.errors: dict[Fold, float] = {}
 
     def __call__(self, fold: Fold) -> None:
         if fold not in self.weights:
-            self.weights[fold] = weighed(fold)
+            self.weights[fold] = weighed(fold, self.kernels)
             self.errors.update({fold: fold_error(fold, self.generator)} if self.checking else {})
 
 

@@ -550,7 +550,7 @@ def _by_place(at: Mapping[Piece, Call]) -> Mapping[Call, list[Piece]]:
 
 def _handed_in(trace: Trace, node: Node) -> bool:
     """Whether a module is called with the tensor, and neither reads it nor hands it on."""
-    calls = {call for step, call in trace.inner.items() if trace.at[node] in step.all_input_nodes}
+    calls = [trace.inner[step] for step in trace.at[node].users if step in trace.inner]
     return not all(node in nodes_in(call.result) or _reads(call, node) for call in calls)
 
 

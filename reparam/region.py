@@ -96,6 +96,7 @@ class Region:
         self.values: dict[tuple[Node, Node], AffineConv | Viewed | None] = {}
         self.whole: dict[tuple[Node, Node], cost.Price] = {}
         self.copies: dict[Node, frozenset[Node]] = {}
+        self.starting: dict[Node, bool] = {}
         self.unplaced: dict[Node, Unplaced] = {}
 
     def best(self) -> tuple[list[Fold], cost.Price, cost.Price]:
@@ -134,7 +135,7 @@ class Region:
         there, paid = {self.anchor}, defaultdict[Node, set[Node]](set)
         for sink in (node for node in self.nodes if node in self.sinks or node in wanted):
             search = _Search(self, there, paid)
-            for node in between(self.anchor, [sink]):
+            for node in search.needed(sink):
                 search.price(self.anchor, node)  # in order, so that no search goes deep
             total += search.price(self.anchor, sink)
             made = dict[Node, Node | None]()
@@ -329,6 +330,12 @@ class Region:
         padded = isinstance(value, Bordered) and not (node.written or node.inplace)
         return padded or isinstance(value, (AffineConv, Viewed))
 
+    def starts(self, node: Node) -> bool:
+        """Whether a convolution may start from it: asked again and again, and found out once."""
+        if node not in self.starting:
+            self.starting[node] = self.tensor(node) and not self.absorbed(node)
+        return self.starting[node]
+
     def absorbed(self, node: Node) -> bool:
         """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
         if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
@@ -481,6 +488,16 @@ class _Search:
     paid: Mapping[Node, Collection[Node]] = field(default_factory=dict)
     memo: dict[tuple[Node, Node], _Choice] = field(default_factory=dict)
 
+    def needed(self, sink: Node) -> list[Node]:
+        """Whatever the sink may be computed from that is not there yet, in order, itself the last."""
+        found, waiting = set[Node](), [sink]
+        while waiting:
+            node = waiting.pop()
+            if node is not self.region.anchor and node not in self.there and node not in found:
+                found.add(node)
+                waiting += [*node.operands, *self._starts(self.region.anchor, node)]
+        return sorted(found, key=self.region.order.__getitem__)
+
     def price(self, base: Node, node: Node) -> cost.Price:
         return cost.FREE if node in self.there or node is base else self._choice(base, node)[0]
 
@@ -494,10 +511,10 @@ class _Search:
         # On equal cost the first is taken: the user's own operation, then a fold that stands for as much as it can.
         kept: list[_Choice] = []
         folded: list[_Choice] = []
+        missing = [operand for operand in set(node.operands) if operand not in self.there]
         for start in self._starts(base, node):
             reached = self.price(base, start)
-            operands = (self.price(start, operand) for operand in set(node.operands))
-            own = self.region.prices[node] + cost.total(operands)
+            own = self.region.prices[node] + cost.total([self.price(start, operand) for operand in missing])
             kept.append((reached + own, start, False))
             value = self.region.value(start, node)
             if value is not None:
@@ -511,7 +528,7 @@ class _Search:
         start = node
         while start is not base and len(starts) < REACH:
             start = self.region.found.above[start]
-            if start is base or (self.region.tensor(start) and not self.region.absorbed(start)):
+            if start is base or self.region.starts(start):
                 starts.append(start)
         return starts
 

@@ -179,14 +179,18 @@ def _factor(node: Node) -> str:
 # --- weights
 
 
-def weighed(fold: Fold) -> Weights | None:
-    """The ranges of the kernels that a fold is made of, and of the one that it has become, which has no name yet."""
+def weighed(fold: Fold, known: dict[Node, Ranges | None]) -> Weights | None:
+    """The ranges of the kernels that a fold is made of, and of the one that it has become, which has no name yet.
+
+    `known` are those of operations, and gets more: a thousand folds may be partial sums of the same branches.
+    """
     if fold.value.identity:
         return None
     after = ranges("", fold.value.kernel())
     if after is None:
         return None
-    found = (_kernel(node) for node in fold.nodes if node.function is not None)
+    known.update((node, _kernel(node)) for node in fold.nodes if node.function is not None and node not in known)
+    found = map(known.get, fold.nodes)
     return Weights(tuple(each for each in found if each is not None), after)
 
 

@@ -18,6 +18,7 @@ from reparam.capture import record
 from reparam.cost.work import of_node
 from reparam.inputs import Inputs
 from reparam.nn import RepVGGBlock
+from reparam.plan import plan
 
 FEW, MANY = 16, 160
 SLACK = 1.05
@@ -95,6 +96,28 @@ class Sum(nn.Module):
         for branch in self.branches[1:]:
             total = total + branch(x)
         return total
+
+
+class PartialSums(Sum):
+    """The same, and every partial sum is read as well."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+        sums = [self.branches[0](x)]
+        for branch in self.branches[1:]:
+            sums.append(sums[-1] + branch(x))
+        return sums
+
+
+def _planning(branches: int) -> int:
+    found = record(PartialSums(branches).double().eval(), Inputs((image(1, 1, 5, 7),)))
+    profile = cProfile.Profile()
+    profile.runcall(plan, found, found.opaque)
+    return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+
+def test_a_plan_does_not_look_anew_at_what_lies_behind_each_partial_sum() -> None:
+    few, many = _planning(40), _planning(160)
+    assert many <= 10 * few  # it was sixteen times: that of the square
 
 
 def test_a_thousand_branches_of_one_sum_fold() -> None:
