@@ -28,8 +28,22 @@ from torch import Tensor
 
 from reparam.axis import ZEROS, Axis
 from reparam.deferred import Deferred as Deferred
+from reparam.deferred import Made as Made
+from reparam.deferred import taken
 from reparam.errors import BorderRefusal, Refusal
-from reparam.kernels import CONV, column, convolved, densified, laid, reframed, regroup, rows
+from reparam.kernels import (
+    CONV,
+    add_laid,
+    column,
+    columns,
+    convolved,
+    densified,
+    fills,
+    laid,
+    reframed,
+    regroup,
+    rows,
+)
 
 # Two constants that stand for the same number may have been computed by different formulas, each a handful of float64
 # operations with some cancellation: 2**-40 is about 1e-12, two orders below what verification allows in total.
@@ -215,7 +229,7 @@ class AffineConv:
 
         number = outer.bias if self.bias is None else Deferred(bias, self.bias)
         return replace(
-            self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Deferred(kernel, self.kernel),
+            self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Made(kernel, self.kernel),
             bias=number, identity=False, mean=False,
         )  # fmt: skip
 
@@ -224,17 +238,14 @@ class AffineConv:
         if scale is None and shift is None:
             return self
 
-        def kernel() -> Tensor:
-            here = self.kernel()
-            return here if scale is None else rows(scale(), here)
-
         def bias() -> Tensor:
             here = self.bias_value()
-            scaled = here if scale is None else rows(scale(), here)
+            scaled = here if scale is None else column(scale(), here.dim()) * here
             return scaled if shift is None else scaled + column(shift(), scaled.dim())
 
         number = None if self.bias is None and shift is None else Deferred(bias, self.bias)
-        return replace(self, kernel=Deferred(kernel, self.kernel), bias=number, identity=False, mean=False)
+        scaled = self.kernel if scale is None else Made(lambda: rows(taken(self.kernel), scale()), self.kernel)
+        return replace(self, kernel=scaled, bias=number, identity=False, mean=False)
 
     def __add__(self, other: AffineConv) -> AffineConv:
         """The sum of two convolutions of one anchor: both kernels laid into one window, groups become the gcd."""
@@ -246,18 +257,22 @@ class AffineConv:
         groups = math.gcd(self.groups, other.groups)
         axes = tuple(map(Axis.joined, self.axes, other.axes))
 
+        def whole(side: AffineConv) -> bool:
+            return side.groups == groups and fills(side.axes, axes)
+
         def kernel() -> Tensor:
-            first, second = self.kernel(), other.kernel()
-            a = regroup(laid(first, self.axes, axes), self.groups, groups)
-            b = regroup(laid(second, other.axes, axes), other.groups, groups)
-            if b is not second:  # made just now, for this sum alone: no third one of this size is needed
-                return b.add_(a)
-            return a + b if a is first else a.add_(b)
+            if whole(other) and not whole(self):
+                (more, side), wide = (self.kernel(), self), taken(other.kernel)
+            else:
+                wide = taken(self.kernel) if whole(self) else self.kernel()
+                wide = regroup(laid(wide, self.axes, axes), self.groups, groups)
+                more, side = other.kernel(), other
+            return add_laid(wide, axes, groups, more, side.axes, side.groups)
 
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
         number = Deferred(lambda: self.biases(mapped) + other.biases(mapped), self.bias) if biased else None
-        laid_out = Deferred(kernel, self.kernel)
+        laid_out = Made(kernel, self.kernel)
         return AffineConv(
             self.anchor, self.in_channels, self.out_channels, groups, axes, laid_out, number, mapped=mapped
         )
@@ -276,7 +291,7 @@ class AffineConv:
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
         number = Deferred(lambda: torch.cat([self.biases(mapped), other.biases(mapped)]), self.bias) if biased else None
-        many, joined = self.out_channels + other.out_channels, Deferred(kernel, self.kernel)
+        many, joined = self.out_channels + other.out_channels, Made(kernel, self.kernel)
         return AffineConv(self.anchor, self.in_channels, many, 1, axes, joined, number, mapped=mapped)
 
     def take(self, rows: Sequence[int]) -> AffineConv:
@@ -285,7 +300,7 @@ class AffineConv:
             return self
         groups = _groups_of(rows, self.out_channels, self.groups)
         index = torch.tensor(rows, dtype=torch.long)  # of none as well
-        kernel = Deferred(lambda: regroup(self.kernel(), self.groups, groups)[index])
+        kernel = Made(lambda: regroup(self.kernel(), self.groups, groups)[index])
         number = None if self.bias is None else Deferred(lambda: self.bias_value()[index])
         return AffineConv(
             self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number, mapped=self.mapped
@@ -536,22 +551,20 @@ class Bordered:
 def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:
     """kernel[o, i, t] = sum over m and s of outer[o, m, s] * inner[m, i, t - s], on the lattice of `axes`."""
     if outer.diagonal:
-        here = inner.kernel()
-        return rows(outer.kernel().flatten(), here)
+        return rows(taken(inner.kernel), outer.kernel().flatten())
     if inner.diagonal:
-        columns = inner.kernel().view(outer.groups, -1, *[1] * len(axes))
-        spread = columns.repeat_interleave(outer.out_channels // outer.groups, 0)
-        return _laid_outer(outer, inner, axes) * spread
+        factor = inner.kernel().flatten()
+        return columns(_laid_outer(taken(outer.kernel), outer, inner, axes), factor, outer.groups)
     steps = [a.dilation // b.dilation for a, b in zip(inner.axes, axes, strict=True)]
     first = regroup(densified(inner.kernel(), steps), inner.groups, groups)
-    second = regroup(_laid_outer(outer, inner, axes), outer.groups, groups)
+    second = regroup(_laid_outer(outer.kernel(), outer, inner, axes), outer.groups, groups)
     return convolved(first, second, groups)
 
 
-def _laid_outer(outer: AffineConv, inner: AffineConv, axes: Sequence[Axis]) -> Tensor:
+def _laid_outer(kernel: Tensor, outer: AffineConv, inner: AffineConv, axes: Sequence[Axis]) -> Tensor:
     """The outer kernel on the lattice of the composition: its own steps are strides of the inner one."""
     steps = [a.dilation * b.stride // c.dilation for a, b, c in zip(outer.axes, inner.axes, axes, strict=True)]
-    return densified(outer.kernel(), steps)
+    return densified(kernel, steps)
 
 
 def _groups_of(rows: Sequence[int], out_channels: int, groups: int) -> int:

@@ -36,6 +36,13 @@ class Deferred(Generic[T]):
         self.depth: int = 0 if first is None else first.depth + 1
 
     def __call__(self) -> T:
+        value = self._known()
+        kept = _KEPT.get()
+        if kept is not None and kept.unseen is self:
+            kept.unseen = None
+        return value
+
+    def _known(self) -> T:
         value = self._value
         if value is not _UNKNOWN:
             return value
@@ -61,12 +68,35 @@ class Deferred(Generic[T]):
         self._value = _UNKNOWN
 
 
+class Made(Deferred[Tensor]):
+    """A tensor that its work makes anew: none of its memory is that of any other tensor."""
+
+    __slots__ = ()
+
+
+def taken(number: Deferred[Tensor]) -> Tensor:
+    """What a number is, in memory of the caller's own, who may write into it.
+
+    That is the very tensor where it has been made for this alone, and kept for nobody; else it is a copy.
+    """
+    value, kept = number._known(), _KEPT.get()
+    if kept is None or kept.unseen is not number or not isinstance(number, Made):
+        return value.clone()
+    kept.latest = kept.unseen = None
+    number.forget()
+    return value
+
+
 class _Kept:
-    """What is known for now: all that is small, what had to be worked out twice, and of all else the latest."""
+    """What is known for now: all that is small, what had to be worked out twice, and of all else the latest.
+
+    unseen: the latest, as long as nobody has been given it.
+    """
 
     def __init__(self) -> None:
         self.every: set[Deferred[Any]] = set()
         self.latest: Deferred[Any] | None = None
+        self.unseen: Deferred[Any] | None = None
 
     def add(self, number: Deferred[Any], value: Tensor) -> None:
         if number in self.every or value.numel() * value.element_size() <= _SMALL:
@@ -75,7 +105,7 @@ class _Kept:
         self.every.add(number)
         if self.latest is not None and self.latest is not number:
             self.latest.forget()
-        self.latest = number
+        self.latest = self.unseen = number
 
 
 _KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)

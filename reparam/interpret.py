@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reparam.affine import AffineConv, Anchor, Constant, Deferred
+from reparam.affine import AffineConv, Anchor, Constant, Deferred, Made, Number
 from reparam.capture import Node
 from reparam.errors import Refusal
 from reparam.evaluation import evaluate
@@ -233,7 +233,7 @@ def _is_map(node: Node) -> bool:
 def _looked_up(argument: Any, values: Mapping[Node, Value], fixed: Collection[Node]) -> Any:
     if isinstance(argument, Node):
         if argument.constant:
-            return Constant(argument.shape, Deferred(lambda: evaluate(argument, {})))
+            return Constant(argument.shape, _number(argument))
         if argument in values:
             return values[argument]
         return anchored(argument, fixed) if _is_map(argument) else None
@@ -244,3 +244,11 @@ def _looked_up(argument: Any, values: Mapping[Node, Value], fixed: Collection[No
     if isinstance(argument, slice):
         return slice(*(_looked_up(part, values, fixed) for part in (argument.start, argument.stop, argument.step)))
     return argument
+
+
+def _number(constant: Node) -> Number:
+    """What a constant is, in float64; of a parameter or buffer that is a copy, which laws may write into."""
+    held = constant.tensor
+    if held is None or not held.is_floating_point():
+        return Deferred(lambda: evaluate(constant, {}))
+    return Made(lambda: held.detach().cpu().to(torch.float64, copy=True))

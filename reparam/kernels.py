@@ -14,29 +14,63 @@ from reparam.axis import Axis
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+def fills(axes: Sequence[Axis], onto: Sequence[Axis]) -> bool:
+    """Whether a kernel with the geometry `axes` is as large as the windows `onto`."""
+    return all(
+        (a.taps, a.lo) == (b.taps, b.lo) and (a.taps == 1 or a.dilation == b.dilation)
+        for a, b in zip(axes, onto, strict=True)
+    )
+
+
 def laid(kernel: Tensor, axes: Sequence[Axis], onto: Sequence[Axis]) -> Tensor:
     """A kernel with the geometry `axes`, laid with zeros into the larger windows `onto`."""
-    for dim, (a, b) in enumerate(zip(axes, onto, strict=True), start=2):
-        if (a.taps, a.lo) == (b.taps, b.lo) and (a.taps == 1 or a.dilation == b.dilation):
-            continue
-        step, offset = a.dilation // b.dilation if a.taps > 1 else 1, (b.lo - a.lo) // b.dilation
-        wide = kernel.new_zeros([*kernel.shape[:dim], b.taps, *kernel.shape[dim + 1 :]])
-        wide.narrow(dim, offset, (a.taps - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)] = kernel
-        kernel = wide
-    return kernel
+    if fills(axes, onto):
+        return kernel
+    wide = kernel.new_zeros([*kernel.shape[:2], *(axis.taps for axis in onto)])
+    _window(wide, axes, onto).copy_(kernel)
+    return wide
 
 
 def regroup(kernel: Tensor, groups: int, target: int) -> Tensor:
     """From `groups` to fewer, `target` groups: the blocks laid on the diagonal of larger blocks."""
     if groups == target:
         return kernel
+    wide = kernel.new_zeros([kernel.shape[0], kernel.shape[1] * (groups // target), *kernel.shape[2:]])
+    _diagonal(wide, groups, target).copy_(_blocks(kernel, groups, target))
+    return wide
+
+
+def add_laid(
+    wide: Tensor, onto: Sequence[Axis], target: int, kernel: Tensor, axes: Sequence[Axis], groups: int
+) -> Tensor:
+    """Add to a kernel of `target` groups and the windows `onto`, in place, another that may have more and smaller ones.
+
+    Nothing as large as `wide` is made for that.
+    """
+    _diagonal(_window(wide, axes, onto), groups, target).add_(_blocks(kernel, groups, target))
+    return wide
+
+
+def _window(wide: Tensor, axes: Sequence[Axis], onto: Sequence[Axis]) -> Tensor:
+    """The taps of a kernel with the windows `onto` that are those of smaller ones, `axes`: a view."""
+    for dim, (a, b) in enumerate(zip(axes, onto, strict=True), start=2):
+        step, offset = a.dilation // b.dilation if a.taps > 1 else 1, (b.lo - a.lo) // b.dilation
+        wide = wide.narrow(dim, offset, (a.taps - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)]
+    return wide
+
+
+def _diagonal(wide: Tensor, groups: int, target: int) -> Tensor:
+    """Of a kernel of `target` groups the blocks in which one of `groups` lies, as `_blocks` has them: a view."""
     many = groups // target
-    out, inner, *taps = kernel.shape
-    blocks = kernel.view(target, many, out // groups, inner, *taps)
-    wide = kernel.new_zeros([target, many, out // groups, many, inner, *taps])
-    each = torch.arange(many)
-    wide[:, each, :, each] = blocks.transpose(0, 1)
-    return wide.view(out, many * inner, *taps)
+    out, inner, *taps = wide.shape
+    blocks = wide.view(target, many, out // groups, many, inner // many, *taps)
+    return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
+def _blocks(kernel: Tensor, groups: int, target: int) -> Tensor:
+    """A kernel of `groups`, so many together as make one of `target`: a view."""
+    out, *rest = kernel.shape
+    return kernel.view(target, groups // target, out // groups, *rest)
 
 
 def finest_groups(kernel: Tensor, groups: int) -> tuple[int, Tensor]:
@@ -98,9 +132,16 @@ def repeated(kernel: Tensor, times: int, apart: bool) -> Tensor:
     return matrix.repeat_interleave(times, 0) if apart else torch.kron(matrix, torch.eye(times, dtype=matrix.dtype))
 
 
-def rows(factor: Tensor, kernel: Tensor) -> Tensor:
-    """Each output channel times its factor."""
-    return column(factor, kernel.dim()) * kernel
+def rows(kernel: Tensor, factor: Tensor) -> Tensor:
+    """Each output channel times its factor, in place."""
+    return kernel.mul_(column(factor, kernel.dim()))
+
+
+def columns(kernel: Tensor, factor: Tensor, groups: int) -> Tensor:
+    """Each input channel times its factor, in place."""
+    if not bool((factor == 1).all()):
+        _blocks(kernel, groups, 1).mul_(factor.view(1, groups, 1, kernel.shape[1], *[1] * (kernel.dim() - 2)))
+    return kernel
 
 
 def column(factor: Tensor, dims: int) -> Tensor:
