@@ -120,12 +120,12 @@ class _Emitter:
             return nn.Identity().eval()
         like = _weight_like(folds[0], self.model)
         with passing():
-            module, weights = plain(value, like)
-            self.weights.update(weights if self.exact else {})
             for fold in folds:
-                self.look(fold)
+                self.look(fold)  # as long as there is nothing but the kernel
+            module, weights = plain(value, like.to("meta") if self.later else like)
+            self.weights.update(weights if self.exact else {})
         if self.later:
-            self.waiting.append(Waiting(module.to("meta"), value, like))
+            self.waiting.append(Waiting(module, value, like))
         self.made.update(dict.fromkeys(folds, module))
         return module
 

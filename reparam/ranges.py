@@ -118,7 +118,7 @@ def ranges(name: str, kernel: Tensor) -> Ranges | None:
 def _kept(rows: Tensor, reach: Tensor) -> float:
     """Signal-to-noise of the median row, rounded to whole multiples of a 127th of `reach`."""
     step = reach / _LEVELS
-    noise = ((rows / step).round() * step - rows).square().sum(1)
+    noise = (rows / step).round_().mul_(step).sub_(rows).square_().sum(1)
     signal = rows.square().sum(1)
     quiet = signal / 10 ** (BITS * BIT / 10)
     return float((10 * torch.log10(signal / torch.maximum(noise, quiet))).median())

@@ -47,8 +47,12 @@ def loosened(record: Record) -> None:
 
 
 def fill(waiting: list[Waiting]) -> None:
-    """Fill one module after the other, and forget it. Raises ModelError if memory runs out: half is done then."""
+    """Fill one module after the other, and forget it. Raises ModelError if memory runs out: half is done then.
+
+    The largest comes first, and every other kernel fits where its own has been.
+    """
     gc.collect()  # modules and calls hold one another
+    waiting.sort(key=lambda each: sum(parameter.numel() for parameter in each.module.parameters()))
     try:
         while waiting:
             waiting.pop().fill()
