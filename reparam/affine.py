@@ -28,8 +28,8 @@ from torch import Tensor
 
 from reparam.axis import ZEROS, Axis
 from reparam.deferred import Deferred as Deferred
-from reparam.deferred import Made as Made
-from reparam.deferred import taken
+from reparam.deferred import Made, taken
+from reparam.deferred import Read as Read
 from reparam.errors import BorderRefusal, Refusal
 from reparam.kernels import (
     CONV,
@@ -223,9 +223,9 @@ class AffineConv:
                     self.bias_value()[None], outer.kernel(), None, strides, 0, dilations, outer.groups
                 )
                 return seen[0] + column(outer.bias_value(), seen[0].dim())
-            blocks = self.bias_value().view(outer.groups, -1, 1)
-            sums = outer.kernel().flatten(1).view(outer.groups, -1, blocks.shape[1], outer.taps).sum(3)
-            return (sums @ blocks).flatten() + outer.bias_value()
+            each = self.bias_value().repeat_interleave(outer.taps).view(outer.groups, -1, 1)
+            sums = outer.kernel().view(outer.groups, -1, each.shape[1]) @ each
+            return sums.flatten() + outer.bias_value()
 
         number = outer.bias if self.bias is None else Deferred(bias, self.bias)
         return replace(

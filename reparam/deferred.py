@@ -47,7 +47,7 @@ class Deferred(Generic[T]):
         if value is not _UNKNOWN:
             return value
         chain: list[Deferred[Any]] = [self]
-        while (before := chain[-1]._first) is not None and before._value is _UNKNOWN:
+        while (before := chain[-1]._first) is not None and before.missing:
             chain.append(before)
         while len(chain) > 1:
             chain.pop()._worked_out()
@@ -63,6 +63,11 @@ class Deferred(Generic[T]):
             kept.add(self, value)
         return value
 
+    @property
+    def missing(self) -> bool:
+        """Whether it has to be worked out before it is of use to another."""
+        return self._value is _UNKNOWN
+
     def forget(self) -> None:
         """Work it out anew when it is asked for again."""
         self._value = _UNKNOWN
@@ -74,12 +79,25 @@ class Made(Deferred[Tensor]):
     __slots__ = ()
 
 
+class Read(Made):
+    """A copy of what lies elsewhere, made each time it is asked for and never kept."""
+
+    __slots__ = ()
+    missing = False
+
+    def _known(self) -> Tensor:
+        assert self._work is not None
+        return self._work()
+
+
 def taken(number: Deferred[Tensor]) -> Tensor:
     """What a number is, in memory of the caller's own, who may write into it.
 
     That is the very tensor where it has been made for this alone, and kept for nobody; else it is a copy.
     """
     value, kept = number._known(), _KEPT.get()
+    if isinstance(number, Read):
+        return value
     if kept is None or kept.unseen is not number or not isinstance(number, Made):
         return value.clone()
     kept.latest = kept.unseen = None

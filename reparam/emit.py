@@ -120,10 +120,10 @@ class _Emitter:
             return nn.Identity().eval()
         like = _weight_like(folds[0], self.model)
         with passing():
-            for fold in folds:
-                self.look(fold)  # as long as there is nothing but the kernel
             module, weights = plain(value, like.to("meta") if self.later else like)
             self.weights.update(weights if self.exact else {})
+            for fold in folds:
+                self.look(fold)
         if self.later:
             self.waiting.append(Waiting(module, value, like))
         self.made.update(dict.fromkeys(folds, module))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reparam.affine import AffineConv, Anchor, Constant, Deferred, Made, Number
+from reparam.affine import AffineConv, Anchor, Constant, Deferred, Number, Read
 from reparam.capture import Node
 from reparam.errors import Refusal
 from reparam.evaluation import evaluate
@@ -251,4 +251,4 @@ def _number(constant: Node) -> Number:
     held = constant.tensor
     if held is None or not held.is_floating_point():
         return Deferred(lambda: evaluate(constant, {}))
-    return Made(lambda: held.detach().cpu().to(torch.float64, copy=True))
+    return Read(lambda: held.detach().cpu().to(torch.float64, copy=True))

@@ -60,11 +60,11 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     pixels, is a module of its own; so is a bias that differs between pixels.
     """
     frames, value = value.deployable()
+    bias = None if value.bias is None else value.bias()  # first: it may take other kernels, which are gone then
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     groups, kernel = finest_groups(kernel, value.groups) if value.axes else (1, kernel)
     kernel = transposed(kernel, groups) if value.stretched else kernel
     biased = value.bias is not None and not value.mapped
-    bias = None if value.bias is None else value.bias()
     geometry: dict[str, Any] = {}
     if value.axes:
         geometry = {
