@@ -17,6 +17,7 @@ from reparam.affine import AffineConv, Anchor, Constant, Deferred, Number, Read
 from reparam.capture import Node
 from reparam.errors import Refusal
 from reparam.evaluation import evaluate
+from reparam.kernels import float64_copy
 from reparam.rules import RULES, Value, operation
 from reparam.viewed import Viewed, viewed
 
@@ -251,4 +252,4 @@ def _number(constant: Node) -> Number:
     held = constant.tensor
     if held is None or not held.is_floating_point():
         return Deferred(lambda: evaluate(constant, {}))
-    return Read(lambda: held.detach().cpu().to(torch.float64, copy=True))
+    return Read(lambda: float64_copy(held))

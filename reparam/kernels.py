@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,22 @@ from torch import Tensor
 from reparam.axis import Axis
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+_LARGE = 2**20  # bytes
+
+
+def float64_copy(tensor: Tensor) -> Tensor:
+    """A copy in float64, on the CPU; a large one in memory that goes back to the system with it.
+
+    Of what is freed, C libraries keep much for later, and where it lies in pieces, the next tensor of that very size
+    may not fit into any of them: then a process grows by every kernel that it has ever needed.
+    """
+    held = tensor.detach().cpu()
+    size = 8 * held.numel()
+    if size < _LARGE:
+        return held.to(torch.float64, copy=True)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.float64).view(held.shape).copy_(held)
 
 
 def fills(axes: Sequence[Axis], onto: Sequence[Axis]) -> bool:
