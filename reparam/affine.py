@@ -427,7 +427,7 @@ class AffineConv:
         if not self.pixelwise:
             raise Refusal("it reads neighbouring pixels")
         ones = [1] * spatial
-        kernel = Deferred(lambda: self.kernel().reshape(self.out_channels, -1, *ones))
+        kernel = Made(lambda: taken(self.kernel).reshape(self.out_channels, -1, *ones), self.kernel)
         return replace(self, axes=(Axis(),) * spatial, kernel=kernel, mean=False)
 
     def widened(self) -> AffineConv:

@@ -5,24 +5,31 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import reparam
+import reparam.deferred as deferred
 import reparam.emit as emit
+import reparam.kernels as kernels
 import reparam.waiting as waiting
 from helpers import Block, distance, image, trained
-from reparam.deferred import Deferred, passing
+from reparam.affine import AffineConv, Anchor, Constant, known
+from reparam.deferred import Deferred, Made, Read, passing, taken
 from reparam.errors import ModelError
 from reparam.lent import aliases, own
 from reparam.nn import RepVGGBlock
 
 X = image(2, 8, 9, 11)
-LARGE = 2**18  # elements: more than what is always kept
+LARGE = 2**19  # elements: more than what is always kept
 
 
 def network(blocks: int = 4) -> nn.Module:
@@ -60,6 +67,136 @@ def test_small_numbers_are_worked_out_once() -> None:
         for number, _ in pairs * 3:
             number()
     assert all(len(calls) == 1 for _, calls in pairs)
+
+
+# --- numbers that are written into
+
+
+def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
+    made = list[Tensor]()
+    number = Made(lambda: made.append(torch.zeros(LARGE)) or made[-1])  # type: ignore[func-returns-value]
+    behind = Deferred(lambda: taken(number).add_(1), number)
+    with passing():
+        assert behind() is made[0]
+        assert torch.equal(number(), torch.zeros(LARGE))  # made anew
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("seen", ["before", "small", "kept", "outside", "not its own"])
+def test_a_number_that_others_know_is_copied(seen: str) -> None:
+    held = torch.zeros(8 if seen == "small" else LARGE)
+    number = Deferred(lambda: held) if seen == "not its own" else Made(lambda: held.clone())
+    with passing() if seen != "outside" else nullcontext():
+        before = number() if seen == "before" else None
+        if seen == "kept":
+            for other in (number, counted()[0], number, counted()[0]):
+                before = other() if other is number else before
+                other()
+        taken(number).add_(1)
+        assert torch.equal(number(), torch.zeros_like(held))
+        assert before is None or torch.equal(before, torch.zeros_like(held))
+    assert not held.any()
+
+
+def test_what_is_read_is_never_kept_and_never_what_lies_there() -> None:
+    weight = nn.Parameter(torch.randn(LARGE, dtype=torch.float64))
+    number = Read(lambda: kernels.float64_copy(weight))
+    before = weight.detach().clone()
+    with passing():
+        first, second = taken(number), number()
+        first.zero_()
+        assert torch.equal(second, before)
+        assert torch.equal(weight, before)
+        assert torch.equal(taken(number), before)
+
+
+SHAPES = [(), (1,), (0, 4), (3, 1, 5, 2)]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_copies_in_float64(monkeypatch: pytest.MonkeyPatch, large: bool, shape: Any, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(kernels, "_LARGE", 1 if large else kernels._LARGE)
+    tensor = torch.randn(shape, dtype=torch.float64).to(dtype)
+    for each in (tensor, tensor.T if tensor.dim() == 2 else tensor, tensor.expand(2, *shape)):
+        copy = kernels.float64_copy(each)
+        assert copy.dtype == torch.float64
+        assert torch.equal(copy, each.double())
+        copy.add_(1)  # its elements lie apart
+        assert torch.equal(copy - 1, each.double()) or dtype == torch.float64
+        assert copy.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr() or not tensor.numel()
+
+
+def padded_conv(taps: int, groups: int) -> AffineConv:
+    weight = torch.randn(8, 8 // groups, taps, taps, dtype=torch.float64)
+    number = Read(lambda: kernels.float64_copy(weight))
+    padded = AffineConv.of(Anchor("x", (1, 8, 9, 9)), 2).pad([(taps // 2, taps // 2)] * 2)
+    assert isinstance(padded, AffineConv)
+    return padded.then(AffineConv.conv(Constant(weight.shape, number), groups=groups))
+
+
+@pytest.mark.parametrize("groups", [(1, 1), (1, 2), (4, 1), (2, 4), (4, 4)])
+@pytest.mark.parametrize("taps", [(3, 1), (1, 3), (3, 3), (1, 1), (5, 3)])
+def test_numbers_that_are_read_again_are_what_they_were(
+    monkeypatch: pytest.MonkeyPatch, groups: tuple[int, int], taps: tuple[int, int]
+) -> None:
+    """Sums of one convolution with itself, scaled before and after: none writes into what another reads."""
+    monkeypatch.setattr(deferred, "_SMALL", 0)
+    one, two = map(padded_conv, taps, groups)
+    factor, half = torch.linspace(-1, 2, 8, dtype=torch.float64), torch.full((8,), 0.5, dtype=torch.float64)
+    x = image(1, 8, 9, 9)
+    sums = one(x) + two(x)
+    truth = sums * factor.view(-1, 1, 1) + one(x) + sums
+    with passing():
+        both = one + two
+        whole = both.scale_shift(known(factor)) + (one + both)
+        again = (whole + whole).scale_shift(known(half))
+        for value, right in ((whole, truth), (again, truth), (both, sums), (whole, truth)):
+            assert (value(x) - right).abs().max() <= 1e-13 * right.abs().max()
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of float64 tensors that operations under this have made or read and that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **kwargs or {})
+        for each in tree_leaves((args, result)):
+            if isinstance(each, Tensor) and each.dtype == torch.float64 and each.device.type == "cpu":
+                storage = each.untyped_storage()
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {key: (ref, size) for key, (ref, size) in self.held.items() if not ref.expired()}
+        self.most = max(self.most, sum(size for _, size in self.held.values()))
+        return result
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("kind", ["norm", "norm in front", "branches", "linear"])
+def test_one_kernel_of_a_layer_in_float64_at_once(monkeypatch: pytest.MonkeyPatch, kind: str, inplace: bool) -> None:
+    monkeypatch.setattr(deferred, "_SMALL", 2**15)
+    wide, kinds = 256, dict[str, Callable[[], nn.Module]]()
+    kinds["norm"] = lambda: nn.Sequential(nn.Conv2d(wide, wide, 3), nn.BatchNorm2d(wide))
+    kinds["norm in front"] = lambda: nn.Sequential(nn.BatchNorm2d(wide), nn.Conv2d(wide, wide, 3))
+    kinds["branches"] = lambda: RepVGGBlock(wide, wide)
+    kinds["linear"] = lambda: nn.Sequential(nn.BatchNorm1d(wide), nn.Linear(wide, 9 * wide), nn.BatchNorm1d(9 * wide))
+    x = image(2, wide) if kind == "linear" else image(1, wide, 5, 5)
+    model, x = trained(kinds[kind](), x).float(), x.float()
+    right, peak = emit.emit, Peak()
+
+    def emitted(*arguments: Any) -> Any:
+        with peak:
+            return right(*arguments)
+
+    monkeypatch.setattr("reparam.pipeline.emit", emitted)
+    folded = reparam.reparameterize(model, x, verify=False, inplace=inplace)
+    largest = max(8 * each.numel() for each in folded.parameters())
+    assert len(folded.reparam_report.folds) == 1
+    assert largest <= peak.most < 1.6 * largest  # a kernel, and the 64 channels whose rounding is looked at, twice
 
 
 def doubles() -> int:
