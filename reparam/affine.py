@@ -224,7 +224,7 @@ class AffineConv:
                 )
                 return seen[0] + column(outer.bias_value(), seen[0].dim())
             each = self.bias_value().repeat_interleave(outer.taps).view(outer.groups, -1, 1)
-            sums = outer.kernel().view(outer.groups, -1, each.shape[1]) @ each
+            sums = outer.kernel().flatten(1).view(outer.groups, -1, each.shape[1]) @ each
             return sums.flatten() + outer.bias_value()
 
         number = outer.bias if self.bias is None else Deferred(bias, self.bias)
