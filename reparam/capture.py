@@ -54,6 +54,7 @@ SIZE = "looked at the size of a tensor"
 READ = "read a number out of a tensor"
 GIVEN = "was called with a number"
 RETURNED = "was handed a number by a module that it called"
+ALIASED = "wrote to what `contiguous` gave, as it was or as a copy"
 CAUGHT = "goes on after an exception that the input may decide on"
 GRADIENTS = "asked whether gradients are recorded"
 LENT = "was called with other tensors in the place of its parameters or buffers"
@@ -230,6 +231,7 @@ class _Recorder(TorchFunctionMode):
         self.copies: dict[int, int] = {}  # of memory that would be that of another tensor at another size
         self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
         self.overwritten: set[int] = set()
+        self.alone: dict[Node, Node] = {}  # what `contiguous` has left as it is in this run, with that step
         self.asked: dict[int, set[nn.Module]] = defaultdict(set)
         self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
         self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in _held(model)}
@@ -414,6 +416,7 @@ class _Recorder(TorchFunctionMode):
             return
         if isinstance(result, Tensor) and not written and any(tensor is result for tensor, _ in seen):
             node.same = True
+            self.alone.update({node.inputs[0]: node} if node.name == "contiguous" else {})
             node.shape, node.dtype = tuple(result.shape), result.dtype
             self._note(node)
             return
@@ -437,6 +440,8 @@ class _Recorder(TorchFunctionMode):
     def _overwrites(self, node: Node, written: list[Tensor]) -> None:
         for tensor in written:
             (before := self.known[id(tensor)][1]).written = True
+            if before in self.alone:
+                _note_between(ALIASED, self.alone[before], node)
             memory: int | None = before.memory
             while memory is not None:
                 self.writes[memory].append(node)
@@ -544,6 +549,13 @@ def common(nodes: Sequence[Node]) -> Call | None:
         return None
     around = [list(node.call.above()) for node in nodes if node.call]
     return next((call for call in around[0] if all(call in others for others in around[1:])), None)
+
+
+def _note_between(what: str, *nodes: Node) -> None:
+    """Note it for all code that leads from one of the nodes to another."""
+    around = common(nodes)
+    for call in (call for node in nodes for call in within(node, around)):
+        call.looked.add(what)
 
 
 def within(node: Node, common: Call | None) -> Iterator[Call]:

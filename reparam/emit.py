@@ -15,9 +15,10 @@ from reparam.capture import WEIGHT_HOOKS, Node, Record, leaves_of, served
 from reparam.deferred import passing
 from reparam.edits import Edits, Piece, Rewrite
 from reparam.fold import Fold, Wide
+from reparam.needs import askers
 from reparam.places import Places, named, prefixes, stands_for
 from reparam.plain import plain
-from reparam.prepare import askers, only_read_by
+from reparam.prepare import only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.split import SCALED, unscale, without_affine

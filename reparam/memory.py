@@ -7,9 +7,15 @@ from collections.abc import Collection, Sequence
 
 from reparam.capture import PERHAPS_VIEWS, Node, Record
 from reparam.rules import operation
+from reparam.trace import Trace
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _VIEWS = ("view", "as_strided", "view_as_real", "view_as_complex")
+ORDER = (
+    "code takes a view of it, which needs the order in memory that it has now; a layer may give it another",
+    "write `reshape` for `view`",
+)
+
 _ORDERING = ("contiguous", "linear", "layer_norm")  # what comes out of them lies in order
 
 
@@ -39,9 +45,9 @@ def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place:
     if steps:
         layers = [node for node in place if _named(node, (*_CONVOLUTIONS, "linear"))]
         gone = [node for node in nodes if node not in steps and node not in place]
-        kept = all(_order(each) == _order(node) and _dense(each) for node in gone for each in node.operands)
+        kept = all(_alike(each, node) and _dense(each) for node in gone for each in node.operands)
         single = channels == 1 and any(_named(each, _CONVOLUTIONS) for each in layers)
-        return not kept or single or (bool(layers) and _order(place[-1]) != _order(layers[-1]))
+        return not kept or single or (bool(layers) and not _alike(place[-1], layers[-1]))
     convolutions = [node for node in nodes if _named(node, _CONVOLUTIONS)]
     if not convolutions:
         return _order(nodes[-1]) != _convolved(base)
@@ -54,6 +60,29 @@ def asked_for(node: Node) -> bool:
     return _named(node, ("contiguous",)) or (_named(node, ("clone",)) and bool(node.kwargs))
 
 
+def unordered(trace: Trace, base: Node, nodes: Sequence[Node]) -> Node | None:
+    """The first of the nodes that reads what code has put in order, where a convolution of `base` would not.
+
+    In this run that changed nothing, so no node tells of it. Behind the base it stays, if all nodes read it there.
+    """
+    places = {trace.at[node] for node in nodes if node in trace.at}
+    read = {step for place in places for step in place.all_input_nodes if trace.tree.get(step) is base}
+    lost = {node for node in nodes[:-1] if _left_alone(trace, node)}
+    lost |= {base} if len(read) > 1 and _left_alone(trace, base) else set()
+    return next((node for node in nodes if lost.intersection(node.operands)), None)
+
+
+def _left_alone(trace: Trace, node: Node) -> bool:
+    """Whether code puts the tensor in an order that it has in this run."""
+    waiting = [trace.at[node]] if node in trace.at else []
+    while waiting:
+        for step in waiting.pop().users:
+            if trace.tree.get(step) is node and operation(step.target) == "contiguous":
+                return True
+            waiting += [step] if trace.tree.get(step) is node else []
+    return False
+
+
 def _named(node: Node, names: Collection[str]) -> bool:
     return node.function is not None and operation(node.function) in names
 
@@ -61,6 +90,11 @@ def _named(node: Node, names: Collection[str]) -> bool:
 def _order(node: Node) -> tuple[int, ...]:
     """The dimensions from the one with the longest stride to that with the shortest."""
     return tuple(sorted(range(len(node.strides)), key=lambda dim: -node.strides[dim]))
+
+
+def _alike(one: Node, other: Node) -> bool:
+    """Whether both lie in one order for every input: where dimensions have length 1, any order could be that."""
+    return _order(one) == _order(other) and (1 not in one.shape or _pattern(one) == _pattern(other))
 
 
 def _pattern(node: Node) -> tuple[int, ...]:

@@ -23,20 +23,21 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
-from torch import fx, nn
+from torch import nn
 
-from reparam.capture import SHAPED_AS, Call, Node, Record, common, leaves_of, nodes_in, served, within
+from reparam.capture import Call, Node, Record, common, leaves_of, nodes_in, served, within
 from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.edits import Edits, Piece, Rewrite, Swap
 from reparam.errors import Refusal
 from reparam.fold import Fold, Wide
 from reparam.lengths import Extents
+from reparam.memory import ORDER, relied_on, unordered
+from reparam.needs import asked, handed_in, returned
 from reparam.plan import Plan
 from reparam.proofs import Proofs, contains
-from reparam.rules import operation
 from reparam.split import SCALED, affine_part
 from reparam.stated import require_stated
-from reparam.trace import CHECKS, Trace, user_code
+from reparam.trace import Trace, user_code
 
 
 class _Editor:
@@ -48,6 +49,7 @@ class _Editor:
         self.proofs, self.calls = proofs, proofs.calls
         self.readers = record.readers()
         self.handed_on = _handed_on(record.calls)
+        self.relied = relied_on(record)
         self.removed: Collection[Node] = ()
         self.unmade: Set[Node] = frozenset()  # of these, the tensors that no longer exist
         self.fates: dict[Call, object] = {}
@@ -446,21 +448,30 @@ class _Editor:
         trace = self._rewritten(call, frozenset(opened))
         pieces = [replace(piece, fold=self.whole.get(piece.fold, piece.fold)) for piece in pieces]
         gone = {node for piece in pieces for node in piece.nodes}
-        returned = _returned(trace)
+        kept = returned(trace)
         for piece in pieces:
-            if piece.base not in trace.at:
-                raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
-            for node in piece.nodes:
-                if node is not piece.sink and node in self.unmade and node in returned and node in trace.at:
-                    raise _At(node, "its code also returns it, although nobody reads it")
-                if node is not piece.sink and node in self.unmade and node in trace.at and _handed_in(trace, node):
-                    raise _At(node, "its code also calls a module with it that does not read it")
-                if node in trace.at and trace.sized(node) and node not in self._shown(piece.fold):
-                    raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
-                inside = node is not piece.sink and node in trace.at
-                if inside and piece.as_large(node) is None and _asked(trace, node, gone):
-                    raise _At(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
+            self._require_editable(trace, piece, gone, kept)
         return Rewrite(trace, pieces)
+
+    def _require_editable(self, trace: Trace, piece: Piece, gone: Collection[Node], kept: Collection[Node]) -> None:
+        """Raise Refusal where code that stays needs what a piece would take away."""
+        if piece.base not in trace.at:
+            raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
+        if not self.relied.isdisjoint(piece.nodes) and (reader := unordered(trace, piece.base, piece.nodes)):
+            raise _At(reader, *ORDER)
+        for node in piece.nodes:
+            if node not in trace.at:
+                continue
+            if trace.sized(node) and node not in self._shown(piece.fold):
+                raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
+            if node is piece.sink:
+                continue
+            if node in self.unmade and node in kept:
+                raise _At(node, "its code also returns it, although nobody reads it")
+            if node in self.unmade and handed_in(trace, node):
+                raise _At(node, "its code also calls a module with it that does not read it")
+            if piece.as_large(node) is None and asked(trace, node, gone):
+                raise _At(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
 
     def _rewritten(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
         """The trace that is written in the place of a forward: one that may check what its arguments hold."""
@@ -521,47 +532,11 @@ def _part(result: Edits, pieces: Iterable[Piece]) -> bool:
     return bool(sinks)
 
 
-def askers(trace: Trace, place: fx.Node) -> Iterator[fx.Node]:
-    """The steps that ask for the size of the tensor at a place: they compute none, or give another one its shape."""
-    for step in place.users:
-        if step not in trace.tree or (operation(step.target) in SHAPED_AS and place is not step.all_input_nodes[0]):
-            yield step
-
-
-def _asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
-    """Whether something besides what is gone, and checks, uses the size of a tensor."""
-    places = [place for place, seen in trace.tree.items() if seen is node]  # what computes it, or hands it on
-    waiting = [step for place in places for step in askers(trace, place)]
-    for step in waiting:
-        seen = trace.tree.get(step)
-        if step.op == "output" or (step in trace.tree and not (isinstance(seen, Node) and seen in gone)):
-            return True
-        if step not in trace.tree and operation(step.target) not in CHECKS:
-            waiting += step.users
-    return False
-
-
 def _by_place(at: Mapping[Piece, Call]) -> Mapping[Call, list[Piece]]:
     parts: dict[Call, list[Piece]] = defaultdict(list)
     for piece, place in at.items():
         parts[place].append(piece)
     return parts
-
-
-def _handed_in(trace: Trace, node: Node) -> bool:
-    """Whether a module is called with the tensor, and neither reads it nor hands it on."""
-    calls = [trace.inner[step] for step in trace.at[node].users if step in trace.inner]
-    return not all(node in nodes_in(call.result) or _reads(call, node) for call in calls)
-
-
-def _reads(call: Call, node: Node) -> bool:
-    return any(node in each.inputs for each in call.nodes())
-
-
-def _returned(trace: Trace) -> set[Node]:
-    """The tensors that its code returns."""
-    places = (place for step in trace.graph.find_nodes(op="output") for place in step.all_input_nodes)
-    return {seen for seen in map(trace.tree.get, places) if isinstance(seen, Node)}
 
 
 def _handed(fold: Fold, around: Call | None) -> list[Node]:

@@ -26,7 +26,7 @@ from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
 from reparam.interpret import REACH, Interpretation, between, way_back
 from reparam.lengths import extents
-from reparam.memory import asked_for, reordered
+from reparam.memory import ORDER, asked_for, reordered
 from reparam.rules import Value, operation
 from reparam.viewed import Viewed
 
@@ -54,10 +54,6 @@ _JOINING = ("cat",)  # they have no kernel that could take a scale
 _CHANNELS = (
     "nothing on the way fixes its number of channels: for another input it could be another one",
     "take all channels with `:`, and let a layer read them",
-)
-_ORDER = (
-    "code takes a view of it, which needs the order in memory that it has now; a layer may give it another",
-    "write `reshape` for `view`",
 )
 _UNMOVED = ("the operations that rearrange it name its number of channels, or take it apart", "write -1 for the number")
 _VANISHING = (
@@ -203,12 +199,12 @@ class Region:
     ) -> None:
         """What is written meanwhile, how long the dimensions are, and in which order of memory code finds them."""
         _require(not self._overwritten(base, node), _WRITTEN)
-        _require(not self._relaid(base, node), _ORDER)
+        _require(not self._relaid(base, node), ORDER)
         extents(self.found, base, nodes)
         if any(each in self.relied for each in nodes):
             steps = self.steps(base, node)
             asked = (each for each in nodes if node in self.relied and each not in steps and asked_for(each))
-            _require(not any(asked) and not reordered(base, nodes, steps, place, channels), _ORDER)
+            _require(not any(asked) and not reordered(base, nodes, steps, place, channels), ORDER)
 
     def _written_later(self, base: Node, node: Node) -> bool:
         """Whether the memory of either is written to once both may exist, be it through a view."""

@@ -917,6 +917,47 @@ def test_a_view_is_taken_of_what_code_has_put_in_order_whatever_the_order_of_the
         assert distance(model, folded, image(2, 4, *size).contiguous(memory_format=other)) < EXACT
 
 
+@pytest.mark.parametrize("size", [(5, 6), (1, 1), (5, 1)])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.conv(x.contiguous() + m.norm(x).contiguous()).view(len(x), -1),
+        lambda m, x: m.norm(m.conv(x.relu().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1))).view(len(x), -1),
+        lambda m, x: m.last((m.wide(x) * m.norm.weight.view(-1, 1, 1)).flatten(2).transpose(1, 2)).view(len(x), -1),
+        lambda m, x: (F.conv2d(x.relu(), m.conv.weight).contiguous() * m.norm.weight.view(-1, 1, 1)).view(len(x), -1),
+    ],
+)
+def test_what_puts_in_order_is_not_forgotten_where_it_has_changed_nothing(
+    forward: Callable[[nn.Module, Tensor], Tensor], size: tuple[int, int]
+) -> None:
+    layers = {"conv": nn.Conv2d(4, 4, 1), "wide": nn.Conv2d(4, 4, 3, padding=1), "last": nn.Linear(4, 4)}
+    model = trained(Block(forward, norm=nn.BatchNorm2d(4), **layers))
+    folded = reparam.reparameterize(model, image(2, 4, *size), verify=False)
+    for order in (torch.contiguous_format, torch.channels_last):
+        for other in (size, (3, 4), (4, 1), (1, 1)):
+            x = image(2, 4, *other).contiguous(memory_format=order)
+            assert distance(model, folded, x) < EXACT
+
+
+class _Adds(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(1)
+
+
+@pytest.mark.parametrize(("same", "folds"), [(False, 0), (True, 1)])
+def test_a_write_to_what_is_a_copy_for_other_inputs(same: bool, folds: int) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        z = m.adds(y.contiguous())
+        return m.norm(z if same else y)
+
+    model = trained(Block(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4), adds=_Adds()))
+    folded = reparam.reparameterize(model, image(2, 4, 5, 6), verify=False)
+    assert len(folded.reparam_report.folds) == folds
+    for order in (torch.contiguous_format, torch.channels_last):
+        assert distance(model, folded, image(2, 4, 3, 7).contiguous(memory_format=order)) < EXACT
+
+
 def test_a_view_of_what_a_convolution_makes_of_a_single_channel() -> None:
     # Whether it lies with its channels last can only be guessed from its strides, and torch guesses.
     def forward(m: nn.Module, x: Tensor) -> Tensor:
