@@ -267,7 +267,7 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         call = self.stack.pop()
         call.result = self.described(result)
-        if _numbers(call.result):
+        if _numbers(call.result, flags=True):
             self._looks(RETURNED)
         if module in self.watched:
             self.walls.update(nodes_in(call.result))
@@ -491,13 +491,13 @@ def nodes_in(tree: Any) -> list[Node]:
     return [node for item in tree for node in nodes_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
-def _numbers(tree: Any) -> bool:
-    """Whether there are numbers in a described tree."""
+def _numbers(tree: Any, flags: bool = False) -> bool:
+    """Whether there are numbers in a described tree; `flags` count where they are not those that a caller chooses."""
     if isinstance(tree, Mapping):
         tree = list(tree.values())
     if isinstance(tree, (tuple, list)):
-        return any(map(_numbers, tree))
-    return isinstance(tree, (int, float)) and not isinstance(tree, bool)
+        return any(_numbers(item, flags) for item in tree)
+    return isinstance(tree, (int, float)) and (flags or not isinstance(tree, bool))
 
 
 def entry(values: Any, index: int) -> Any:

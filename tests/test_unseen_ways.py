@@ -252,3 +252,29 @@ def test_what_stands_in_for_the_functions_of_torch_is_gone_afterwards() -> None:
     with pytest.raises(reparam.ModelError):
         reparam.reparameterize(Block(lambda m, x: m.missing).eval(), image(1, 4, 3, 3))
     assert (torch.is_grad_enabled, torch.is_inference_mode_enabled, is_grad_enabled) == asks
+
+
+# --- modules that say what another one is to do
+
+
+class _Says(nn.Module):
+    """Whether an image is high; with others, in what it returns beside a tensor."""
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__()
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> bool | tuple[Tensor, bool]:
+        high = x.shape[2] > 4
+        return (x, high) if self.beside else high
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_module_may_say_yes_or_no_by_the_size(beside: bool) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        said = m.says(x)
+        y = m.conv(x)
+        return m.bn(y) if (said[1] if beside else said) else y
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4), says=_Says(beside))
+    assert equal(trained(model)) == 0
