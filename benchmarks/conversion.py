@@ -2,14 +2,15 @@
 
     python benchmarks/conversion.py --quick
     python benchmarks/conversion.py --models repvgg_b3 convnext_large stack_1b --batch 1 --rounds 1
+    python benchmarks/conversion.py --memory --models repvgg_b3 convnext_large
     python benchmarks/conversion.py --growth 100 1000 10000
 
 Times: forward passes and conversions take turns, so that whatever else the machine does meets both; a ratio is taken
 within each turn. "wall" is time on the clock, "cpu" the time of all threads of the process.
 
 Memory: every way to convert in a fresh process, with one image, so that what is measured is the conversion and not its
-recorded run. "extra" is how far the process grows beyond what it holds with the model in it, less what a forward pass
-takes for itself, the folded model included; the float64 copy of the largest layer is named beside it.
+recorded run. "extra" is how far the process grows beyond what it holds with the model in it, the folded model included
+and all that the C library keeps; the float64 copy of the largest layer is named beside it.
 
 Growth: networks of more and more equal blocks; by how much a step to more blocks costs more than the blocks are more.
 """
@@ -50,6 +51,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "folds": {"verify": "folds"},
     "full": {"verify": "full"},
     "False, inplace": {"verify": False, "inplace": True},
+    "folds, inplace": {"verify": "folds", "inplace": True},
 }
 
 
@@ -61,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: of the weights, of the largest new layer in float64, of a forward pass alone, and beyond that."""
+    """Bytes: of the weights, of the largest new layer in float64, and by how much a run and a conversion need more."""
 
     weights: int
     largest: int
@@ -170,7 +172,7 @@ def measured_memory(name: str, way: str, threads: int) -> Memory:
     folded: list[nn.Module] = []
     extra = extra_memory(lambda: folded.append(reparam.reparameterize(model, x, **WAYS[way])))
     largest = max(8 * each.numel() for each in folded[0].parameters())
-    return Memory(weights, largest, forward, extra - forward)
+    return Memory(weights, largest, forward, extra)
 
 
 def measured_times(name: str, batch: int, threads: int, rounds: int, ways: Sequence[str]) -> Conversion:
@@ -234,29 +236,50 @@ def growth(counts: Sequence[int], threads: int) -> list[dict[str, Any]]:
     return rows
 
 
+def memory_alone(names: Sequence[str], threads: int) -> list[dict[str, Any]]:
+    """Of every way but the one that holds both models in float64."""
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        found = {way: in_fresh_process(measured_memory, name, way, threads) for way in WAYS if way != "full"}
+        one = next(iter(found.values()))
+        held = {"weights MiB": f"{one.weights / MIB:,.0f}", "largest fp64": f"{one.largest / one.weights:.2f}"}
+        extra = {f"extra: {way}": f"{each.extra / each.weights:.2f}" for way, each in found.items()}
+        rows.append({"model": name, **held, "forward": f"{one.forward / one.weights:.2f}", **extra})
+        print(f"{name} done", file=sys.stderr)
+    return rows
+
+
 def main() -> None:
     arguments = parser(__doc__ or "", rounds=9, batch=BATCH)
     arguments.add_argument("--unverified", action="store_true", help="without the conversions that are verified")
     arguments.add_argument("--growth", nargs="+", type=int, metavar="BLOCKS", help="networks of so many blocks alone")
+    arguments.add_argument("--memory", action="store_true", help="memory alone, in times the weights")
     options = arguments.parse_args()
     rounds = 3 if options.quick else options.rounds
     ways = [] if options.unverified else ["folds"] if options.quick else ["folds", "full"]
     results = []
-    for name in [] if options.growth else chosen_models(options):
+    for name in [] if options.growth or options.memory else chosen_models(options):
         timing = in_fresh_process(measured_times, name, options.batch, options.threads, rounds, ways)
-        kept = [way for way in WAYS if way in ("verify=False", "False, inplace", *ways)]
-        kept = kept[:1] if options.quick else kept
+        kept = [way for way in WAYS if way.removesuffix(", inplace") in ("verify=False", "False", *ways)]
+        kept = [kept[0], kept[-1]] if options.quick else kept
         memory = {way: in_fresh_process(measured_memory, name, way, options.threads) for way in kept if MEASURABLE}
         results.append(replace(timing, memory=memory))
         print(f"{name} done", file=sys.stderr)
-    grown = growth(options.growth or QUICK_GROWTH, options.threads) if options.growth or options.quick else []
+    held = memory_alone(chosen_models(options), options.threads) if options.memory else []
+    grown = (
+        growth(options.growth or QUICK_GROWTH, options.threads)
+        if options.growth or (options.quick and not options.memory)
+        else []
+    )
     if results:
         aligned = ["left", *["right"] * (len(HEADERS) - 1)]
         print(tabulate([result.row() for result in results], headers=HEADERS, colalign=aligned, disable_numparse=True))
+    if held:
+        print(tabulate(held, headers="keys", colalign=["left", *["right"] * (len(held[0]) - 1)], disable_numparse=True))
     if grown:
         print(tabulate(grown, headers="keys", colalign=("left", "right", "left"), disable_numparse=True))
     if options.json:
-        write_json(options.json, options, [*map(asdict, results), *grown])
+        write_json(options.json, options, [*map(asdict, results), *held, *grown])
 
 
 if __name__ == "__main__":
