@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
 from reparam.capture import Call, Node
 from reparam.errors import Refusal
+from reparam.parameters import asks, hands_on, named
 
 LITERALS = (type(None), bool, int, float, str)
 
@@ -36,6 +38,38 @@ def form(call: Call) -> Any:
         return {name: _form(value) for name, value in arguments(call).items()}
     except Refusal:
         return None
+
+
+def instructed(call: Call) -> bool:
+    """Whether its own code may go by what its forward was handed, or by what it was not.
+
+    It may by all that is no tensor, such as a flag, but not by what is in `**kwargs` that it only hands on as such; and
+    by whether there is a tensor, where it asks for that.
+    """
+    code, kwargs = _code(call), call.kwargs
+    if code is not None and hands_on(code):
+        kwargs = {name: value for name, value in kwargs.items() if name in named(code)}
+    return _literal((call.args, kwargs)) or asking(call)
+
+
+def asking(call: Call) -> bool:
+    """Whether its forward asks, in its own code, if one of its arguments is there, or how many there are in it."""
+    code = _code(call)
+    return code is not None and asks(code)
+
+
+def _code(call: Call) -> CodeType | None:
+    """The code of its module's forward, decorators aside, where that is in Python."""
+    function = inspect.unwrap(call.module.forward)
+    return function.__code__ if inspect.isfunction(function) or inspect.ismethod(function) else None
+
+
+def _literal(tree: Any) -> bool:
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, (tuple, list)):
+        return any(map(_literal, tree))
+    return not (tree is None or isinstance(tree, Node))
 
 
 def _form(tree: Any) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from reparam.attributes import watching
 from reparam.errors import ModelError
 from reparam.frames import attempted, caller, of_torch
 from reparam.gradients import TOLD, listening
@@ -58,6 +59,8 @@ ALIASED = "wrote to what `contiguous` gave, as it was or as a copy"
 CAUGHT = "goes on after an exception that the input may decide on"
 GRADIENTS = "asked whether gradients are recorded"
 LENT = "was called with other tensors in the place of its parameters or buffers"
+SETS = "sets attributes of other modules"
+SET = "had attributes set by the code of another module"
 
 
 @dataclass(eq=False, slots=True)
@@ -201,7 +204,7 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
     handles = recorder.watch(model)
     try:
         given = inputs.map(recorder.given)
-        with torch.no_grad(), listening(recorder.asked_for_gradients), recorder:
+        with torch.no_grad(), listening(recorder.asked_for_gradients), watching(recorder.set), recorder:
             result = given.call(model)
         return recorder.finish(result, before)
     except Exception as error:
@@ -233,6 +236,7 @@ class _Recorder(TorchFunctionMode):
         self.overwritten: set[int] = set()
         self.alone: dict[Node, Node] = {}  # what `contiguous` has left as it is in this run, with that step
         self.asked: dict[int, set[nn.Module]] = defaultdict(set)
+        self.told: set[nn.Module] = set()  # those of which the code of others has set attributes
         self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
         self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in _held(model)}
 
@@ -316,6 +320,11 @@ class _Recorder(TorchFunctionMode):
 
     def asked_for_gradients(self) -> None:
         self._looks(GRADIENTS)
+
+    def set(self, module: nn.Module, name: str) -> None:
+        if self.stack and self.stack[-1].module is not module and name != "training":
+            self._looks(SETS)
+            self.told.add(module)
 
     def _measured(self, asked: tuple[Any, ...]) -> None:
         for tensor in asked:
@@ -469,6 +478,8 @@ class _Recorder(TorchFunctionMode):
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
         lent = {node for call in self.calls if LENT in call.looked for node in call.nodes()}
         _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)} | lent)
+        for call in self.calls:
+            call.looked.update([SET] if call.module in self.told else [])
         opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory]) | lent
         return Record(
             self.nodes, self.calls, outputs, self.walls | opaque, self.watched, self.writes, opaque, self.asked

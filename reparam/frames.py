@@ -28,7 +28,7 @@ def required(frame: FrameType) -> bool | None:
 
     So it is in `assert condition` and `if condition: raise ...`. None elsewhere, and where the exception is caught.
     """
-    steps = _steps(frame.f_code)
+    steps = steps_of(frame.f_code)
     jump = next((i for i, step in enumerate(steps) if step.offset >= frame.f_lasti), len(steps))
     if jump == len(steps) or not (name := steps[jump].opname).startswith("POP_JUMP"):
         return None
@@ -37,18 +37,18 @@ def required(frame: FrameType) -> bool | None:
     jumps = name.endswith("IF_TRUE")  # what it is where the frame jumps
     target = next(i for i, step in enumerate(steps) if step.offset >= steps[jump].argval)
     for start, condition in ((jump + 1, not jumps), (target, jumps)):
-        if _raises(steps[start:]) and not any(map(_catches, _callers(frame))):
+        if raises(steps[start:]) and not any(map(_catches, _callers(frame))):
             return not condition
     return None
 
 
 @lru_cache(maxsize=64)
-def _steps(code: CodeType) -> tuple[dis.Instruction, ...]:
+def steps_of(code: CodeType) -> tuple[dis.Instruction, ...]:
     """What a piece of code does; every trace asks anew."""
     return tuple(step for step in dis.get_instructions(code) if step.opname not in _BLANK)
 
 
-def _raises(steps: Sequence[dis.Instruction]) -> bool:
+def raises(steps: Sequence[dis.Instruction]) -> bool:
     """Whether the steps lead to an exception, whatever happens."""
     for step in steps:
         if step.opname == "RAISE_VARARGS":

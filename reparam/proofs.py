@@ -9,7 +9,7 @@ from collections import defaultdict
 
 from torch import nn
 
-from reparam.arguments import arguments, bare, form, unproven
+from reparam.arguments import arguments, asking, bare, form, instructed, unproven
 from reparam.branches import follow
 from reparam.capture import GIVEN, Call, Node, Record, nodes_in
 from reparam.errors import Refusal
@@ -61,7 +61,7 @@ class Proofs:
         try:
             self.trace(call, opened)
         except Refusal:
-            if not self._follows(call, opened):
+            if (asking(call) and self._varies(call)) or not self._follows(call, opened):
                 raise
 
     def _follows(self, call: Call, opened: frozenset[nn.Module]) -> bool:
@@ -83,8 +83,14 @@ class Proofs:
         return True
 
     def looks(self, call: Call) -> bool:
-        """Whether its code knows a number that the input may decide on."""
-        return bool(call.looked - {GIVEN}) or (GIVEN in call.looked and not self.settled(call))
+        """Whether its code knows a number that the input may decide on, or was handed what depends on one."""
+        return bool(call.looked - {GIVEN}) or (self._informed(call) and (GIVEN in call.looked or instructed(call)))
+
+    def _informed(self, call: Call) -> bool:
+        """Whether the code that makes the call may tell it anything that depends on the input."""
+        around = call.parent
+        outside = around is not None and (self.looks(around) or self._informed(around))
+        return (GIVEN in call.looked or outside) and not self.settled(call)
 
     def settled(self, call: Call) -> bool:
         """Whether its arguments, tensors apart, are the same in every call of its module, whatever the input."""
@@ -93,8 +99,13 @@ class Proofs:
             self._settled[module] = False  # until it is known, should calls go in circles
             forms = [form(each) for each in self.calls[module]]
             same = all(each == forms[0] for each in forms[1:])
-            self._settled[module] = same and (bare(forms[0]) or all(map(self._written_out, self.calls[module])))
+            plain = bare(forms[0]) and not any(map(asking, self.calls[module]))
+            self._settled[module] = same and (plain or all(map(self._written_out, self.calls[module])))
         return self._settled[module]
+
+    def _varies(self, call: Call) -> bool:
+        """Whether the code that makes the call may hand it something else, tensors apart, for another input."""
+        return call.parent is not None and not self.settled(call)
 
     def _written_out(self, call: Call) -> bool:
         """Whether the code that makes the call does so, tensors apart, in the same way whatever its input."""
@@ -114,12 +125,12 @@ class Proofs:
         """The trace for every input; if there is none, that for every input with the same literals beside it."""
         try:
             trace = self._made(call, opened)
+            if (trace.doubtful or asking(call)) and self._varies(call):
+                missing = "it asks for a tensor that may be missing for another input"
+                computed = "weights are worked out in its code, perhaps otherwise where an argument is given"
+                return unproven(call, computed if trace.doubtful else missing)
             if not trace.doubtful:
                 return trace
-            if call.parent is not None and not self.settled(call):
-                return unproven(
-                    call, "weights are worked out in its code, perhaps otherwise where an argument is given"
-                )
         except Refusal as refusal:
             if bare(form(call)) or not self.settled(call):
                 return refusal

@@ -41,6 +41,8 @@ FLOORS = {
     "lengths": 4,
     "frames": 1,
     "gradients": 2,
+    "attributes": 1,
+    "parameters": 2,
     "sizes": 1,
     "arguments": 4,
     "entries": 4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -278,3 +279,151 @@ def test_a_module_may_say_yes_or_no_by_the_size(beside: bool) -> None:
 
     model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4), says=_Says(beside))
     assert equal(trained(model)) == 0
+
+
+class _Told(nn.Module):
+    """A convolution, and a norm behind it if its caller says so."""
+
+    def __init__(self, normalizes: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.normalizes = normalizes
+
+    def forward(self, x: Tensor, how: Any = None) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) if self.normalizes(how) else y
+
+
+class _Hands(_Told):
+    """The same between a caller and another."""
+
+    def forward(self, x: Tensor, how: Any = None) -> Tensor:
+        return self.inner(x, how=how)
+
+
+class _Given(_Told):
+    """A convolution, and a norm behind it if there is another image."""
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        if other is not None:
+            y = self.bn(y)
+        return y
+
+
+class _Missing(_Told):
+    def forward(self, x: Tensor, other: Tensor | None) -> Tensor:
+        y, alone = self.conv(x), other is None
+        return self.bn(y) if alone else y
+
+
+def _sizes_apart(x: Tensor) -> bool:
+    """Of the images in this file: whether it is the example."""
+    return 4 < x.shape[2] < 7
+
+
+TELLS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], bool]]] = {
+    "a flag": (_sizes_apart, bool),
+    "a string": (lambda x: "norm" if _sizes_apart(x) else "plain", lambda how: how == "norm"),
+    "a list": (lambda x: [_sizes_apart(x)], lambda how: how[0]),
+    "a dict": (lambda x: {"norm": _sizes_apart(x)}, lambda how: how["norm"]),
+    "a function": (lambda x: bool if _sizes_apart(x) else len, lambda how: how is bool),
+}
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("name", TELLS)
+def test_a_caller_that_knows_the_size_may_tell_a_module_what_to_do(name: str, between: bool) -> None:
+    tell, normalizes = TELLS[name]
+    told = _Told(normalizes)
+    if between:
+        told = _Hands(normalizes)
+        told.inner = _Told(normalizes)
+    model = trained(Block(lambda m, x: m.told(x, tell(x)), told=told))
+    assert equal(model) == 0
+
+
+@pytest.mark.parametrize(("kind", "given"), [(_Given, _sizes_apart), (_Missing, lambda x: not _sizes_apart(x))])
+def test_a_caller_that_knows_the_size_may_hand_over_nothing(kind: type[_Told], given: Callable[[Tensor], bool]) -> None:
+    assert equal(trained(Block(lambda m, x: m.told(x, x if given(x) else None), told=kind(bool)))) == 0
+
+
+def test_what_a_caller_always_says_folds() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.flag(m.other(x, x).relu().reshape(x.shape), True)
+
+    assert equal(trained(Block(forward, flag=_Told(bool), other=_Given(bool)))) == 2
+
+
+class _HandsOn(_Told):
+    """Whatever it is told is for others."""
+
+    def forward(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        y = self.bn(self.conv(x))
+        return self.inner(y.relu(), **kwargs)
+
+
+class _Requires(_Told):
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if other is not None:
+            raise ValueError("one is enough")
+        return self.bn(self.conv(x))
+
+
+def test_what_goes_by_nothing_that_it_is_told_folds() -> None:
+    told = _HandsOn(bool)
+    told.inner = _Told(bool)
+    assert equal(trained(Block(lambda m, x: m.told(x, how=_sizes_apart(x)), told=told))) == 1
+    assert equal(trained(Block(lambda m, x: m.told(x, None if len(x) else x), told=_Requires(bool)))) == 1
+
+
+# --- attributes that are set on other modules
+
+
+class _Attribute(_Told):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) if self.how else y
+
+
+class _Rows(_Told):
+    """Tokens, of which it has to be told how many are a row of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.transpose(1, 2).unflatten(2, (self.rows, -1))
+        return self.bn(self.conv(image))
+
+
+def _sets(m: nn.Module, x: Tensor) -> Tensor:
+    m.told.how = _sizes_apart(x)
+    return m.told(x)
+
+
+def _sets_rows(m: nn.Module, x: Tensor) -> Tensor:
+    m.told.rows = x.shape[2]
+    return m.told(x.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize(("kind", "forward"), [(_Attribute, _sets), (_Rows, _sets_rows)])
+def test_a_module_may_set_attributes_of_another_one(
+    kind: type[_Told], forward: Callable[[nn.Module, Tensor], Tensor], branches: bool
+) -> None:
+    """Also where the code that sets them would be rewritten."""
+
+    def outer(m: nn.Module, x: Tensor) -> Tensor:
+        return forward(m, m.a(x) + m.b(x) if branches else x)
+
+    model = Block(outer, told=kind(bool), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 3, padding=1))
+    assert equal(trained(model, image(*SIZES[0]))) == 0
+
+
+def test_attributes_of_its_own_and_whether_it_trains_are_no_ones_order() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        m.size = x.shape
+        m.inner.eval()
+        return m.inner(x)
+
+    setting = nn.Module.__setattr__
+    assert equal(trained(Block(forward, inner=nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))))) == 1
+    assert nn.Module.__setattr__ is setting
