@@ -25,11 +25,11 @@ from torch.overrides import TorchFunctionMode
 
 from reparam.attributes import watching
 from reparam.errors import ModelError
-from reparam.frames import attempted, caller, of_torch
+from reparam.frames import attempted, caller, of_torch, takes_all
 from reparam.gradients import TOLD, listening
 from reparam.inputs import Inputs
 from reparam.precision import mapped, tensors
-from reparam.queries import LAID, QUERIES, SIZES
+from reparam.queries import LAID, PRINTS, QUERIES, SIZES
 from reparam.rules.table import operation
 from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
 from reparam.state import STANDARD, State, owned
@@ -360,11 +360,12 @@ class _Recorder(TorchFunctionMode):
         self._looks(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in QUERIES:
             self._looks(GRADIENTS, name in TOLD and not of_torch(sys._getframe(1)))
+            self._looks(READ, name in PRINTS)
             if name in LAID:
                 self.node_of(args[0]).laid = True
-            if name in SIZES:
+            if name in SIZES or name in LAID:
                 self._looks(SIZE)
-                self._measured(args[:1])
+                self._measured(args)
             if self.stack and args:
                 self.asked[id(args[0])].add(self.stack[-1].module)
             return func(*args, **kwargs)
@@ -457,7 +458,8 @@ class _Recorder(TorchFunctionMode):
                 memory = self.copies.get(memory)
 
     def _entries(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
-        """One node per tensor of a tuple, as if it were indexed."""
+        """One node per tensor of a tuple, as if it were indexed. How many there are may depend on a size."""
+        self._looks(SIZE, not takes_all(sys._getframe(3)))  # behind `_conclude` and `__torch_function__`
         for i, item in enumerate(result):
             if isinstance(item, Tensor):
                 part = Node("getitem", entry, (node, i), {}, node.call, tuple(item.shape), item.dtype)

@@ -23,6 +23,38 @@ def unpacked(frame: FrameType) -> int | None:
     return int(step.argval) if step is not None and step.opname == "UNPACK_SEQUENCE" else None
 
 
+def takes_all(frame: FrameType | None) -> bool:
+    """Whether code is about to unpack what it is calling into names, or to take an entry of it, counted from the first.
+
+    With another number of entries it would raise an exception.
+    """
+    while frame is not None and of_torch(frame):
+        frame = frame.f_back
+    return frame is not None and _takes_all(frame.f_code, frame.f_lasti)
+
+
+@lru_cache(maxsize=4096)
+def _takes_all(code: CodeType, at: int) -> bool:
+    steps = [step for step in steps_of(code) if step.offset > at][:2]
+    names = [step.opname for step in steps]
+    indexed = names[:1] == ["LOAD_CONST"] and isinstance(index := steps[0].argval, int) and index >= 0
+    return names[:1] == ["UNPACK_SEQUENCE"] or (indexed and names[1].startswith("BINARY_"))
+
+
+def discarded(frame: FrameType | None) -> bool:
+    """Whether a text that is just being made is for a reader: in an exception, or in a call that returns nothing.
+
+    Torch's own code makes its texts for nobody else.
+    """
+    if frame is None or of_torch(frame):
+        return True
+    steps = (step.opname for step in steps_of(frame.f_code) if step.offset > frame.f_lasti)
+    return next((name for name in steps if name.startswith(_USES)), "") in ("POP_TOP", "RAISE_VARARGS")
+
+
+_USES = tuple("POP_TOP RAISE_VARARGS STORE RETURN YIELD COMPARE_OP CONTAINS_OP BINARY_SUBSCR POP_JUMP JUMP_IF".split())
+
+
 def required(frame: FrameType) -> bool | None:
     """What the condition that a frame is looking at has to be: otherwise the frame goes straight to an exception.
 

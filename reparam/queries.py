@@ -9,6 +9,7 @@ QUERIES = frozenset(
     "is_inference dim_order is_signed _version is_mps is_xla is_cpu".split()
 )
 
-# Those that tell its size, and those that tell how it lies in memory.
-SIZES = frozenset("shape size numel nelement len stride storage_offset".split())
+# Those that tell its size, those that tell how it lies in memory (as the input may), and those that tell its values.
+SIZES = frozenset("shape size numel nelement len is_same_size".split())
 LAID = frozenset("stride is_contiguous storage_offset untyped_storage dim_order".split())
+PRINTS = frozenset("format repr".split())

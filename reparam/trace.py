@@ -26,7 +26,7 @@ from reparam.arguments import LITERALS, arguments, unproven
 from reparam.capture import CAUGHT, SHAPED_AS, Call, Node, nodes_in
 from reparam.entries import distinct, entries, foreign, parts, varying
 from reparam.errors import Refusal, first_line
-from reparam.frames import attempted, line_of, required, unpacked
+from reparam.frames import attempted, discarded, line_of, required, unpacked
 from reparam.precision import leaves
 from reparam.rules import operation
 from reparam.sizes import IMPORTED, Scope, scope, symbolic
@@ -303,6 +303,17 @@ class _Proxy(fx.Proxy):
 
     def __getitem__(self, index: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
+    def __hash__(self) -> int:
+        if self.node not in self.tracer.steps.tree:
+            raise fx.proxy.TraceError("a number that depends on the size of the input is looked up in a dict or set")
+        return id(self)
+
+    def __repr__(self) -> str:
+        frame = inspect.currentframe()
+        if frame is not None and not discarded(frame.f_back):
+            raise fx.proxy.TraceError("the text of a tensor, or of a number that depends on its size, is used")
+        return super().__repr__()
 
     def __len__(self) -> int:
         if (length := self.tracer.steps.lengths.get(self.node)) is None:

@@ -427,3 +427,46 @@ def test_attributes_of_its_own_and_whether_it_trains_are_no_ones_order() -> None
     setting = nn.Module.__setattr__
     assert equal(trained(Block(forward, inner=nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))))) == 1
     assert nn.Module.__setattr__ is setting
+
+
+# --- questions whose answer is no number
+
+QUESTIONS: dict[str, Callable[[Tensor], Any]] = {
+    "is it in a set": lambda x: x.shape[2] not in {7},
+    "is it a key": lambda x: {7: False}.get(x.shape[2], True),
+    "are all of them a key": lambda x: tuple(x.shape) not in {SIZES[2]},
+    "its hash": lambda x: hash(x.shape[2]) != 7,
+    "the text of a size": lambda x: f"{x.shape[2]}" != "7",
+    "the text of all": lambda x: str(x.shape) != "torch.Size([2, 4, 7, 9])",
+    "the text of a tensor": lambda x: repr(x[0, 0, 0]).count(",") < 8,
+    "is it of one size": lambda x: x.is_same_size(torch.zeros(SIZES[0])),
+    "how many rows": lambda x: len(x.unbind(2)) == 5,
+    "how many pieces": lambda x: len(x.split(3, 2)) < 3,
+    "how many parts": lambda x: len(torch.chunk(x, 6, 2)) < 6,
+    "its memory": lambda x: x.untyped_storage().nbytes() < 8 * 300,
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_no_answer_that_depends_on_the_size_is_taken_for_the_same(name: str) -> None:
+    model = Block(lambda m, x: m.bn(m.conv(x)) if QUESTIONS[name](x) else m.conv(x))
+    model.conv, model.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    assert equal(trained(model)) == 0
+
+
+@pytest.mark.parametrize("asks", [lambda x: x.is_contiguous(), lambda x: x.stride(1) > 1, lambda x: x.stride()[1] > 1])
+def test_the_order_of_memory_may_decide(asks: Callable[[Tensor], bool]) -> None:
+    model = Block(lambda m, x: m.bn(m.conv(x)) if asks(x) else m.conv(x), conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+    folded = reparam.reparameterize(trained(model), image(*SIZES[0]), verify=False)
+    assert distance(model, folded, image(*SIZES[1]).to(memory_format=torch.channels_last)) < EXACT
+
+
+def test_texts_for_a_reader_and_parts_with_names_decide_nothing() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        torch._assert(x.shape[2] > 2, f"{x.shape[2]} rows are too few")
+        if x.shape[3] < 3:
+            raise ValueError(f"{x.shape[3]} columns")
+        a, b = m.conv(x).chunk(2, 1)
+        return m.bn(torch.cat([a, b], 1).chunk(2, 1)[0])
+
+    assert equal(trained(Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(2)))) == 1
