@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import CodeType
 from typing import Any
 
-from reparam.capture import Call, Node
+from reparam.capture import Call, Node, literal
 from reparam.errors import Refusal
 from reparam.parameters import asks, hands_on, named
 
@@ -49,7 +49,7 @@ def instructed(call: Call) -> bool:
     code, kwargs = _code(call), call.kwargs
     if code is not None and hands_on(code):
         kwargs = {name: value for name, value in kwargs.items() if name in named(code)}
-    return _literal((call.args, kwargs)) or asking(call)
+    return literal((call.args, kwargs)) or asking(call)
 
 
 def asking(call: Call) -> bool:
@@ -62,14 +62,6 @@ def _code(call: Call) -> CodeType | None:
     """The code of its module's forward, decorators aside, where that is in Python."""
     function = inspect.unwrap(call.module.forward)
     return function.__code__ if inspect.isfunction(function) or inspect.ismethod(function) else None
-
-
-def _literal(tree: Any) -> bool:
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    if isinstance(tree, (tuple, list)):
-        return any(map(_literal, tree))
-    return not (tree is None or isinstance(tree, Node))
 
 
 def _form(tree: Any) -> Any:

@@ -16,6 +16,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from reparam.precision import mapped, tensors
 from reparam.queries import LAID, PRINTS, QUERIES, SIZES
 from reparam.rules.table import operation
 from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
-from reparam.state import STANDARD, State, owned
+from reparam.state import State, held, hooked, owned
 
 PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")  # or copies, by size and order of memory
 
@@ -54,7 +55,7 @@ _RANDOM = frozenset(
 SIZE = "looked at the size of a tensor"
 READ = "read a number out of a tensor"
 GIVEN = "was called with a number"
-RETURNED = "was handed a number by a module that it called"
+RETURNED = "was handed a number, or something else to go by, by a module that it called"
 ALIASED = "wrote to what `contiguous` gave, as it was or as a copy"
 CAUGHT = "goes on after an exception that the input may decide on"
 GRADIENTS = "asked whether gradients are recorded"
@@ -238,7 +239,7 @@ class _Recorder(TorchFunctionMode):
         self.asked: dict[int, set[nn.Module]] = defaultdict(set)
         self.told: set[nn.Module] = set()  # those of which the code of others has set attributes
         self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
-        self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in _held(model)}
+        self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in held(model)}
 
     # --- modules
 
@@ -250,7 +251,7 @@ class _Recorder(TorchFunctionMode):
                 continue  # runs outside Python: its results are tensors of unknown origin
             self.paths[module] = path
             self.owned[module] = owned(module)
-            self.watched.update([module] if _hooked(module) else [])
+            self.watched.update([module] if hooked(module) else [])
             handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         return handles
@@ -271,7 +272,7 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         call = self.stack.pop()
         call.result = self.described(result)
-        if _numbers(call.result, flags=True):
+        if _numbers(call.result, flags=True) or (call.looked and _tells(call.result, caller(sys._getframe()))):
             self._looks(RETURNED)
         if module in self.watched:
             self.walls.update(nodes_in(call.result))
@@ -513,6 +514,20 @@ def _numbers(tree: Any, flags: bool = False) -> bool:
     return isinstance(tree, (int, float)) and (flags or not isinstance(tree, bool))
 
 
+def literal(tree: Any) -> bool:
+    """Whether there is anything but tensors and None in a described tree."""
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, (tuple, list)):
+        return any(map(literal, tree))
+    return not (tree is None or isinstance(tree, Node))
+
+
+def _tells(result: Any, frame: FrameType | None) -> bool:
+    """Whether code may go by what a module returned: it is no tensor, and not taken apart into as many as there are."""
+    return literal(result) or not (isinstance(result, Node) or takes_all(frame))
+
+
 def entry(values: Any, index: int) -> Any:
     return values[index]
 
@@ -528,17 +543,6 @@ def _no_longer_constant(nodes: set[Node]) -> None:
         if node.constant:
             node.constant = False
             waiting += node.readers
-
-
-def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that the model holds, with its qualified name: parameters, buffers, plain attributes."""
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for key, value in vars(module).items():
-            if key in ("_parameters", "_buffers"):
-                yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
-            elif key not in STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
-                yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
 
 
 def served(node: Node, removed: Collection[Node]) -> bool:
@@ -585,12 +589,3 @@ def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
             seen[each] = None
             waiting += each.inputs
     return [each.tensor for each in seen if each.tensor is not None]
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether user code watches the calls of a module. The hook of `weight_norm`, which computes a weight, does not."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(type(hook).__module__ not in WEIGHT_HOOKS for hook in hooks)
-
-
-WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")

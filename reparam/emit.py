@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.affine import AffineConv
-from reparam.capture import WEIGHT_HOOKS, Node, Record, leaves_of, served
+from reparam.capture import Node, Record, leaves_of, served
 from reparam.deferred import passing
 from reparam.edits import Edits, Piece, Rewrite
 from reparam.fold import Fold, Wide
@@ -22,6 +22,7 @@ from reparam.prepare import only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
 from reparam.split import SCALED, unscale, without_affine
+from reparam.state import WEIGHT_HOOKS
 from reparam.trace import CHECKS, Trace
 from reparam.waiting import Waiting
 

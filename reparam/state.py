@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from reparam.precision import tensors
+
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 STANDARD = frozenset(vars(nn.Module()))  # torch's own attributes, most of them registries of hooks
 
 
@@ -75,6 +78,23 @@ class State(Attributes):
 def owned(module: nn.Module) -> dict[str, int]:
     """The parameters and buffers that a module holds now, by their names; of each, its id."""
     return {name: id(tensor) for each in (module._parameters, module._buffers) for name, tensor in each.items()}
+
+
+def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that the model holds, with its qualified name: parameters, buffers, plain attributes."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for key, value in vars(module).items():
+            if key in ("_parameters", "_buffers"):
+                yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
+            elif key not in STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
+                yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether user code watches the calls of a module. The hook of `weight_norm`, which computes a weight, does not."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(type(hook).__module__ not in WEIGHT_HOOKS for hook in hooks)
 
 
 def _containers(values: Collection[Any]) -> Iterator[Any]:

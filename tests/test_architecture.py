@@ -28,7 +28,7 @@ FLOORS = {
     "viewed": 1,
     "precision": 1,
     "inputs": 1,
-    "state": 1,
+    "state": 2,
     "split": 1,
     "ranges": 1,
     "likeness": 2,

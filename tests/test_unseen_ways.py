@@ -281,6 +281,48 @@ def test_a_module_may_say_yes_or_no_by_the_size(beside: bool) -> None:
     assert equal(trained(model)) == 0
 
 
+class _Answers(nn.Module):
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(x)
+
+
+ANSWERS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], bool]]] = {
+    "a list": (lambda x: [x] * (x.shape[2] // 3), lambda said: len(said) == 1),
+    "pieces": (lambda x: x.unbind(2), lambda said: len(said) == 5),
+    "pieces of pieces": (lambda x: (x, [*x.unbind(2)]), lambda said: len(said[1]) == 5),
+    "nothing": (lambda x: None if x.shape[2] == 5 else x, lambda said: said is None),
+    "a string": (lambda x: "high" if x.shape[2] > 6 else "low", lambda said: said == "low"),
+    "a dict": (lambda x: {"high" if x.shape[2] > 6 else "low": x}, lambda said: "low" in said),
+    "a function": (lambda x: len if x.shape[2] == 5 else max, lambda said: said is len),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_module_may_say_it_in_other_ways(name: str) -> None:
+    answer, normalizes = ANSWERS[name]
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        said = m.answers(x)
+        return m.bn(m.conv(x)) if normalizes(said) else m.conv(x)
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4), answers=_Answers(answer))
+    assert equal(trained(model)) == 0
+
+
+def test_what_a_module_returns_under_names_folds() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        a, b = m.answers(x)
+        return m.bn(m.conv(a)).relu() + b
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+    model.answers = _Answers(lambda x: (x, x.relu().reshape(x.shape)))
+    assert equal(trained(model)) == 1
+
+
 class _Told(nn.Module):
     """A convolution, and a norm behind it if its caller says so."""
 
