@@ -52,7 +52,7 @@ def discarded(frame: FrameType | None) -> bool:
     return next((name for name in steps if name.startswith(_USES)), "") in ("POP_TOP", "RAISE_VARARGS")
 
 
-_USES = tuple("POP_TOP RAISE_VARARGS STORE RETURN YIELD COMPARE_OP CONTAINS_OP BINARY_SUBSCR POP_JUMP JUMP_IF".split())
+_USES = tuple("POP_TOP RAISE_VARARGS STORE RETURN YIELD COMPARE_OP CONTAINS_OP POP_JUMP JUMP_IF".split())
 
 
 def required(frame: FrameType) -> bool | None:
