@@ -29,6 +29,7 @@ class Proofs:
         self._traces: dict[_Key, Trace | Refusal] = {}
         self._shaped: dict[_Key, Trace | Refusal] = {}
         self._settled: dict[nn.Module, bool] = {}
+        self._told: dict[Call, bool] = {}
         self._followed: dict[_Key, bool] = {}
         self._twins: dict[type[nn.Module], list[Trace]] = defaultdict(list)
 
@@ -88,9 +89,11 @@ class Proofs:
 
     def _informed(self, call: Call) -> bool:
         """Whether the code that makes the call may tell it anything that depends on the input."""
-        around = call.parent
-        outside = around is not None and (self.looks(around) or self._informed(around))
-        return (GIVEN in call.looked or outside) and not self.settled(call)
+        if call not in self._told:
+            around = call.parent
+            outside = around is not None and (self._informed(around) or self.looks(around))
+            self._told[call] = (GIVEN in call.looked or outside) and not self.settled(call)
+        return self._told[call]
 
     def settled(self, call: Call) -> bool:
         """Whether its arguments, tensors apart, are the same in every call of its module, whatever the input."""

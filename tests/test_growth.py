@@ -76,6 +76,39 @@ def calls(model: nn.Module, verify: bool | str) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
+class Inside(nn.Module):
+    """A module around another, to which it hands on a flag."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, flag: bool = True) -> Tensor:
+        return self.inner(x, flag)
+
+
+class Innermost(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = plain_block()
+
+    def forward(self, x: Tensor, flag: bool) -> Tensor:
+        return self.block(x)
+
+
+def nested(depth: int) -> nn.Module:
+    model: nn.Module = Innermost()
+    for _ in range(depth):
+        model = Inside(model)
+    return model.eval()
+
+
+def test_work_grows_with_the_depth_of_the_modules() -> None:
+    """That of one block inside another: what each was told is looked for in all that are around it."""
+    calls(nested(2), False)  # what is done once per process
+    assert calls(nested(40), False) < 4 * SLACK * calls(nested(10), False)
+
+
 @pytest.mark.parametrize(("name", "verify"), [*((name, False) for name in NETWORKS), ("plain", "folds")])
 def test_work_grows_with_the_number_of_blocks(name: str, verify: bool | str) -> None:
     make = NETWORKS[name]
