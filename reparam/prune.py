@@ -95,7 +95,7 @@ class Pruner:
 
 def _doubt(call: Call, proofs: Proofs) -> str:
     """Why it may take another way for another input; empty if it looks at none, or can be traced."""
-    if call.looked:
+    if proofs.looks(call):
         try:
             proofs.trace(call, frozenset({call.module}))
         except Refusal as refusal:
