@@ -16,7 +16,6 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from reparam.errors import ModelError
 from reparam.frames import attempted, caller, of_torch, takes_all
 from reparam.gradients import TOLD, listening
 from reparam.inputs import Inputs
+from reparam.parameters import asks
 from reparam.precision import mapped, tensors
 from reparam.queries import LAID, PRINTS, QUERIES, SIZES
 from reparam.rules.table import operation
@@ -56,6 +56,7 @@ SIZE = "looked at the size of a tensor"
 READ = "read a number out of a tensor"
 GIVEN = "was called with a number"
 RETURNED = "was handed a number, or something else to go by, by a module that it called"
+MISSING = "asks for a tensor that a module which it calls may not return for every input"
 ALIASED = "wrote to what `contiguous` gave, as it was or as a copy"
 CAUGHT = "goes on after an exception that the input may decide on"
 GRADIENTS = "asked whether gradients are recorded"
@@ -272,8 +273,11 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         call = self.stack.pop()
         call.result = self.described(result)
-        if _numbers(call.result, flags=True) or (call.looked and _tells(call.result, caller(sys._getframe()))):
-            self._looks(RETURNED)
+        self._looks(RETURNED, _numbers(call.result, flags=True))
+        if call.looked and (frame := caller(sys._getframe())) is not None:
+            self._looks(MISSING, isinstance(call.result, Node) and asks(frame.f_code, others=True))
+            several = not isinstance(call.result, Node) and not takes_all(frame)
+            self._looks(RETURNED, several or literal(call.result))
         if module in self.watched:
             self.walls.update(nodes_in(call.result))
 
@@ -521,11 +525,6 @@ def literal(tree: Any) -> bool:
     if isinstance(tree, (tuple, list)):
         return any(map(literal, tree))
     return not (tree is None or isinstance(tree, Node))
-
-
-def _tells(result: Any, frame: FrameType | None) -> bool:
-    """Whether code may go by what a module returned: it is no tensor, and not taken apart into as many as there are."""
-    return literal(result) or not (isinstance(result, Node) or takes_all(frame))
 
 
 def entry(values: Any, index: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from reparam.arguments import unproven
-from reparam.capture import CAUGHT, GRADIENTS, LENT, SET, SETS, Call, Node, entry, nodes_in
+from reparam.capture import CAUGHT, GRADIENTS, LENT, MISSING, SET, SETS, Call, Node, entry, nodes_in
 from reparam.split import affine_part
 
 
@@ -20,7 +20,7 @@ def entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
     if GRADIENTS in call.looked:
         remedy = "a forward that does the same whether or not gradients are recorded, and does not ask, would fold"
         raise unproven(call, f"it has {GRADIENTS}, and may do something else where they are", remedy)
-    unseen = [each for each in (CAUGHT, SETS, SET) if each in call.looked]
+    unseen = [each for each in (CAUGHT, MISSING, SETS, SET) if each in call.looked]
     unseen += [LENT for each in (call, *call.events) if _lent(each)]
     if unseen:
         raise unproven(call, f"it {unseen[0]}")

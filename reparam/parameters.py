@@ -12,14 +12,14 @@ from reparam.frames import raises, steps_of
 
 
 @lru_cache(maxsize=1024)
-def asks(code: CodeType) -> bool:
+def asks(code: CodeType, others: bool = False) -> bool:
     """Whether code asks if one of its parameters is anything (or None, or empty), or for its length.
 
-    Not where it raises an exception otherwise.
+    Not where it raises an exception otherwise. `others`: if one of its other variables is.
     """
     steps = [step for step in steps_of(code) if step.opname not in ("COPY", "PUSH_NULL")]
-    loads = (i for i, step in enumerate(steps) if {*_loaded(step)[-1:]} & {*named(code)})
-    return any(_asked(steps, i) for i in loads)
+    loads = ((i, _loaded(step)) for i, step in enumerate(steps))
+    return any((names[-1] in named(code)) != others and _asked(steps, i) for i, names in loads if names)
 
 
 def _asked(steps: list[dis.Instruction], load: int) -> bool:

@@ -500,3 +500,21 @@ def test_a_write_that_one_call_of_two_needs_stays() -> None:
     folded = reparam.reparameterize(model, X)
     assert distance(model, folded, X) < EXACT
     assert ran(folded, X)["convolution"] == 2
+
+
+def test_what_a_module_is_told_to_run_stays() -> None:
+    """For the example it is told not to; at another size it may be."""
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.more = stem(), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor, high: bool) -> Tensor:
+            y = self.stem(x)
+            return self.more(y) if high else y
+
+    model = trained(Block(lambda m, x: m.told(x, x.shape[2] > 12), told=Told()))
+    folded = reparam.reparameterize(model, X, prune=True, verify=False)
+    for size in ((11, 14), (13, 5)):
+        assert distance(model, folded, image(1, 3, *size)) < EXACT

@@ -313,6 +313,16 @@ def test_a_module_may_say_it_in_other_ways(name: str) -> None:
     assert equal(trained(model)) == 0
 
 
+def test_a_module_may_return_nothing() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y, there = m.conv(x), m.answers(x)
+        return m.bn(y) if there is not None else y
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+    model.answers = _Answers(lambda x: x if x.shape[2] == 5 else None)
+    assert equal(trained(model)) == 0
+
+
 def test_what_a_module_returns_under_names_folds() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         a, b = m.answers(x)
