@@ -28,7 +28,7 @@ from reparam.errors import ModelError
 from reparam.frames import attempted, caller, of_torch, takes_all
 from reparam.gradients import TOLD, listening
 from reparam.inputs import Inputs
-from reparam.parameters import asks
+from reparam.parameters import asks_for_result
 from reparam.precision import mapped, tensors
 from reparam.queries import LAID, PRINTS, QUERIES, SIZES
 from reparam.rules.table import operation
@@ -275,7 +275,7 @@ class _Recorder(TorchFunctionMode):
         call.result = self.described(result)
         self._looks(RETURNED, _numbers(call.result, flags=True))
         if call.looked and (frame := caller(sys._getframe())) is not None:
-            self._looks(MISSING, isinstance(call.result, Node) and asks(frame.f_code, others=True))
+            self._looks(MISSING, isinstance(call.result, Node) and asks_for_result(frame.f_code))
             several = not isinstance(call.result, Node) and not takes_all(frame)
             self._looks(RETURNED, several or literal(call.result))
         if module in self.watched:

@@ -415,6 +415,18 @@ class _HandsOn(_Told):
         return self.inner(y.relu(), **kwargs)
 
 
+class _Counts(_Told):
+    """It asks for the number of its own modules, not for that of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(bool)
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = self.bn(self.conv(x)) if len(self._modules) == 2 else x
+        return y * self.scale
+
+
 class _Requires(_Told):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if other is not None:
@@ -427,6 +439,7 @@ def test_what_goes_by_nothing_that_it_is_told_folds() -> None:
     told.inner = _Told(bool)
     assert equal(trained(Block(lambda m, x: m.told(x, how=_sizes_apart(x)), told=told))) == 1
     assert equal(trained(Block(lambda m, x: m.told(x, None if len(x) else x), told=_Requires(bool)))) == 1
+    assert equal(trained(Block(lambda m, x: m.told(x, x if len(x) else None), told=_Counts()))) == 1
 
 
 # --- attributes that are set on other modules
