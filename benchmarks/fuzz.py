@@ -40,7 +40,7 @@ from fuzz_drawing import OPERATIONS, WEIGHTS
 from fuzz_networks import Program, network, smaller
 from fuzz_torch import miscomputed
 from reparam import cost, rewrite
-from reparam.affine import AffineConv, Number
+from reparam.algebra.affine import AffineConv, Number
 from reparam.capture import Node, record
 from reparam.errors import ReparamError, VerificationError
 from reparam.fold import Fold

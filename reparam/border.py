@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reparam.affine import AffineConv, Bordered
+from reparam.algebra.affine import AffineConv, Bordered
 from reparam.capture import Node
 from reparam.errors import BorderRefusal, Refusal
 from reparam.evaluation import evaluate

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
 from reparam.capture import Call, Node
 from reparam.errors import Refusal
 from reparam.fold import Fold

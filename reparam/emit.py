@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.lazy import passing
 from reparam.capture import Node, Record, leaves_of, served
-from reparam.deferred import passing
 from reparam.edits import Edits, Piece, Rewrite
 from reparam.fold import Fold, Wide
 from reparam.needs import askers

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from reparam import cost
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
 from reparam.capture import Node
 from reparam.lengths import Extents
 from reparam.rules import operation

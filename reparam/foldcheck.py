@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reparam.affine import AffineConv, padded
+from reparam.algebra.affine import AffineConv, padded
 from reparam.evaluation import evaluate
 from reparam.fold import Fold
 from reparam.verify import relative_error

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from reparam.affine import AffineConv, Anchor, Constant, Deferred, Number, Read
+from reparam.algebra.affine import AffineConv, Anchor, Constant, Deferred, Number, Read
+from reparam.algebra.kernels import float64_copy
+from reparam.algebra.views import Viewed, viewed
 from reparam.capture import Node
 from reparam.errors import Refusal
 from reparam.evaluation import evaluate
-from reparam.kernels import float64_copy
 from reparam.rules import RULES, Value, operation
-from reparam.viewed import Viewed, viewed
 
 # How many dominators back a convolution may start. Composing more operations than this that are each worth keeping does
 # not happen in networks; without a limit a purely linear network would take quadratic time.

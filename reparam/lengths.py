@@ -11,15 +11,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from reparam.affine import AffineConv
-from reparam.arrangement import Arrangement, Length, Move, Moved, Permuted, Picked, Reshaped, constant, lengths_of
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.index_map import Arrangement, Length, Move, Moved, Permuted, Picked, Reshaped, constant, lengths_of
+from reparam.algebra.views import Viewed, followed
 from reparam.capture import Node
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.interpret import Interpretation, anchored, read, way_back
 from reparam.rules import RULES, Value, operation
 from reparam.rules.table import channel_dimension, each
-from reparam.viewed import Viewed, followed
 
 Lengths = tuple[Length, ...]
 GIVEN_SIZES = ("view", "reshape", "unflatten")

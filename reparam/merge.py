@@ -19,8 +19,9 @@ from itertools import accumulate, combinations, islice
 from typing import Any
 
 from reparam import cost
-from reparam.affine import AffineConv
-from reparam.arrangement import constant, lengths_of
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.index_map import constant, lengths_of
+from reparam.algebra.views import Viewed
 from reparam.capture import Node, Record, leaves_of, served
 from reparam.errors import Refusal
 from reparam.fold import Fold, Wide
@@ -29,7 +30,6 @@ from reparam.lengths import Extents, Lengths, Whole
 from reparam.memory import relied_on
 from reparam.plan import Plan, computed
 from reparam.rules import Value, operation
-from reparam.viewed import Viewed
 
 _MARGIN = 0.25
 _FEW = 6  # convolutions of one tensor of which every set is compared

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from reparam import cost as costs
+from reparam.algebra.lazy import passing
 from reparam.bisect import bisect
 from reparam.capture import Node, Record, leaves_of, record
 from reparam.checked import FULL, NOTHING, Checked, Verify, chosen
 from reparam.cost import Cost, MeasuredCost, Setting
 from reparam.dead import Dead, around, dead_weight
-from reparam.deferred import passing
 from reparam.edits import Edits
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError

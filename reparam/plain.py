@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv
-from reparam.axis import ZEROS, Axis
-from reparam.kernels import finest_groups, regroup, transposed
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.axis import ZEROS, Axis
+from reparam.algebra.kernels import finest_groups, regroup, transposed
 
 _PLAIN: dict[int, Callable[..., nn.Module]] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Callable[..., nn.Module]] = {

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from reparam import cost
-from reparam.affine import Deferred
+from reparam.algebra.affine import Deferred
 from reparam.border import Border, borders
 from reparam.capture import Node, Record
 from reparam.errors import Refusal

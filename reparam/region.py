@@ -19,8 +19,9 @@ from operator import itemgetter
 from typing import Any
 
 from reparam import cost
-from reparam.affine import AffineConv, Bordered
-from reparam.axis import Axis
+from reparam.algebra.affine import AffineConv, Bordered
+from reparam.algebra.axis import Axis
+from reparam.algebra.views import Viewed
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
@@ -28,7 +29,6 @@ from reparam.interpret import REACH, Interpretation, between, way_back
 from reparam.lengths import extents
 from reparam.memory import ORDER, asked_for, reordered
 from reparam.rules import Value, operation
-from reparam.viewed import Viewed
 
 _SMALL = 12  # nodes of a region of which every set of tensors is tried
 _FEW = 4  # or so many tensors that several others could be computed from

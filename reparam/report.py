@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from reparam import cost
-from reparam.affine import AffineConv
-from reparam.axis import ZEROS, Axis
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.axis import ZEROS, Axis
 from reparam.bench import Comparison
 from reparam.capture import GRADIENTS, READ, SIZE, Node, Record
 from reparam.cost import Cost, Price, TimedCost

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from reparam import cost
+from reparam.algebra.kernels import transposed
 from reparam.capture import Node
 from reparam.evaluation import evaluate
 from reparam.fold import Fold
-from reparam.kernels import transposed
 from reparam.outcome import START, Step
 from reparam.ranges import Ranges, Weights, ranges
 from reparam.rules import RULES, operation

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from reparam.affine import AffineConv, Anchor, Deferred, Number
-from reparam.axis import Axis
+from reparam.algebra.affine import AffineConv, Anchor, Deferred, Number
+from reparam.algebra.axis import Axis
 from reparam.capture import Node, Record, leaves_of, served
 from reparam.cost import KERNELS
 from reparam.fold import Fold

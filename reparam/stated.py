@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.arrangement import Length, constant
+from reparam.algebra.index_map import Length, constant
 from reparam.capture import SHAPED_AS, Node
 from reparam.errors import Refusal
 from reparam.lengths import AS_LARGE, Extents, Lengths, Whole, alike_before, as_large

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.lazy import passing
 from reparam.capture import Record
-from reparam.deferred import passing
 from reparam.errors import ModelError
 from reparam.plain import plain
 

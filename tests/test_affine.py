@@ -19,8 +19,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.affine import AffineConv, Anchor, Bordered, Constant, Deferred, known
-from reparam.axis import ZEROS, Axis
+from reparam.algebra.affine import AffineConv, Anchor, Bordered, Constant, Deferred, known
+from reparam.algebra.axis import ZEROS, Axis
 from reparam.errors import Refusal
 from reparam.plain import plain
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, accepted, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
-from reparam.kernels import finest_groups, regroup
+from reparam.algebra.kernels import finest_groups, regroup
 
 SIZES = [(2, 4, 9, 7), (1, 4, 1, 1), (3, 4, 6, 11), (1, 4, 2, 13)]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, distance, image, norms_ran, ran, trained
-from reparam.affine import AffineConv, Anchor, Bordered, Constant, known
+from reparam.algebra.affine import AffineConv, Anchor, Bordered, Constant, known
 from reparam.errors import Refusal
 
 SIZE = (7, 10)

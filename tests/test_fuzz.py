@@ -16,7 +16,7 @@ from torch.nn.utils import spectral_norm, weight_norm
 import fuzz
 import reparam
 from helpers import EXACT, Block, distance, image, ran, trained
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
 from reparam.rules import RULES
 
 # --- networks that a conversion once got wrong

@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import reparam
-import reparam.deferred as deferred
+import reparam.algebra.lazy as deferred
 import reparam.emit as emit
-import reparam.kernels as kernels
+import reparam.algebra.kernels as kernels
 import reparam.waiting as waiting
 from helpers import Block, distance, image, trained
-from reparam.affine import AffineConv, Anchor, Constant, known
-from reparam.deferred import Deferred, Made, Read, passing, taken
+from reparam.algebra.affine import AffineConv, Anchor, Constant, known
+from reparam.algebra.lazy import Deferred, Made, Read, passing, taken
 from reparam.errors import ModelError
 from reparam.lent import aliases, own
 from reparam.nn import RepVGGBlock

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.views import Viewed
 from reparam.capture import Node, Record, record
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
@@ -21,7 +22,6 @@ from reparam.nn import draw_constants, draw_statistics
 from reparam.precision import double
 from reparam.rules import RULES, Case, Rule, operation
 from reparam.rules.table import SPELLINGS, Op, rule
-from reparam.viewed import Viewed
 
 # A fold and its original differ by the order of a few hundred float64 additions: 1e-13 is far above that, and a
 # thousand times below what verification allows a whole network.

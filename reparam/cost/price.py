@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from reparam.affine import AffineConv
+from reparam.algebra.affine import AffineConv
 from reparam.capture import Node
 from reparam.cost import work
 from reparam.cost.work import Work

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reparam.affine import AffineConv
-from reparam.axis import ZEROS, Axis
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.axis import ZEROS, Axis
 from reparam.capture import Node
 from reparam.rules import operation
 

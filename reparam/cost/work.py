@@ -13,8 +13,8 @@ from functools import partial
 
 from torch import Tensor
 
-from reparam.affine import AffineConv
-from reparam.axis import ZEROS
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.axis import ZEROS
 from reparam.capture import Node
 from reparam.cost import sample
 from reparam.cost.sample import Sample

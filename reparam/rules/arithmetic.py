@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Bordered, Deferred
+from reparam.algebra.affine import AffineConv, Bordered, Deferred
+from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
 from reparam.rules.table import (
     Case,
@@ -24,7 +25,6 @@ from reparam.rules.table import (
     per_channel,
     rule,
 )
-from reparam.viewed import Viewed
 
 
 def _into(m: Any, x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import nn
 
-from reparam.affine import AffineConv, Constant
-from reparam.arrangement import Moved, Picked
+from reparam.algebra.affine import AffineConv, Constant
+from reparam.algebra.index_map import Moved, Picked
+from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, constant, dimension, each, rule
-from reparam.viewed import Viewed
 
 
 def _along_channels(x: AffineConv, dim: int, what: str) -> AffineConv:

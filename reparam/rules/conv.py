@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import AffineConv, Constant, Deferred
-from reparam.kernels import transposed
+from reparam.algebra.affine import AffineConv, Constant, Deferred
+from reparam.algebra.kernels import transposed
 from reparam.rules.table import Case, Op, Value, affine, constant, each, optional, rule
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Constant, Deferred
+from reparam.algebra.affine import AffineConv, Constant, Deferred
 from reparam.errors import Refusal
 from reparam.rules.arithmetic import add, mul
 from reparam.rules.table import Case, Op, Value, affine, channels_at, constant, each, optional, rule

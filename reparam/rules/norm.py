@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Deferred
+from reparam.algebra.affine import AffineConv, Deferred
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule
 from reparam.split import affine_part

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Bordered
+from reparam.algebra.affine import AffineConv, Bordered
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, each, per_channel, rule
 

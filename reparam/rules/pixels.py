@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from reparam.affine import AffineConv
-from reparam.arrangement import Moved, Permuted, Reshaped, space_to_depth
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.index_map import Moved, Permuted, Reshaped, space_to_depth
 from reparam.rules.table import Case, Value, affine, rule
 
 

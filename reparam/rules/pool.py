@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import AffineConv, Constant, Deferred
+from reparam.algebra.affine import AffineConv, Constant, Deferred
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, each, rule
 

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reparam.affine import AffineConv, Bordered, Constant, Deferred, Number, known
-from reparam.arrangement import Moved
+from reparam.algebra.affine import AffineConv, Bordered, Constant, Deferred, Number, known
+from reparam.algebra.index_map import Moved
+from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
-from reparam.viewed import Viewed
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.affine import AffineConv
-from reparam.arrangement import Moved, Permuted, Reshaped
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.index_map import Moved, Permuted, Reshaped
+from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, each, rule
-from reparam.viewed import Viewed
 
 
 def _permuted(x: AffineConv, order: Sequence[int]) -> AffineConv | Moved:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reparam.axis import Axis
+from reparam.algebra.axis import Axis
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reparam.affine import AffineConv, Anchor, Constant, Deferred
-from reparam.arrangement import Arrangement, Move, Moved, Permuted, Picked, Reshaped
+from reparam.algebra.affine import AffineConv, Anchor, Constant, Deferred
+from reparam.algebra.index_map import Arrangement, Move, Moved, Permuted, Picked, Reshaped
+from reparam.algebra.kernels import repeated
 from reparam.errors import Refusal
-from reparam.kernels import repeated
 
 
 @dataclass(frozen=True)

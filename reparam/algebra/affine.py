@@ -26,12 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reparam.axis import ZEROS, Axis
-from reparam.deferred import Deferred as Deferred
-from reparam.deferred import Made, taken
-from reparam.deferred import Read as Read
-from reparam.errors import BorderRefusal, Refusal
-from reparam.kernels import (
+from reparam.algebra.axis import ZEROS, Axis
+from reparam.algebra.kernels import (
     CONV,
     add_laid,
     column,
@@ -44,6 +40,10 @@ from reparam.kernels import (
     regroup,
     rows,
 )
+from reparam.algebra.lazy import Deferred as Deferred
+from reparam.algebra.lazy import Made, taken
+from reparam.algebra.lazy import Read as Read
+from reparam.errors import BorderRefusal, Refusal
 
 # Two constants that stand for the same number may have been computed by different formulas, each a handful of float64
 # operations with some cancellation: 2**-40 is about 1e-12, two orders below what verification allows in total.

@@ -15,8 +15,8 @@ from functools import reduce
 
 import torch
 
-from reparam.affine import AffineConv, Constant, Deferred
-from reparam.axis import Axis
+from reparam.algebra.affine import AffineConv, Constant, Deferred
+from reparam.algebra.axis import Axis
 from reparam.errors import Refusal
 
 
