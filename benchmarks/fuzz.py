@@ -46,11 +46,11 @@ from reparam.errors import ReparamError, VerificationError
 from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.inputs import Inputs
-from reparam.interpret import Interpretation, between
 from reparam.outcome import Counts
 from reparam.plan import plan
 from reparam.precision import copied, tensors
 from reparam.report import Report
+from reparam.rules.interpret import Interpretation, between
 from reparam.verify import EXACT, relative_error, rerounded
 
 QUICK = 100

@@ -11,7 +11,7 @@ import torch
 
 from reparam.capture import record
 from reparam.inputs import Inputs
-from reparam.interpret import Interpretation
+from reparam.rules.interpret import Interpretation
 from reparam.nn import draw_constants, draw_statistics
 from reparam.precision import double
 from reparam.rules import RULES, Case, Rule

@@ -16,7 +16,7 @@ from reparam.algebra.affine import AffineConv, Bordered
 from reparam.capture import Node
 from reparam.errors import BorderRefusal, Refusal
 from reparam.evaluation import evaluate
-from reparam.interpret import Interpretation, between, step
+from reparam.rules.interpret import Interpretation, between, step
 from reparam.verify import relative_error
 
 _LARGEST = 32  # pixels per axis: with more of them the border is the same and costs no less

@@ -9,8 +9,8 @@ from reparam.capture import Call, Node
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.fold import Fold
-from reparam.interpret import anchored
 from reparam.rules import operation
+from reparam.rules.interpret import anchored
 from reparam.split import affine_part
 
 MEASURED = "code asks for the size of what it reads, which would have another size or be gone"

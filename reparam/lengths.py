@@ -17,8 +17,8 @@ from reparam.algebra.views import Viewed, followed
 from reparam.capture import Node
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
-from reparam.interpret import Interpretation, anchored, read, way_back
 from reparam.rules import RULES, Value, operation
+from reparam.rules.interpret import Interpretation, anchored, read, way_back
 from reparam.rules.table import channel_dimension, each
 
 Lengths = tuple[Length, ...]

@@ -25,11 +25,11 @@ from reparam.algebra.views import Viewed
 from reparam.capture import Node, Record, leaves_of, served
 from reparam.errors import Refusal
 from reparam.fold import Fold, Wide
-from reparam.interpret import REACH, between
 from reparam.lengths import Extents, Lengths, Whole
 from reparam.memory import relied_on
 from reparam.plan import Plan, computed
 from reparam.rules import Value, operation
+from reparam.rules.interpret import REACH, between
 
 _MARGIN = 0.25
 _FEW = 6  # convolutions of one tensor of which every set is compared

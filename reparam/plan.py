@@ -17,9 +17,9 @@ from reparam.border import Border, borders
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold
-from reparam.interpret import Interpretation
 from reparam.memory import relied_on
 from reparam.region import Region, Unplaced
+from reparam.rules.interpret import Interpretation
 from reparam.spread import Spread, spreads
 
 

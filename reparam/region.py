@@ -25,10 +25,10 @@ from reparam.algebra.views import Viewed
 from reparam.capture import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
-from reparam.interpret import REACH, Interpretation, between, way_back
 from reparam.lengths import extents
 from reparam.memory import ORDER, asked_for, reordered
 from reparam.rules import Value, operation
+from reparam.rules.interpret import REACH, Interpretation, between, way_back
 
 _SMALL = 12  # nodes of a region of which every set of tensors is tried
 _FEW = 4  # or so many tensors that several others could be computed from

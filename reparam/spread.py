@@ -19,8 +19,8 @@ from reparam.algebra.axis import Axis
 from reparam.capture import Node, Record, leaves_of, served
 from reparam.cost import KERNELS
 from reparam.fold import Fold
-from reparam.interpret import Interpretation
 from reparam.rules import RULES, Value, operation
+from reparam.rules.interpret import Interpretation
 
 _SUMS = ("add", "sub")
 

@@ -28,9 +28,9 @@ from reparam.cost.timing import Setting, Stopwatch, timed
 from reparam.cost.work import of_fold, of_node
 from reparam.errors import InputError
 from reparam.inputs import Inputs
-from reparam.interpret import Interpretation
 from reparam.plan import plan
 from reparam.report import Report
+from reparam.rules.interpret import Interpretation
 
 
 def works(module: nn.Module, x: Tensor) -> list[Work]:

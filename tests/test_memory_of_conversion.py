@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import reparam
+import reparam.algebra.kernels as kernels
 import reparam.algebra.lazy as deferred
 import reparam.emit as emit
-import reparam.algebra.kernels as kernels
 import reparam.waiting as waiting
 from helpers import Block, distance, image, trained
 from reparam.algebra.affine import AffineConv, Anchor, Constant, known

@@ -17,10 +17,10 @@ from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.evaluation import evaluate
 from reparam.inputs import Inputs
-from reparam.interpret import Interpretation, between
 from reparam.nn import draw_constants, draw_statistics
 from reparam.precision import double
 from reparam.rules import RULES, Case, Rule, operation
+from reparam.rules.interpret import Interpretation, between
 from reparam.rules.table import SPELLINGS, Op, rule
 
 # A fold and its original differ by the order of a few hundred float64 additions: 1e-13 is far above that, and a
