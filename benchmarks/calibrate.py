@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from reparam.capture import record
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.cost import DEVICES, StaticCost, Work
 from reparam.cost.timing import Setting, Stopwatch, timed
 from reparam.cost.work import of_node
-from reparam.inputs import Inputs
 
 SIZES = (
     (16, 14),

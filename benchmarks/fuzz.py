@@ -41,14 +41,16 @@ from fuzz_networks import Program, network, smaller
 from fuzz_torch import miscomputed
 from reparam import cost, rewrite
 from reparam.algebra.affine import AffineConv, Number
-from reparam.capture import Node, record
+from reparam.capture.graph import Node
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
+from reparam.capture.snapshot import copied
+from reparam.capture.tree import tensors
 from reparam.errors import ReparamError, VerificationError
 from reparam.fold import Fold
 from reparam.foldcheck import fold_error
-from reparam.inputs import Inputs
 from reparam.outcome import Counts
 from reparam.plan import plan
-from reparam.precision import copied, tensors
 from reparam.report import Report
 from reparam.rules.interpret import Interpretation, between
 from reparam.verify import EXACT, relative_error, rerounded

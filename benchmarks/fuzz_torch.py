@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 import reparam
 from fuzz_networks import Program
+from reparam.capture.float64 import as_float64
+from reparam.capture.inputs import Inputs
+from reparam.capture.snapshot import copied
 from reparam.cost import KERNELS
-from reparam.inputs import Inputs
-from reparam.precision import as_float64, copied
 from reparam.rules import operation
 from reparam.verify import relative_error
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam.precision import Float64, double
+from reparam.capture.float64 import Float64, double
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DRAWS = 4

@@ -35,9 +35,10 @@ from torch import nn
 
 import reparam
 import zoo_sets
-from reparam.capture import Node, Record, record
+from reparam.capture.graph import Node, Record
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.errors import ReparamError, VerificationError
-from reparam.inputs import Inputs
 from reparam.plan import plan
 from reparam.report import Report, counts
 from reparam.rules import operation

@@ -16,7 +16,7 @@ from torch import nn
 
 import zoo_transformers
 import zoo_ultralytics
-from reparam.precision import tensors
+from reparam.capture.tree import tensors
 from zoo_models import QUICK, declare_torchvision_operators
 
 BATCH = 2

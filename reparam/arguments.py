@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from types import CodeType
 from typing import Any
 
-from reparam.capture import Call, Node, literal
+from reparam.capture.bytecode import asks, hands_on, named
+from reparam.capture.graph import Call, Node, literal
 from reparam.errors import Refusal
-from reparam.parameters import asks, hands_on, named
 
 LITERALS = (type(None), bool, int, float, str)
 

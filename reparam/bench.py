@@ -15,10 +15,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from reparam.capture.float64 import Float64, double
+from reparam.capture.inputs import Inputs
+from reparam.capture.preconditions import require_eval
+from reparam.capture.tree import tensors
 from reparam.errors import InputError, VerificationError
-from reparam.inputs import Inputs
-from reparam.precision import Float64, double, tensors
-from reparam.verify import EXACT, FLOOR, NOISE, relative_error, require_eval, rerounded
+from reparam.verify import EXACT, FLOOR, NOISE, relative_error, rerounded
 
 SAMPLE = 0.01
 """Seconds that one sample lasts at least: far above the resolution of the clocks, and past a scheduler's tick."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from reparam.algebra.affine import AffineConv, Bordered
-from reparam.capture import Node
+from reparam.capture.evaluate import evaluate
+from reparam.capture.graph import Node
 from reparam.errors import BorderRefusal, Refusal
-from reparam.evaluation import evaluate
 from reparam.rules.interpret import Interpretation, between, step
 from reparam.verify import relative_error
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from reparam.capture import Call
+from reparam.capture.graph import Call
 from reparam.sizes import Scope
 from reparam.trace import Trace
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from reparam.capture import Call, Node
+from reparam.capture.graph import Call, Node
+from reparam.capture.norms import affine_part
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.rules import operation
 from reparam.rules.interpret import anchored
-from reparam.split import affine_part
 
 MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
 ELSEWHERE = "what comes behind the pixels' rearrangement is also read elsewhere"

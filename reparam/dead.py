@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reparam.capture import Call, Node, Record, nodes_in
+from reparam.capture.graph import Call, Node, Record, nodes_in
 
 # Counted while training, never read in eval: part of a dead norm, but nothing to name in one that is alive.
 _COUNTERS = ("num_batches_tracked",)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.capture import Call, Node
+from reparam.capture.graph import Call, Node
 from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.lengths import as_large

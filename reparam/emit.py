@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import passing
-from reparam.capture import Node, Record, leaves_of, served
+from reparam.capture.graph import Node, Record, leaves_of, served
+from reparam.capture.norms import SCALED, unscale, without_affine
+from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.edits import Edits, Piece, Rewrite
 from reparam.fold import Fold, Wide
 from reparam.needs import askers
@@ -21,8 +23,6 @@ from reparam.plain import plain
 from reparam.prepare import only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation
-from reparam.split import SCALED, unscale, without_affine
-from reparam.state import WEIGHT_HOOKS
 from reparam.trace import CHECKS, Trace
 from reparam.waiting import Waiting
 

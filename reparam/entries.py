@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from reparam.arguments import unproven
-from reparam.capture import CAUGHT, GRADIENTS, LENT, MISSING, SET, SETS, Call, Node, entry, nodes_in
-from reparam.split import affine_part
+from reparam.capture.graph import CAUGHT, GRADIENTS, LENT, MISSING, SET, SETS, Call, Node, entry, nodes_in
+from reparam.capture.norms import affine_part
 
 
 def entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from reparam.capture.inputs import Inputs
+from reparam.capture.preconditions import require_eval
+from reparam.capture.snapshot import copied
+from reparam.capture.tree import mapped
 from reparam.errors import InputError, ModelError, ReparamError, VerificationError, first_line
 from reparam.files import require_writable, written
-from reparam.inputs import Inputs
-from reparam.precision import copied, mapped
 from reparam.programs import SUFFIXES, open_program, runtime
-from reparam.verify import Verification, require_eval, verify
+from reparam.verify import Verification, verify
 
 ANY_SIZE, ANY_BATCH, ONE_SHAPE = "every batch and size", "every batch", "the example's shapes alone"
 _LIMIT = 2 << 30  # bytes of one ONNX file; what is larger is written in several

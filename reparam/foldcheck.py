@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra.affine import AffineConv, padded
-from reparam.evaluation import evaluate
+from reparam.capture.evaluate import evaluate
 from reparam.fold import Fold
 from reparam.verify import relative_error
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from reparam import cost
-from reparam.capture import Node, Record
+from reparam.capture.graph import Node, Record
 from reparam.cost import FREE, Cost, Price, total
 from reparam.fold import Fold, Wide
 from reparam.plan import Plan

@@ -14,7 +14,8 @@ from fractions import Fraction
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import Arrangement, Length, Move, Moved, Permuted, Picked, Reshaped, constant, lengths_of
 from reparam.algebra.views import Viewed, followed
-from reparam.capture import Node
+from reparam.capture.graph import Node
+from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.rules import RULES, Value, operation
@@ -22,7 +23,6 @@ from reparam.rules.interpret import Interpretation, anchored, read, way_back
 from reparam.rules.table import channel_dimension, each
 
 Lengths = tuple[Length, ...]
-GIVEN_SIZES = ("view", "reshape", "unflatten")
 
 _REDUCED = (
     "its channels may have been pixels: the tensor that it starts from has lost a dimension",
@@ -140,13 +140,6 @@ def _apart(
         elif isinstance(value, AffineConv):
             known[node] = known[base] if value.identity else lengths_of(value)
     return Extents(known, {node: known.get(node, ()) for node in named})
-
-
-# What these compute is as large as the first tensor that they read, whatever else they are given.
-AS_LARGE = frozenset(
-    "data detach clone contiguous relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardsigmoid "
-    "hardswish hardtanh softplus dropout batch_norm layer_norm rms_norm group_norm instance_norm affine_part".split()
-)
 
 
 def as_large(node: Node) -> Node:

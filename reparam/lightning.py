@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from reparam.artefact import Saved, save
+from reparam.capture.inputs import Inputs
+from reparam.capture.snapshot import copied
 from reparam.checked import Verify, chosen
 from reparam.errors import InputError
 from reparam.files import require_writable
-from reparam.inputs import Inputs
 from reparam.pipeline import reparameterize
-from reparam.precision import copied
 
 
 def _callback() -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from reparam.capture import PERHAPS_VIEWS, Node, Record
+from reparam.capture.graph import Node, Record
+from reparam.capture.ops import PERHAPS_VIEWS
 from reparam.rules import operation
 from reparam.trace import Trace
 

@@ -22,7 +22,7 @@ from reparam import cost
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import constant, lengths_of
 from reparam.algebra.views import Viewed
-from reparam.capture import Node, Record, leaves_of, served
+from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.errors import Refusal
 from reparam.fold import Fold, Wide
 from reparam.lengths import Extents, Lengths, Whole

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 
 from torch import fx
 
-from reparam.capture import SHAPED_AS, Call, Node, nodes_in
+from reparam.capture.graph import Call, Node, nodes_in
+from reparam.capture.ops import SHAPED_AS
 from reparam.rules import operation
 from reparam.trace import CHECKS, Trace
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.precision import copied
+from reparam.capture.snapshot import copied
 
 
 @dataclass(frozen=True, eq=False)

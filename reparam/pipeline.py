@@ -17,35 +17,34 @@ from torch import nn
 from reparam import cost as costs
 from reparam.algebra.lazy import passing
 from reparam.bisect import bisect
-from reparam.capture import Node, Record, leaves_of, record
+from reparam.capture.example_inputs import guessed_inputs
+from reparam.capture.graph import Node, Record, leaves_of
+from reparam.capture.inputs import Inputs, likeness
+from reparam.capture.preconditions import _require_usable
+from reparam.capture.recorder import record
+from reparam.capture.rerun import of_one_size
+from reparam.capture.snapshot import copied
 from reparam.checked import FULL, NOTHING, Checked, Verify, chosen
 from reparam.cost import Cost, MeasuredCost, Setting
 from reparam.dead import Dead, around, dead_weight
 from reparam.edits import Edits
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
-from reparam.fixed import of_one_size
 from reparam.fold import Fold, Wide
 from reparam.foldcheck import fold_error
-from reparam.guess import guessed_inputs
-from reparam.inputs import Inputs
 from reparam.lent import aliases, own, same
-from reparam.likeness import likeness
 from reparam.merge import merged
 from reparam.origin import Origin, digests, key_map, named, skeleton
 from reparam.plan import Plan, plan
-from reparam.precision import copied
 from reparam.prepare import prepare
 from reparam.proofs import Proofs
 from reparam.prune import REMOVED, Pruner
 from reparam.ranges import Ranges, Weights
 from reparam.report import report
 from reparam.sketch import weighed
-from reparam.verify import EXACT, Verification, require_eval
+from reparam.verify import EXACT, Verification
 from reparam.verify import verify as verify_models
 from reparam.waiting import Waiting, fill, loosened
-
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.inference_mode(
@@ -329,47 +328,6 @@ def _origin(model: nn.Module, conversion: _Conversion, inputs: Inputs, options: 
 def _behind(cuts: Mapping[Node, Refusal]) -> dict[Node, Refusal]:
     """The refusals of cuts, for what reads the tensors there."""
     return {reader: refusal for node, refusal in cuts.items() for reader in node.readers}
-
-
-def _require_usable(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise InputError(f"model: a {kind} is no torch.nn.Module; give the model itself, not its weights")
-    require_eval(model, "the model")
-    for path, module in model.named_modules():
-        _require_bare(path, module)
-    held = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in held:
-        if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
-            raise ModelError(
-                f"{name} is {tensor.dtype}, which cannot be folded exactly; convert before quantisation, from "
-                "float64, float32, bfloat16 or float16 weights"
-            )
-        if tensor.is_meta:
-            raise ModelError(f"{name} is on the meta device and has no values; load the weights first")
-    sums = [tensor.detach().sum(dtype=torch.float32) for _, tensor in held if tensor.is_floating_point()]
-    if sums and not bool(torch.stack([each.cpu() for each in sums]).isfinite().all()):
-        _require_finite(held)  # also where a sum has overflowed
-
-
-def _require_bare(path: str, module: nn.Module) -> None:
-    """No wrapper that runs another model than the one that is seen."""
-    where = path or "the model"
-    own = f"model.{path}." if path else "model."
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        raise ModelError(f"{where} is wrapped in DistributedDataParallel; give {own}module, and wrap what comes out")
-    if "_orig_mod" in module._modules:
-        raise ModelError(f"{where} is compiled by torch.compile; give {own}_orig_mod, and compile what comes out")
-    if vars(module).get("_compiled_call_impl") is not None:
-        raise ModelError(f"{where} is compiled in place; convert it before its .compile() is called")
-
-
-def _require_finite(held: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """No NaN anywhere, and no infinity among parameters; buffers may hold masks of it."""
-    for name, tensor in held:
-        wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
-        if bool(wrong.any()):
-            raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or training diverged")
 
 
 def _copied(model: nn.Module, memo: Mapping[int, torch.Tensor] | None = None) -> nn.Module:

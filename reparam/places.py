@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from torch import fx
 
-from reparam.capture import Node, entry
+from reparam.capture.graph import Node, entry
 from reparam.trace import Trace
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from reparam import cost
 from reparam.algebra.affine import Deferred
 from reparam.border import Border, borders
-from reparam.capture import Node, Record
+from reparam.capture.graph import Node, Record
 from reparam.errors import Refusal
 from reparam.fold import Fold
 from reparam.memory import relied_on

@@ -25,7 +25,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from reparam.capture import Call, Node, Record, common, leaves_of, nodes_in, served, within
+from reparam.capture.graph import Call, Node, Record, common, leaves_of, nodes_in, served, user_code, within
+from reparam.capture.norms import SCALED, affine_part
 from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.edits import Edits, Piece, Rewrite, Swap
 from reparam.errors import Refusal
@@ -35,9 +36,8 @@ from reparam.memory import ORDER, relied_on, unordered
 from reparam.needs import asked, handed_in, returned
 from reparam.plan import Plan
 from reparam.proofs import Proofs, contains
-from reparam.split import SCALED, affine_part
 from reparam.stated import require_stated
-from reparam.trace import Trace, user_code
+from reparam.trace import Trace
 
 
 class _Editor:

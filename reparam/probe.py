@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.capture.float64 import Float64, double
+from reparam.capture.inputs import Inputs, drawn_alike
 from reparam.errors import InputError
-from reparam.inputs import Inputs
-from reparam.likeness import drawn_alike
-from reparam.precision import Float64, double
 from reparam.trial import ModelFailure, run
 from reparam.verify import EXACT, NOISE, rerounded
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.capture.tree import tensors
 from reparam.errors import InputError, first_line
 from reparam.files import require_file
-from reparam.precision import tensors
 
 SUFFIXES = (".pt2", ".onnx")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from reparam.arguments import arguments, asking, bare, form, instructed, unproven
 from reparam.branches import follow
-from reparam.capture import GIVEN, Call, Node, Record, nodes_in
+from reparam.capture.graph import GIVEN, Call, Node, Record, nodes_in
 from reparam.errors import Refusal
 from reparam.trace import Trace
 from reparam.twins import contents

@@ -8,20 +8,22 @@ for another input: every forward around it has to be traced, unless it never loo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
-from reparam.capture import Call, Node, Record, nodes_in, record
+from reparam.capture.graph import Call, Node, Record, user_code
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
+from reparam.capture.rerun import _told
 from reparam.dead import Dead, around, idle
 from reparam.emit import swept, written
 from reparam.errors import ModelError, Refusal
-from reparam.inputs import Inputs
 from reparam.plan import alive
 from reparam.proofs import Proofs
-from reparam.trace import Trace, user_code
+from reparam.trace import Trace
 
 REMOVED = "removed"
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -129,24 +131,3 @@ def _without(call: Call, now: Record, live: Collection[Node]) -> None:
     trace = Trace(call, {call.module})
     swept(trace, set(), set(now.nodes) - set(live))
     written(trace)
-
-
-def _told(now: Record) -> list[Any]:
-    """What a run did, in a form that is equal for runs that did the same."""
-    order = {node: i for i, node in enumerate(now.nodes)}
-
-    def told(tree: Any) -> Any:
-        if isinstance(tree, Node):
-            return order.get(tree, tree.name)
-        if isinstance(tree, tuple | list):
-            return [told(item) for item in tree]
-        if isinstance(tree, Mapping):
-            return {key: told(item) for key, item in tree.items()}
-        if isinstance(tree, slice):
-            return [told(tree.start), told(tree.stop), told(tree.step)]
-        known = isinstance(tree, bool | int | float | str | None)
-        return tree if known else [type(tree).__name__, *map(order.get, nodes_in(tree))]
-
-    steps = [(node.name, node.call and node.call.path, told(node.args), told(node.kwargs)) for node in now.nodes]
-    calls = [(call.path, told(call.args), told(call.kwargs), told(call.result)) for call in now.calls]
-    return [steps, calls, told(now.outputs)]

@@ -22,7 +22,8 @@ from reparam import cost
 from reparam.algebra.affine import AffineConv, Bordered
 from reparam.algebra.axis import Axis
 from reparam.algebra.views import Viewed
-from reparam.capture import Node, Record
+from reparam.capture.graph import Node, Record
+from reparam.capture.ops import _MULTIPLYING, _NAMING, _PARTING, MOVING
 from reparam.errors import Refusal
 from reparam.fold import Fold, last_kernel, stretches
 from reparam.lengths import extents
@@ -33,22 +34,6 @@ from reparam.rules.interpret import REACH, Interpretation, between, way_back
 _SMALL = 12  # nodes of a region of which every set of tensors is tried
 _FEW = 4  # or so many tensors that several others could be computed from
 _TRIES = 32  # tensors that are tried one by one elsewhere, so that the search stays linear in the size of a region
-_NAMING = ("view", "reshape", "unflatten", "expand")  # steps whose arguments may say how many channels there are
-_PARTING = (
-    "getitem",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "tensor_split",
-    "narrow",
-    "select",
-    "unbind",
-    "index_select",
-    "expand",
-    "repeat",
-)
-_MULTIPLYING = ("cat", "pixel_unshuffle", "repeat", "tile", "repeat_interleave")
-MOVING = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous")
 _JOINING = ("cat",)  # they have no kernel that could take a scale
 
 _CHANNELS = (

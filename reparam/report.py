@@ -13,7 +13,9 @@ from reparam import cost
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.bench import Comparison
-from reparam.capture import GRADIENTS, READ, SIZE, Node, Record
+from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
+from reparam.capture.norms import affine_part
+from reparam.capture.ops import MOVING
 from reparam.cost import Cost, Price, TimedCost
 from reparam.data import comparison_data, report_data
 from reparam.dead import Dead, compiled, from_outside
@@ -24,12 +26,9 @@ from reparam.origin import enclosing
 from reparam.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
 from reparam.plan import Plan
 from reparam.ranges import Weights
-from reparam.region import MOVING
 from reparam.render import as_html, as_markdown, as_text
 from reparam.rules import operation
 from reparam.sketch import become, called, macs, place, sketched
-from reparam.split import affine_part
-from reparam.trace import user_code
 
 _KINDS = {
     "conv": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear",

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from reparam import cost
 from reparam.algebra.kernels import transposed
-from reparam.capture import Node
-from reparam.evaluation import evaluate
+from reparam.capture.evaluate import evaluate
+from reparam.capture.graph import Node
+from reparam.capture.norms import affine_part
 from reparam.fold import Fold
 from reparam.outcome import START, Step
 from reparam.ranges import Ranges, Weights, ranges
 from reparam.rules import RULES, operation
 from reparam.rules.table import each
-from reparam.split import affine_part
 
 _SCALES = ("add", "sub", "rsub", "mul", "div")
 _RUNS = ("setitem",)  # an assignment to each side of a border is one thing to look at

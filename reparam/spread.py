@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from reparam.algebra.affine import AffineConv, Anchor, Deferred, Number
 from reparam.algebra.axis import Axis
-from reparam.capture import Node, Record, leaves_of, served
+from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.cost import KERNELS
 from reparam.fold import Fold
 from reparam.rules import RULES, Value, operation

@@ -16,11 +16,12 @@ from typing import Any
 from torch import fx
 
 from reparam.algebra.index_map import Length, constant
-from reparam.capture import SHAPED_AS, Node
+from reparam.capture.graph import Node, user_code
+from reparam.capture.ops import AS_LARGE, SHAPED_AS
 from reparam.errors import Refusal
-from reparam.lengths import AS_LARGE, Extents, Lengths, Whole, alike_before, as_large
+from reparam.lengths import Extents, Lengths, Whole, alike_before, as_large
 from reparam.rules import RULES, operation
-from reparam.trace import Trace, user_code
+from reparam.trace import Trace
 
 _REST = constant(-1)
 

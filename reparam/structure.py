@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.capture.snapshot import WEIGHT_HOOKS, copied
 from reparam.errors import InputError
 from reparam.forwards import code_data, read_code, require_members
 from reparam.plain import BiasMap
-from reparam.precision import copied
 from reparam.rewrite import code_of, set_forward
-from reparam.state import WEIGHT_HOOKS
 
 Data = dict[str, Any]
 _REGISTRIES = ("_parameters", "_buffers", "_modules")

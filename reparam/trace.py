@@ -23,14 +23,15 @@ import torch
 from torch import fx, nn
 
 from reparam.arguments import LITERALS, arguments, unproven
-from reparam.capture import CAUGHT, SHAPED_AS, Call, Node, nodes_in
+from reparam.capture.bytecode import attempted, discarded, line_of, required, unpacked
+from reparam.capture.graph import CAUGHT, Call, Node, nodes_in
+from reparam.capture.ops import SHAPED_AS
+from reparam.capture.snapshot import Attributes
+from reparam.capture.tree import leaves
 from reparam.entries import distinct, entries, foreign, parts, varying
 from reparam.errors import Refusal, first_line
-from reparam.frames import attempted, discarded, line_of, required, unpacked
-from reparam.precision import leaves
 from reparam.rules import operation
 from reparam.sizes import IMPORTED, Scope, scope, symbolic
-from reparam.state import Attributes
 from reparam.twins import Watch, contents
 
 CHECKS = ("_assert", "assert")
@@ -577,8 +578,3 @@ def _require_nothing_kept(steps: Trace, before: Attributes) -> None:
             kept = [leaf.node for _, leaf in leaves(value) if isinstance(leaf, fx.Proxy)]
             if any(node not in steps.tree or steps.tree[node] is not None for node in kept):
                 raise steps._other(f"keeps a tensor on its module (self.{name})")
-
-
-def user_code(module: nn.Module) -> bool:
-    """Whether the module's forward is not torch's own: torch's operations do the same at every size."""
-    return not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Sequential)

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from reparam.inputs import Inputs
-from reparam.precision import leaves
+from reparam.capture.inputs import Inputs
+from reparam.capture.tree import leaves
 
 Leaves: TypeAlias = dict[str, Any]
 """The leaves of an output by path: tensors, and whatever else a model returns."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from reparam.arguments import LITERALS
-from reparam.precision import tensors
+from reparam.capture.tree import tensors
 
 _CONTAINERS = (tuple, list, dict, OrderedDict)
 _REGISTRIES = ("_parameters", "_buffers")

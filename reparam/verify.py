@@ -16,9 +16,11 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
-from reparam.inputs import Inputs
-from reparam.precision import Float64, copied, double
+from reparam.capture.float64 import Float64, double
+from reparam.capture.inputs import Inputs
+from reparam.capture.preconditions import require_eval
+from reparam.capture.snapshot import copied
+from reparam.errors import InputError, ModelError, VerificationError
 from reparam.trial import Leaves, ModelFailure, run
 
 EXACT = 1e-10
@@ -217,16 +219,6 @@ def verify(
                     break
             checks += found
     return Verification(tuple(checks))
-
-
-def require_eval(model: nn.Module, role: str) -> None:
-    """Raises TrainModeError, naming the submodules, where any part of `model` is in train mode."""
-    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
-    if training:
-        names = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
-        raise TrainModeError(
-            f"{role}: in train mode: {names}; what it computes then is not what is deployed; call .eval() on it first"
-        )
 
 
 def relative_error(truth: Tensor, value: Tensor) -> float:

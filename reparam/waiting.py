@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import passing
-from reparam.capture import Record
+from reparam.capture.graph import Record
 from reparam.errors import ModelError
 from reparam.plain import plain
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam.capture.tree import tensors
 from reparam.nn import draw_constants, draw_statistics
-from reparam.precision import tensors
 
 # A few hundred float64 additions in another order; verification itself allows a thousand times as much.
 EXACT = 1e-12

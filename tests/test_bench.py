@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from reparam import bench
 from reparam.bench import Comparison, Spread, Timing, benchmark
+from reparam.capture.float64 import double
 from reparam.errors import InputError, TrainModeError, VerificationError
-from reparam.precision import double
 
 X = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
 

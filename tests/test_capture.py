@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import reparam
 from helpers import EXACT, convs_ran, distance, norms_ran, ran, trained
-from reparam.capture import READ, SIZE
+from reparam.capture.graph import READ, SIZE
 from reparam.errors import ModelError
 from reparam.report import Report
 

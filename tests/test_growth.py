@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, distance, image, trained
-from reparam.capture import record
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.cost.work import of_node
-from reparam.inputs import Inputs
 from reparam.nn import RepVGGBlock
 from reparam.plan import plan
 

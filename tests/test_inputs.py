@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reparam.capture.inputs import Inputs
 from reparam.errors import InputError
-from reparam.inputs import Inputs
 
 
 def generator(seed: int = 0) -> torch.Generator:

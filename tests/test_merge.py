@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import reparam
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
 from reparam import cost, merge
-from reparam.capture import record
-from reparam.inputs import Inputs
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.plan import plan
 
 

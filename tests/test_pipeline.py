@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import reparam
 import reparam.pipeline as pipeline
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
-from reparam.capture import record
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.errors import InputError, ModelError, ReparamError, TrainModeError, VerificationError
-from reparam.inputs import Inputs
 from reparam.nn import DiverseBranchBlock, RepVGGBlock
 from reparam.plan import plan
 from reparam.report import counts

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import reparam.plan
 from helpers import image, trained
-from reparam.capture import Node, record
+from reparam.capture.graph import Node
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.cost import Price, total
-from reparam.inputs import Inputs
 from reparam.region import Region
 
 Step = tuple[str, int, int, int]

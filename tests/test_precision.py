@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.precision import Float64, as_float64, double, leaves, tensors
+from reparam.capture.float64 import Float64, as_float64, double
+from reparam.capture.tree import leaves, tensors
 
 X = torch.linspace(-1.0, 2.0, 12, dtype=torch.float64).reshape(3, 4)
 LOW = torch.linspace(0.1, 0.7, 4)  # a float32 tensor from outside, as a plain attribute of a module is

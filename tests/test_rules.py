@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.views import Viewed
-from reparam.capture import Node, Record, record
+from reparam.capture.evaluate import evaluate
+from reparam.capture.float64 import double
+from reparam.capture.graph import Node, Record
+from reparam.capture.inputs import Inputs
+from reparam.capture.ops import SPELLINGS
+from reparam.capture.recorder import record
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
-from reparam.evaluation import evaluate
-from reparam.inputs import Inputs
 from reparam.nn import draw_constants, draw_statistics
-from reparam.precision import double
 from reparam.rules import RULES, Case, Rule, operation
 from reparam.rules.interpret import Interpretation, between
-from reparam.rules.table import SPELLINGS, Op, rule
+from reparam.rules.table import Op, rule
 
 # A fold and its original differ by the order of a few hundred float64 additions: 1e-13 is far above that, and a
 # thousand times below what verification allows a whole network.

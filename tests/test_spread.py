@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, distance, image, norms_ran, ran, trained
-from reparam.capture import record
-from reparam.inputs import Inputs
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.plan import plan
 
 

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_
 
 import reparam
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, trained
+from reparam.capture.float64 import double
 from reparam.nn import RepVGGBlock
-from reparam.precision import double
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam.trace
-from reparam.capture import record
-from reparam.inputs import Inputs
-from reparam.precision import copied
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
+from reparam.capture.snapshot import copied
 from reparam.proofs import Proofs
 from reparam.trace import Trace
 

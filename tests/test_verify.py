@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam.bisect import bisect
-from reparam.capture import record
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
 from reparam.foldcheck import fold_error
-from reparam.inputs import Inputs
 from reparam.plan import plan
 from reparam.verify import EXACT, Check, Verification, relative_error, verify
 

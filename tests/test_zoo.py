@@ -10,8 +10,8 @@ from torch import nn
 
 import reparam
 from helpers import convs_ran, distance, norms_ran, ran
+from reparam.capture.float64 import Float64, double
 from reparam.nn import draw_constants, draw_statistics
-from reparam.precision import Float64, double
 from zoo_models import build
 
 pytestmark = pytest.mark.zoo

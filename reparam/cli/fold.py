@@ -9,6 +9,7 @@ import typer
 from torch import nn
 
 from reparam.artefact import Saved, save
+from reparam.capture.inputs import Inputs
 from reparam.checked import FULL, NOTHING
 from reparam.cli import options
 from reparam.cli.reports import writer
@@ -16,7 +17,6 @@ from reparam.cli.shown import Bar, show
 from reparam.data import report_data
 from reparam.errors import InputError
 from reparam.files import require_writable
-from reparam.inputs import Inputs
 from reparam.pipeline import reparameterize
 from reparam.report import Report
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from reparam.algebra.affine import AffineConv
-from reparam.capture import Node
+from reparam.capture.graph import Node
 from reparam.cost import work
 from reparam.cost.work import Work
 

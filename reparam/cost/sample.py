@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
-from reparam.capture import Node
+from reparam.capture.graph import Node
 from reparam.rules import operation
 
 

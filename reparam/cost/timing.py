@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.capture.inputs import Inputs
 from reparam.cost.sample import Sample, Shaped
-from reparam.inputs import Inputs
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

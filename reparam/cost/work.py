@@ -15,22 +15,12 @@ from torch import Tensor
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS
-from reparam.capture import Node
+from reparam.capture.graph import Node
+from reparam.capture.ops import _CONVOLUTIONS, _POOLS, _PRODUCTS, _TRANSPOSED, _VIEWS
 from reparam.cost import sample
 from reparam.cost.sample import Sample
 from reparam.rules import operation
 
-_VIEWS = frozenset(
-    "view reshape chunk split split_with_sizes tensor_split getitem transpose swapaxes swapdims permute movedim "
-    "moveaxis t T mT flatten unflatten unsqueeze squeeze expand detach contiguous narrow select unbind data dropout "
-    "dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
-    "affine_part".split()  # a norm scales as it writes: for nothing
-)
-_PRODUCTS = ("matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm", "inner", "einsum", "tensordot")
-_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", *_TRANSPOSED, "linear")
-KERNELS = (*_CONVOLUTIONS, *_PRODUCTS)
-_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 _LARGE = 25
 
 

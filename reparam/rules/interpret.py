@@ -16,9 +16,9 @@ import torch
 from reparam.algebra.affine import AffineConv, Anchor, Constant, Deferred, Number, Read
 from reparam.algebra.kernels import float64_copy
 from reparam.algebra.views import Viewed, viewed
-from reparam.capture import Node
+from reparam.capture.evaluate import evaluate
+from reparam.capture.graph import Node
 from reparam.errors import Refusal
-from reparam.evaluation import evaluate
 from reparam.rules import RULES, Value, operation
 
 # How many dominators back a convolution may start. Composing more operations than this that are each worth keeping does

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv, Deferred
+from reparam.capture.norms import affine_part
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule
-from reparam.split import affine_part
 
 
 def _functional(m: Any, x: Tensor) -> Tensor:

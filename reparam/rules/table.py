@@ -84,25 +84,6 @@ class Rule:
 
 RULES: dict[str, Rule] = {}
 
-# Operators that Python spells differently and that mean the same function.
-SPELLINGS = {
-    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "imul": "mul", "rmul": "mul", "multiply": "mul",
-    "truediv": "div", "itruediv": "div", "idiv": "div", "true_divide": "div", "divide": "div", "negative": "neg",
-    "concat": "cat", "concatenate": "cat",
-}  # fmt: skip
-
-
-def operation(function: Callable[..., Any] | str) -> str:
-    """The name under which a torch function, method (or its name), operator or attribute is looked up."""
-    getter: Any = function
-    name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
-    if name == "__get__":
-        return str(getter.__self__.__name__)
-    if name.startswith("__") and name.endswith("__"):
-        name = name[2:-2]
-    name = name.rstrip("_")
-    return SPELLINGS.get(name, name)
-
 
 def rule(
     *keys: str, folds: Callable[[], list[Case]], keeps: Callable[[], list[tuple[Case, str]]]

@@ -10,12 +10,10 @@ this run, and whether it holds for every input is proven again, symbolically, wh
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,177 +21,35 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from reparam.attributes import watching
-from reparam.errors import ModelError
-from reparam.frames import attempted, caller, of_torch, takes_all
-from reparam.gradients import TOLD, listening
-from reparam.inputs import Inputs
-from reparam.parameters import asks_for_result
-from reparam.precision import mapped, tensors
-from reparam.queries import LAID, PRINTS, QUERIES, SIZES
-from reparam.rules.table import operation
-from reparam.split import affine_arguments, affine_dimension, affine_part, without_affine
-from reparam.state import State, held, hooked, owned
-
-PERHAPS_VIEWS = ("reshape", "flatten", "ravel", "contiguous", "to")  # or copies, by size and order of memory
-
-# Methods that ask their second argument for its shape or dtype only, as calls that do not take it.
-SHAPED_AS: dict[str, Callable[[Tensor, Tensor], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
-    "reshape_as": lambda x, other: (Tensor.reshape, (x, tuple(other.shape))),
-    "view_as": lambda x, other: (Tensor.view, (x, tuple(other.shape))),
-    "expand_as": lambda x, other: (Tensor.expand, (x, tuple(other.shape))),
-    "type_as": lambda x, other: (Tensor.to, (x, other.dtype)),
-}
-
-_RANDOM = frozenset(
-    "rand randn randint randperm bernoulli multinomial normal poisson rand_like randn_like randint_like uniform "
-    "exponential geometric cauchy log_normal random rrelu".split()
+from reparam.capture.bytecode import asks_for_result, attempted, caller, of_torch, takes_all
+from reparam.capture.graph import (
+    ALIASED,
+    CAUGHT,
+    GIVEN,
+    GRADIENTS,
+    LENT,
+    MISSING,
+    READ,
+    RETURNED,
+    SET,
+    SETS,
+    SIZE,
+    Call,
+    Node,
+    Record,
+    common,
+    entry,
+    literal,
+    nodes_in,
+    within,
 )
-
-
-# How the code of a module comes by a number that the input may decide on.
-SIZE = "looked at the size of a tensor"
-READ = "read a number out of a tensor"
-GIVEN = "was called with a number"
-RETURNED = "was handed a number, or something else to go by, by a module that it called"
-MISSING = "asks for a tensor that a module which it calls may not return for every input"
-ALIASED = "wrote to what `contiguous` gave, as it was or as a copy"
-CAUGHT = "goes on after an exception that the input may decide on"
-GRADIENTS = "asked whether gradients are recorded"
-LENT = "was called with other tensors in the place of its parameters or buffers"
-SETS = "sets attributes of other modules"
-SET = "had attributes set by the code of another module"
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """One tensor computed (or given) during the run; compared by identity.
-
-    function: what computed it, or None for an input of the model and for a tensor of unknown origin.
-    tensor: the parameter, buffer or plain attribute that it is, else None; `name` is its qualified name.
-    constant: computed from such tensors and literals alone.
-    written: some later operation overwrites the memory of this value.
-    inplace: this is the new value of its first argument, which it overwrote.
-    same: this is its input itself, returned as it came in (a cast to the dtype it has): later readers read that.
-    measured: code has asked for its size; laid: for how it lies in memory.
-    memory: what it shares with the tensors that are views of it, or of which it is one; strides: how it lies there.
-    """
-
-    name: str
-    function: Callable[..., Any] | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    call: Call | None = None
-    shape: tuple[int, ...] = ()
-    dtype: torch.dtype | None = None
-    tensor: Tensor | None = None
-    constant: bool = False
-    written: bool = False
-    inplace: bool = False
-    same: bool = False
-    measured: bool = False
-    laid: bool = False
-    memory: int = 0
-    strides: tuple[int, ...] = ()
-    inputs: tuple[Node, ...] = ()
-    readers: list[Node] = field(default_factory=list)
-
-    def __repr__(self) -> str:
-        return self.name
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        """The inputs that depend on the model's input."""
-        return tuple(node for node in self.inputs if not node.constant)
-
-    @property
-    def affine_part(self) -> Node | None:
-        """The other part of the step of code that this is, where it is a normalisation with a scale and shift."""
-        return next((reader for reader in self.readers if reader.function is affine_part), None)
-
-    @property
-    def where(self) -> str:
-        """The module whose forward computed it, and by which operation."""
-        path = self.call.path if self.call is not None else ""
-        return f"{path or 'the model itself'} ({self.name.rpartition('.')[2]})"
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order.
-
-    args, kwargs and result are what went in and came out, with nodes where tensors were.
-    looked: the ways (SIZE, READ, ...) in which its own code has come by a number, so that what it does may depend on
-    the input in more ways than the nodes tell.
-    """
-
-    module: nn.Module
-    path: str
-    parent: Call | None
-    events: list[Node | Call] = field(default_factory=list)
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    result: Any = None
-    looked: set[str] = field(default_factory=set)
-
-    def nodes(self) -> Iterator[Node]:
-        """Every node computed inside, in order."""
-        for event in self.events:
-            if isinstance(event, Call):
-                yield from event.nodes()
-            elif not event.same:
-                yield event
-
-    def inner(self) -> Iterator[Call]:
-        """Every call made inside, at any depth."""
-        for event in self.events:
-            if isinstance(event, Call):
-                yield event
-                yield from event.inner()
-
-    def above(self) -> Iterator[Call]:
-        """This call and those it was made from, innermost first."""
-        call: Call | None = self
-        while call is not None:
-            yield call
-            call = call.parent
-
-    def up_to(self, last: Call | None) -> Iterator[Call]:
-        """This call and those it was made from, innermost first, as far as `last`."""
-        for call in self.above():
-            yield call
-            if call is last:
-                return
-
-
-@dataclass(eq=False)
-class Record:
-    """What happened: all nodes in order, all calls in order (the root's first), the nodes whose tensors are needed.
-
-    watched: the modules whose calls hooks look at.
-    walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
-    writes: the nodes that write to each memory, in order, at this size or perhaps at another.
-    opaque: the walls that no fold can compute: they write, or read what was lent to their module for a call.
-    asked: the modules whose code has asked a tensor of the model for its size, dtype or device, by the tensor's id.
-    """
-
-    nodes: list[Node]
-    calls: list[Call]
-    outputs: list[Node]
-    walls: set[Node]
-    watched: set[nn.Module]
-    writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
-    opaque: frozenset[Node] = frozenset()
-    asked: Mapping[int, Collection[nn.Module]] = field(default_factory=dict)
-
-    def readers(self) -> dict[int, list[Node]]:
-        """The nodes that read each tensor of the model, by the tensor's id."""
-        readers: dict[int, list[Node]] = defaultdict(list)
-        for node in self.nodes:
-            for operand in node.inputs:
-                if operand.tensor is not None:
-                    readers[id(operand.tensor)].append(node)
-        return readers
+from reparam.capture.inputs import Inputs
+from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
+from reparam.capture.ops import _RANDOM, LAID, PERHAPS_VIEWS, PRINTS, QUERIES, SHAPED_AS, SIZES, operation
+from reparam.capture.snapshot import State, held, hooked, owned
+from reparam.capture.tree import mapped, tensors
+from reparam.capture.watch import TOLD, listening, watching
+from reparam.errors import ModelError
 
 
 def record(model: nn.Module, inputs: Inputs) -> Record:
@@ -498,17 +354,6 @@ class _Recorder(TorchFunctionMode):
         return tensor._version != version or tensor.data_ptr() != pointer
 
 
-def nodes_in(tree: Any) -> list[Node]:
-    """Every node in a described tree, in order."""
-    if isinstance(tree, Node):
-        return [tree]
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        tree = list(vars(tree).values())
-    return [node for item in tree for node in nodes_in(item)] if isinstance(tree, (tuple, list)) else []
-
-
 def _numbers(tree: Any, flags: bool = False) -> bool:
     """Whether there are numbers in a described tree; `flags` count where they are not those that a caller chooses."""
     if isinstance(tree, Mapping):
@@ -516,22 +361,6 @@ def _numbers(tree: Any, flags: bool = False) -> bool:
     if isinstance(tree, (tuple, list)):
         return any(_numbers(item, flags) for item in tree)
     return isinstance(tree, (int, float)) and (flags or not isinstance(tree, bool))
-
-
-def literal(tree: Any) -> bool:
-    """Whether there is anything but tensors and None in a described tree."""
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    if isinstance(tree, (tuple, list)):
-        return any(map(literal, tree))
-    return not (tree is None or isinstance(tree, Node))
-
-
-def entry(values: Any, index: int) -> Any:
-    return values[index]
-
-
-entry.__name__ = "getitem"
 
 
 def _no_longer_constant(nodes: set[Node]) -> None:
@@ -544,47 +373,8 @@ def _no_longer_constant(nodes: set[Node]) -> None:
             waiting += node.readers
 
 
-def served(node: Node, removed: Collection[Node]) -> bool:
-    """Whether an operation is removed, or is a constant that only removed ones use."""
-    waiting, seen = [node], {node}
-    while waiting:
-        each = waiting.pop()
-        if each in removed:
-            continue
-        if not each.constant:
-            return False
-        new = [reader for reader in each.readers if reader not in seen]
-        seen.update(new)
-        waiting += new
-    return True
-
-
-def common(nodes: Sequence[Node]) -> Call | None:
-    """The innermost call around all nodes."""
-    if any(node.call is None for node in nodes):
-        return None
-    around = [list(node.call.above()) for node in nodes if node.call]
-    return next((call for call in around[0] if all(call in others for others in around[1:])), None)
-
-
 def _note_between(what: str, *nodes: Node) -> None:
     """Note it for all code that leads from one of the nodes to another."""
     around = common(nodes)
     for call in (call for node in nodes for call in within(node, around)):
         call.looked.add(what)
-
-
-def within(node: Node, common: Call | None) -> Iterator[Call]:
-    """The calls around a node, from its own to `common`."""
-    yield from node.call.up_to(common) if node.call else ()
-
-
-def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
-    """The tensors of the model that operations read, directly or through constants computed from them, each once."""
-    waiting, seen = [operand for node in nodes for operand in node.inputs], dict[Node, None]()
-    while waiting:
-        each = waiting.pop()
-        if each not in seen and (each.constant or each.tensor is not None):
-            seen[each] = None
-            waiting += each.inputs
-    return [each.tensor for each in seen if each.tensor is not None]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from reparam.precision import tensors
+from reparam.capture.tree import tensors
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
@@ -107,3 +108,28 @@ def _containers(values: Collection[Any]) -> Iterator[Any]:
 
 def _items(container: Any) -> Collection[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copied(model: M, memo: dict[int, Any] | None = None) -> M:
+    """A deep copy, also of a model that keeps computed tensors (weight norm does), which torch alone refuses to copy.
+
+    `memo` is that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
+    """
+    memo = {**_registries(model), **(memo or {})}
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except RuntimeError:  # it holds a tensor that was computed with gradients
+        for module in model.modules():
+            for _, tensor in tensors(vars(module)):
+                if not tensor.is_leaf:
+                    memo.setdefault(id(tensor), tensor.detach().clone())
+        return copy.deepcopy(model, memo)
+
+
+def _registries(model: nn.Module) -> dict[int, Any]:
+    """Copies of the registries in which nothing is registered: a dozen in every module, most of what is copied."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    return {id(each): OrderedDict() for each in held if type(each) is OrderedDict and not each}

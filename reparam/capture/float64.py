@@ -7,20 +7,17 @@ different functions.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
+from reparam.capture.snapshot import M, copied
+from reparam.capture.tree import T, mapped, tensors
 
 # float8 and quantised dtypes are not here: rounding to those is what a model that uses them means to do.
 _WIDENED = {
@@ -115,28 +112,6 @@ def _widened(value: Any) -> Any:
     return value
 
 
-def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """A deep copy, also of a model that keeps computed tensors (weight norm does), which torch alone refuses to copy.
-
-    `memo` is that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
-    """
-    memo = {**_registries(model), **(memo or {})}
-    try:
-        return copy.deepcopy(model, dict(memo))
-    except RuntimeError:  # it holds a tensor that was computed with gradients
-        for module in model.modules():
-            for _, tensor in tensors(vars(module)):
-                if not tensor.is_leaf:
-                    memo.setdefault(id(tensor), tensor.detach().clone())
-        return copy.deepcopy(model, memo)
-
-
-def _registries(model: nn.Module) -> dict[int, Any]:
-    """Copies of the registries in which nothing is registered: a dozen in every module, most of what is copied."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    return {id(each): OrderedDict() for each in held if type(each) is OrderedDict and not each}
-
-
 def double(model: M) -> M:
     """A deep copy of `model` whose floating parameters and buffers are float64 (complex ones complex128).
 
@@ -155,80 +130,3 @@ def as_float64(tree: T) -> T:
     Looks into tuples, named tuples, lists, mappings and dataclasses, and keeps their types. The input is not changed.
     """
     return mapped(tree, lambda leaf: _widened(leaf) if isinstance(leaf, Tensor) else leaf)
-
-
-_LEAVES = (Tensor, int, float, str, type(None), torch.Size, torch.dtype, torch.device, bytes)  # the most frequent
-_WHOLE = (*_LEAVES, nn.Module, type)  # nothing is looked for inside these
-
-
-def mapped(tree: T, change: Callable[[Any], Any]) -> T:
-    """`tree` with `change` applied to every leaf; containers keep their types and are new objects.
-
-    torch's own pytree is not used: it takes unregistered dataclasses and mapping subclasses (a `ModelOutput`) for
-    leaves, and names no paths.
-    """
-    result: Any = tree
-    if isinstance(tree, _LEAVES):
-        result = change(tree)
-    elif isinstance(tree, (tuple, list)):
-        make = getattr(type(tree), "_make", type(tree))  # a named tuple's constructor wants its fields one by one
-        result = make([mapped(item, change) for item in tree])
-    elif isinstance(tree, Mapping):
-        result = _mapped_mapping(tree, change)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        result = copy.copy(tree)
-        for field in dataclasses.fields(tree):  # set past __init__ and frozen: only the leaves differ
-            object.__setattr__(result, field.name, mapped(getattr(tree, field.name), change))
-    else:
-        result = change(tree)
-    return result  # type: ignore[no-any-return]
-
-
-def _mapped_mapping(tree: Mapping[Any, Any], change: Callable[[Any], Any]) -> Any:
-    """A shallow copy with its values replaced: the only way that keeps defaultdicts and ModelOutputs themselves."""
-    result = copy.copy(tree)
-    if not isinstance(result, MutableMapping):
-        return {key: mapped(value, change) for key, value in tree.items()}
-    for key, value in tree.items():
-        result[key] = mapped(value, change)
-    return result
-
-
-def tensors(tree: Any, name: str = "out") -> list[tuple[str, Tensor]]:
-    """Every tensor in `tree` with where it is, such as `out['logits'][0]`, in a fixed order.
-
-    Also looks into the attributes of plain objects (a key-value cache is one), each object once.
-    """
-    return [(path, leaf) for path, leaf in leaves(tree, name) if isinstance(leaf, Tensor)]
-
-
-def leaves(tree: Any, name: str = "out") -> list[tuple[str, Any]]:
-    """Every leaf in `tree`, tensor or not, with its path; an empty container has none."""
-    return list(_leaves(tree, name, ()))
-
-
-def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    children = _children(tree, path)
-    if children is None or id(tree) in above:
-        yield path, tree
-        return
-    for where, child in children:
-        yield from _leaves(child, where, (*above, id(tree)))
-
-
-def _children(tree: Any, path: str) -> list[tuple[str, Any]] | None:
-    if isinstance(tree, _WHOLE):
-        return None
-    if isinstance(tree, (tuple, list)):
-        return [(f"{path}[{i}]", item) for i, item in enumerate(tree)]
-    if isinstance(tree, Mapping):
-        return [(f"{path}[{key!r}]", value) for key, value in tree.items()]
-    if dataclasses.is_dataclass(tree):
-        return [(f"{path}.{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
-    if callable(tree):
-        return None
-    try:
-        attributes = vars(tree)
-    except TypeError:  # a number, None, anything with slots
-        return None
-    return [(f"{path}.{key}", value) for key, value in attributes.items()]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.capture import Node
-from reparam.precision import Float64, as_float64, mapped
+from reparam.capture.float64 import Float64, as_float64
+from reparam.capture.graph import Node
+from reparam.capture.tree import mapped
 
 
 def evaluate(node: Node, memo: dict[Node, Any]) -> Any:

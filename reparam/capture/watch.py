@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
-from reparam.frames import of_torch
+from reparam.capture.bytecode import of_torch
 
 TOLD = frozenset("requires_grad is_leaf grad_fn is_inference".split())  # by tensors
 _FUNCTIONS = (torch.is_grad_enabled, torch.is_inference_mode_enabled)
@@ -49,3 +50,19 @@ def _noting(function: Callable[[], bool], note: Callable[[], None]) -> Callable[
         return function()
 
     return asking
+
+
+@contextmanager
+def watching(note: Callable[[nn.Module, str], None]) -> Iterator[None]:
+    """Within it `note` is called with each module of which an attribute is set, and the attribute's name."""
+    setting = nn.Module.__setattr__
+
+    def noted(module: nn.Module, name: str, value: Any) -> None:
+        note(module, name)
+        setting(module, name, value)
+
+    nn.Module.__setattr__ = noted  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = setting  # type: ignore[method-assign]

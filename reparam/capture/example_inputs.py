@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from reparam.capture.inputs import Inputs
 from reparam.errors import InputError
-from reparam.inputs import Inputs
 
 _SIZES = (64, 224, 32, 256, 384)
 _SPATIAL = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}

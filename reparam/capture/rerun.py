@@ -7,13 +7,15 @@ many entries then, apart from those of dimension 0, has one size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
-from reparam.capture import Node, Record, record
+from reparam.capture.graph import Node, Record, nodes_in
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import record
 from reparam.errors import ModelError
-from reparam.inputs import Inputs
 
 
 def of_one_size(model: nn.Module, inputs: Inputs, recorded: Record) -> frozenset[Node]:
@@ -42,3 +44,24 @@ def _other_batches(model: nn.Module, inputs: Inputs) -> Iterator[Record]:
             yield from (record(model, larger) for larger in inputs.resized(batch=more, size=()).values())
         except ModelError:
             continue
+
+
+def _told(now: Record) -> list[Any]:
+    """What a run did, in a form that is equal for runs that did the same."""
+    order = {node: i for i, node in enumerate(now.nodes)}
+
+    def told(tree: Any) -> Any:
+        if isinstance(tree, Node):
+            return order.get(tree, tree.name)
+        if isinstance(tree, tuple | list):
+            return [told(item) for item in tree]
+        if isinstance(tree, Mapping):
+            return {key: told(item) for key, item in tree.items()}
+        if isinstance(tree, slice):
+            return [told(tree.start), told(tree.stop), told(tree.step)]
+        known = isinstance(tree, bool | int | float | str | None)
+        return tree if known else [type(tree).__name__, *map(order.get, nodes_in(tree))]
+
+    steps = [(node.name, node.call and node.call.path, told(node.args), told(node.kwargs)) for node in now.nodes]
+    calls = [(call.path, told(call.args), told(call.kwargs), told(call.result)) for call in now.calls]
+    return [steps, calls, told(now.outputs)]

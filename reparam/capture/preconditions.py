@@ -1,0 +1,64 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from reparam.errors import InputError, ModelError, TrainModeError
+
+
+def require_eval(model: nn.Module, role: str) -> None:
+    """Raises TrainModeError, naming the submodules, where any part of `model` is in train mode."""
+    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    if training:
+        names = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+        raise TrainModeError(
+            f"{role}: in train mode: {names}; what it computes then is not what is deployed; call .eval() on it first"
+        )
+
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _require_usable(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise InputError(f"model: a {kind} is no torch.nn.Module; give the model itself, not its weights")
+    require_eval(model, "the model")
+    for path, module in model.named_modules():
+        _require_bare(path, module)
+    held = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in held:
+        if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
+            raise ModelError(
+                f"{name} is {tensor.dtype}, which cannot be folded exactly; convert before quantisation, from "
+                "float64, float32, bfloat16 or float16 weights"
+            )
+        if tensor.is_meta:
+            raise ModelError(f"{name} is on the meta device and has no values; load the weights first")
+    sums = [tensor.detach().sum(dtype=torch.float32) for _, tensor in held if tensor.is_floating_point()]
+    if sums and not bool(torch.stack([each.cpu() for each in sums]).isfinite().all()):
+        _require_finite(held)  # also where a sum has overflowed
+
+
+def _require_bare(path: str, module: nn.Module) -> None:
+    """No wrapper that runs another model than the one that is seen."""
+    where = path or "the model"
+    own = f"model.{path}." if path else "model."
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        raise ModelError(f"{where} is wrapped in DistributedDataParallel; give {own}module, and wrap what comes out")
+    if "_orig_mod" in module._modules:
+        raise ModelError(f"{where} is compiled by torch.compile; give {own}_orig_mod, and compile what comes out")
+    if vars(module).get("_compiled_call_impl") is not None:
+        raise ModelError(f"{where} is compiled in place; convert it before its .compile() is called")
+
+
+def _require_finite(held: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """No NaN anywhere, and no infinity among parameters; buffers may hold masks of it."""
+    for name, tensor in held:
+        wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
+        if bool(wrong.any()):
+            raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or training diverged")

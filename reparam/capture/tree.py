@@ -1,0 +1,90 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+_LEAVES = (Tensor, int, float, str, type(None), torch.Size, torch.dtype, torch.device, bytes)  # the most frequent
+
+_WHOLE = (*_LEAVES, nn.Module, type)  # nothing is looked for inside these
+
+
+def mapped(tree: T, change: Callable[[Any], Any]) -> T:
+    """`tree` with `change` applied to every leaf; containers keep their types and are new objects.
+
+    torch's own pytree is not used: it takes unregistered dataclasses and mapping subclasses (a `ModelOutput`) for
+    leaves, and names no paths.
+    """
+    result: Any = tree
+    if isinstance(tree, _LEAVES):
+        result = change(tree)
+    elif isinstance(tree, (tuple, list)):
+        make = getattr(type(tree), "_make", type(tree))  # a named tuple's constructor wants its fields one by one
+        result = make([mapped(item, change) for item in tree])
+    elif isinstance(tree, Mapping):
+        result = _mapped_mapping(tree, change)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        result = copy.copy(tree)
+        for field in dataclasses.fields(tree):  # set past __init__ and frozen: only the leaves differ
+            object.__setattr__(result, field.name, mapped(getattr(tree, field.name), change))
+    else:
+        result = change(tree)
+    return result  # type: ignore[no-any-return]
+
+
+def _mapped_mapping(tree: Mapping[Any, Any], change: Callable[[Any], Any]) -> Any:
+    """A shallow copy with its values replaced: the only way that keeps defaultdicts and ModelOutputs themselves."""
+    result = copy.copy(tree)
+    if not isinstance(result, MutableMapping):
+        return {key: mapped(value, change) for key, value in tree.items()}
+    for key, value in tree.items():
+        result[key] = mapped(value, change)
+    return result
+
+
+def tensors(tree: Any, name: str = "out") -> list[tuple[str, Tensor]]:
+    """Every tensor in `tree` with where it is, such as `out['logits'][0]`, in a fixed order.
+
+    Also looks into the attributes of plain objects (a key-value cache is one), each object once.
+    """
+    return [(path, leaf) for path, leaf in leaves(tree, name) if isinstance(leaf, Tensor)]
+
+
+def leaves(tree: Any, name: str = "out") -> list[tuple[str, Any]]:
+    """Every leaf in `tree`, tensor or not, with its path; an empty container has none."""
+    return list(_leaves(tree, name, ()))
+
+
+def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    children = _children(tree, path)
+    if children is None or id(tree) in above:
+        yield path, tree
+        return
+    for where, child in children:
+        yield from _leaves(child, where, (*above, id(tree)))
+
+
+def _children(tree: Any, path: str) -> list[tuple[str, Any]] | None:
+    if isinstance(tree, _WHOLE):
+        return None
+    if isinstance(tree, (tuple, list)):
+        return [(f"{path}[{i}]", item) for i, item in enumerate(tree)]
+    if isinstance(tree, Mapping):
+        return [(f"{path}[{key!r}]", value) for key, value in tree.items()]
+    if dataclasses.is_dataclass(tree):
+        return [(f"{path}.{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
+    if callable(tree):
+        return None
+    try:
+        attributes = vars(tree)
+    except TypeError:  # a number, None, anything with slots
+        return None
+    return [(f"{path}.{key}", value) for key, value in attributes.items()]
