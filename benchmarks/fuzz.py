@@ -47,10 +47,10 @@ from reparam.capture.recorder import record
 from reparam.capture.snapshot import copied
 from reparam.capture.tree import tensors
 from reparam.errors import ReparamError, VerificationError
-from reparam.fold import Fold
 from reparam.foldcheck import fold_error
 from reparam.outcome import Counts
-from reparam.plan import plan
+from reparam.plan.fold import Fold
+from reparam.plan.plan import plan
 from reparam.report import Report
 from reparam.rules.interpret import Interpretation, between
 from reparam.verify import EXACT, relative_error, rerounded

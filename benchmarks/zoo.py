@@ -39,7 +39,7 @@ from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.errors import ReparamError, VerificationError
-from reparam.plan import plan
+from reparam.plan.plan import plan
 from reparam.report import Report, counts
 from reparam.rules import operation
 

@@ -9,7 +9,7 @@ from reparam.capture.graph import Call, Node
 from reparam.capture.norms import affine_part
 from reparam.cost import KERNELS
 from reparam.errors import Refusal
-from reparam.fold import Fold
+from reparam.plan.fold import Fold
 from reparam.rules import operation
 from reparam.rules.interpret import anchored
 

@@ -10,8 +10,8 @@ from torch import nn
 from reparam.algebra.affine import AffineConv
 from reparam.capture.graph import Call, Node
 from reparam.errors import Refusal
-from reparam.fold import Fold
-from reparam.lengths import as_large
+from reparam.plan.fold import Fold
+from reparam.plan.shapes import as_large
 from reparam.trace import Trace
 
 

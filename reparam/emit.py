@@ -16,10 +16,10 @@ from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.capture.norms import SCALED, unscale, without_affine
 from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.edits import Edits, Piece, Rewrite
-from reparam.fold import Fold, Wide
 from reparam.needs import askers
 from reparam.places import Places, named, prefixes, stands_for
 from reparam.plain import plain
+from reparam.plan.fold import Fold, Wide
 from reparam.prepare import only_read_by
 from reparam.rewrite import Code, set_forward
 from reparam.rules import operation

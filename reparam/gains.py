@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from reparam import cost
 from reparam.capture.graph import Node, Record
 from reparam.cost import FREE, Cost, Price, total
-from reparam.fold import Fold, Wide
-from reparam.plan import Plan
+from reparam.plan.fold import Fold, Wide
+from reparam.plan.plan import Plan
 
 
 @dataclass(frozen=True)

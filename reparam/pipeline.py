@@ -26,16 +26,16 @@ from reparam.capture.rerun import of_one_size
 from reparam.capture.snapshot import copied
 from reparam.checked import FULL, NOTHING, Checked, Verify, chosen
 from reparam.cost import Cost, MeasuredCost, Setting
-from reparam.dead import Dead, around, dead_weight
 from reparam.edits import Edits
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
-from reparam.fold import Fold, Wide
 from reparam.foldcheck import fold_error
 from reparam.lent import aliases, own, same
-from reparam.merge import merged
 from reparam.origin import Origin, digests, key_map, named, skeleton
-from reparam.plan import Plan, plan
+from reparam.plan.fold import Fold, Wide
+from reparam.plan.horizontal import merged
+from reparam.plan.liveness import Dead, around, dead_weight
+from reparam.plan.plan import Plan, plan
 from reparam.prepare import prepare
 from reparam.proofs import Proofs
 from reparam.prune import REMOVED, Pruner

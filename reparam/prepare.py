@@ -30,11 +30,11 @@ from reparam.capture.norms import SCALED, affine_part
 from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.edits import Edits, Piece, Rewrite, Swap
 from reparam.errors import Refusal
-from reparam.fold import Fold, Wide
-from reparam.lengths import Extents
-from reparam.memory import ORDER, relied_on, unordered
 from reparam.needs import asked, handed_in, returned
-from reparam.plan import Plan
+from reparam.plan.fold import Fold, Wide
+from reparam.plan.plan import Plan
+from reparam.plan.shapes import Extents
+from reparam.plan.strides import ORDER, relied_on, unordered
 from reparam.proofs import Proofs, contains
 from reparam.stated import require_stated
 from reparam.trace import Trace

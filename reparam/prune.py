@@ -18,10 +18,9 @@ from reparam.capture.graph import Call, Node, Record, user_code
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.capture.rerun import _told
-from reparam.dead import Dead, around, idle
 from reparam.emit import swept, written
 from reparam.errors import ModelError, Refusal
-from reparam.plan import alive
+from reparam.plan.liveness import Dead, alive, around, idle
 from reparam.proofs import Proofs
 from reparam.trace import Trace
 

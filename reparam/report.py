@@ -18,13 +18,13 @@ from reparam.capture.norms import affine_part
 from reparam.capture.ops import MOVING
 from reparam.cost import Cost, Price, TimedCost
 from reparam.data import comparison_data, report_data
-from reparam.dead import Dead, compiled, from_outside
 from reparam.errors import Refusal
-from reparam.fold import Fold
 from reparam.gains import gains
 from reparam.origin import enclosing
 from reparam.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
-from reparam.plan import Plan
+from reparam.plan.fold import Fold
+from reparam.plan.liveness import Dead, compiled, from_outside
+from reparam.plan.plan import Plan
 from reparam.ranges import Weights
 from reparam.render import as_html, as_markdown, as_text
 from reparam.rules import operation

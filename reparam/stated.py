@@ -19,7 +19,7 @@ from reparam.algebra.index_map import Length, constant
 from reparam.capture.graph import Node, user_code
 from reparam.capture.ops import AS_LARGE, SHAPED_AS
 from reparam.errors import Refusal
-from reparam.lengths import Extents, Lengths, Whole, alike_before, as_large
+from reparam.plan.shapes import Extents, Lengths, Whole, alike_before, as_large
 from reparam.rules import RULES, operation
 from reparam.trace import Trace
 

@@ -28,7 +28,7 @@ from reparam.cost.sample import Sample, Shaped
 from reparam.cost.timing import Setting, Stopwatch, timed
 from reparam.cost.work import of_fold, of_node
 from reparam.errors import InputError
-from reparam.plan import plan
+from reparam.plan.plan import plan
 from reparam.report import Report
 from reparam.rules.interpret import Interpretation
 

@@ -18,7 +18,7 @@ from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.cost.work import of_node
 from reparam.nn import RepVGGBlock
-from reparam.plan import plan
+from reparam.plan.plan import plan
 
 FEW, MANY = 16, 160
 SLACK = 1.05

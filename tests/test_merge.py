@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
-from reparam import cost, merge
+from reparam import cost
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.plan import plan
+from reparam.plan import horizontal as merge
+from reparam.plan.plan import plan
 
 
 def merged(model: nn.Module, *others: Tensor, like: Tensor, **options: Any) -> nn.Module:

@@ -17,7 +17,7 @@ from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.cost import Price, total
-from reparam.region import Region
+from reparam.plan.region import Region
 
 Step = tuple[str, int, int, int]
 STEPS = st.tuples(

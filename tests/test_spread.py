@@ -12,7 +12,7 @@ import reparam
 from helpers import EXACT, Block, distance, image, norms_ran, ran, trained
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.plan import plan
+from reparam.plan.plan import plan
 
 
 def _cat(m: nn.Module, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
 from reparam.foldcheck import fold_error
-from reparam.plan import plan
+from reparam.plan.plan import plan
 from reparam.verify import EXACT, Check, Verification, relative_error, verify
 
 X = torch.randn(2, 4, 9, 12, generator=torch.Generator().manual_seed(5))  # square nowhere

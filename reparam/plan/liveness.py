@@ -6,13 +6,14 @@ alive if something that an output depends on has read it, under whatever name; a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from reparam.capture.graph import Call, Node, Record, nodes_in
+from reparam.plan.fold import Fold
 
 # Counted while training, never read in eval: part of a dead norm, but nothing to name in one that is alive.
 _COUNTERS = ("num_batches_tracked",)
@@ -134,3 +135,57 @@ def compiled(module: nn.Module) -> bool:
 def _memory(tensor: Tensor) -> int:
     """What tensors share that are views of one another."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+
+
+def alive(record: Record) -> set[Node]:
+    """Every node that an output depends on, or what hooks look at, or a number that is read from a tensor.
+
+    A tensor of which only the size is asked has to exist as well: what it is computed from may not be another's input.
+    A write counts where its memory is that of something alive, of an input or of the model, for others see it; and
+    where the same code, in another call of its module, makes a write that counts.
+    """
+    live = _reached([*record.outputs, *record.walls, *filter(_number, record.nodes)], {})
+    given = [node for node in record.nodes if node.function is None]
+    given += [operand for node in record.nodes for operand in node.inputs if operand.tensor is not None]
+    writes = {
+        node: (node.call.module, node.call.events.index(node)) for node in record.nodes if node.inplace and node.call
+    }
+    while True:
+        lasting = {0, *(node.memory for node in (*given, *live))}  # 0: nobody knows which memory it has
+        reaching = {write for memory in lasting for write in record.writes.get(memory, ())}
+        code = {place for write, place in writes.items() if write in live or write in reaching}
+        seen = [write for write, place in writes.items() if place in code and write not in live]
+        seen += [node for node in record.nodes if node.measured and node.function is not None and node not in live]
+        if not seen:
+            return live
+        live |= _reached(seen, {})
+
+
+def _number(node: Node) -> bool:
+    """Whether it reads a number out of a tensor."""
+    return node.dtype is None and not node.readers
+
+
+def _asked_alone(node: Node, live: Collection[Node]) -> bool:
+    """Whether nothing but its size is needed."""
+    return node.measured and not node.constant and not any(reader in live for reader in node.readers)
+
+
+def computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> set[Node]:
+    """Every node that is still computed when folds stand for the operations before their sinks."""
+    bases = {fold.sink: (fold.base,) for fold in folds}
+    inside = {node for fold in folds for node in fold.nodes}
+    roots = [n for n in live if n in record.walls or (n not in inside and (n.inplace or _number(n)))]
+    roots += [node for node in live if _asked_alone(node, live)]
+    return _reached([*record.outputs, *roots], bases)
+
+
+def _reached(waiting: list[Node], instead: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
+    """Everything that the nodes depend on; one in `instead` depends on what stands there and is not counted."""
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += instead.get(node, node.inputs)
+    return seen - instead.keys()

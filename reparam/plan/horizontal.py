@@ -24,10 +24,11 @@ from reparam.algebra.index_map import constant, lengths_of
 from reparam.algebra.views import Viewed
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.errors import Refusal
-from reparam.fold import Fold, Wide
-from reparam.lengths import Extents, Lengths, Whole
-from reparam.memory import relied_on
-from reparam.plan import Plan, computed
+from reparam.plan.fold import Fold, Wide
+from reparam.plan.liveness import computed
+from reparam.plan.plan import Plan
+from reparam.plan.shapes import Extents, Lengths, Whole
+from reparam.plan.strides import relied_on
 from reparam.rules import Value, operation
 from reparam.rules.interpret import REACH, between
 

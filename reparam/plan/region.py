@@ -9,7 +9,6 @@ candidates, so no plan costs more than what came in.
 from __future__ import annotations
 
 import math
-import operator
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +22,12 @@ from reparam.algebra.affine import AffineConv, Bordered
 from reparam.algebra.axis import Axis
 from reparam.algebra.views import Viewed
 from reparam.capture.graph import Node, Record
-from reparam.capture.ops import _MULTIPLYING, _NAMING, _PARTING, MOVING
+from reparam.capture.ops import _NAMING, MOVING
 from reparam.errors import Refusal
-from reparam.fold import Fold, last_kernel, stretches
-from reparam.lengths import extents
-from reparam.memory import ORDER, asked_for, reordered
+from reparam.plan.fold import Fold, last_kernel, stretches
+from reparam.plan.shapes import extents
+from reparam.plan.strides import ORDER, asked_for, reordered
+from reparam.plan.validity import _copies, _fixes_channels, _picks, _takes_nothing, _vanishes
 from reparam.rules import Value, operation
 from reparam.rules.interpret import REACH, Interpretation, between, way_back
 
@@ -382,79 +382,6 @@ def _size(value: Value, space: bool) -> Any:
     if not isinstance(value, AffineConv) or not (space or value.pixelwise):
         return None
     return value.out_channels, [axis.sizing for axis in value.axes if space]
-
-
-_BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
-_SCALING = ("add", "sub", "rsub", "mul", "div")  # there the input is repeated along the constant
-_PICKING = ("getitem", "index_select")  # of however many there are: the constant says which
-
-
-def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Collection[Node] = ()) -> bool:
-    """Whether what reads the whole base holds a number per channel: then it has as many channels at every input.
-
-    Not `counted`: what is read as channels may be pixels, one of which a scaling makes as many as it holds numbers, and
-    any number of which a constant may pick some of.
-    What rearranges pixels (`steps`) leaves the channels whole.
-    """
-    whole = {base}
-    for node in nodes:
-        if node in steps and whole.intersection(node.operands):
-            whole.add(node)
-        elif whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
-            kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
-            if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
-                if counted or operation(node.function) not in (*_SCALING, *_PICKING):  # type: ignore[arg-type]
-                    return True
-                continue
-            kept = operation(node.function) in (*_MULTIPLYING, *MOVING) and whole.issuperset(node.operands)  # type: ignore[arg-type]
-            if kept or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
-                whole.add(node)
-    return False
-
-
-def _copies(node: Node) -> bool:
-    return operation(node.function or "") == "contiguous"
-
-
-def _cuts(node: Node) -> bool:
-    return operation(node.function or "") in (*cost.KERNELS, "getitem", "narrow", "pad")
-
-
-def _vanishes(base: Node, known: dict[Node, Node | None]) -> bool:
-    """Whether it is a part of an image, of which nothing is left at some sizes."""
-    node = way_back(base, _cuts, known)
-    if node is None:
-        return False
-    if operation(node.function or "") != "getitem":
-        before = node.operands[0].shape
-        return operation(node.function or "") not in cost.KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
-    entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    pixels = entries[entries.index(Ellipsis) + 1 :] if Ellipsis in entries else entries[2:]
-    return any(isinstance(entry, slice) and (entry.start, entry.stop) != (None, None) for entry in pixels)
-
-
-def _takes_nothing(base: Node, nodes: Sequence[Node]) -> bool:
-    """Whether the nodes take an empty image, which no layer takes: they pad it before any layer reads it."""
-    empty = {base}
-    for node in nodes:
-        if empty.intersection(node.operands):
-            if operation(node.function) in (*cost.KERNELS, *_POOLS):  # type: ignore[arg-type]
-                return False
-            empty |= {node} if node.shape[2:] == base.shape[2:] else set()
-    return True
-
-
-_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-
-
-def _picks(node: Node) -> bool:
-    """Whether it may be a part of dimension 1, be it one that happens to be the whole."""
-    if operation(node.function) != "getitem" or len(node.args) < 2:  # type: ignore[arg-type]
-        return operation(node.function) in _PARTING  # type: ignore[arg-type]
-    entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    if Ellipsis in entries:
-        return entries[0] is not Ellipsis or len(entries) > len(node.shape) - 1
-    return len(entries) > 1 and entries[1] != slice(None)
 
 
 _Choice = tuple[cost.Price, Node, bool]

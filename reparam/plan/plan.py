@@ -16,11 +16,12 @@ from reparam.algebra.affine import Deferred
 from reparam.border import Border, borders
 from reparam.capture.graph import Node, Record
 from reparam.errors import Refusal
-from reparam.fold import Fold
-from reparam.memory import relied_on
-from reparam.region import Region, Unplaced
+from reparam.plan.distribute import Spread, spreads
+from reparam.plan.fold import Fold
+from reparam.plan.liveness import _asked_alone, alive, computed
+from reparam.plan.region import Region, Unplaced
+from reparam.plan.strides import relied_on
 from reparam.rules.interpret import Interpretation
-from reparam.spread import Spread, spreads
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,60 +106,6 @@ def _first(
     first = sorted(chosen.values(), key=lambda fold: order[fold.sink])[:only]
     whole = [each for each in spread if each.gone in first]
     return first if len(whole) == len(spread) else _first(planned, whole, order, only)
-
-
-def alive(record: Record) -> set[Node]:
-    """Every node that an output depends on, or what hooks look at, or a number that is read from a tensor.
-
-    A tensor of which only the size is asked has to exist as well: what it is computed from may not be another's input.
-    A write counts where its memory is that of something alive, of an input or of the model, for others see it; and
-    where the same code, in another call of its module, makes a write that counts.
-    """
-    live = _reached([*record.outputs, *record.walls, *filter(_number, record.nodes)], {})
-    given = [node for node in record.nodes if node.function is None]
-    given += [operand for node in record.nodes for operand in node.inputs if operand.tensor is not None]
-    writes = {
-        node: (node.call.module, node.call.events.index(node)) for node in record.nodes if node.inplace and node.call
-    }
-    while True:
-        lasting = {0, *(node.memory for node in (*given, *live))}  # 0: nobody knows which memory it has
-        reaching = {write for memory in lasting for write in record.writes.get(memory, ())}
-        code = {place for write, place in writes.items() if write in live or write in reaching}
-        seen = [write for write, place in writes.items() if place in code and write not in live]
-        seen += [node for node in record.nodes if node.measured and node.function is not None and node not in live]
-        if not seen:
-            return live
-        live |= _reached(seen, {})
-
-
-def _number(node: Node) -> bool:
-    """Whether it reads a number out of a tensor."""
-    return node.dtype is None and not node.readers
-
-
-def _asked_alone(node: Node, live: Collection[Node]) -> bool:
-    """Whether nothing but its size is needed."""
-    return node.measured and not node.constant and not any(reader in live for reader in node.readers)
-
-
-def computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> set[Node]:
-    """Every node that is still computed when folds stand for the operations before their sinks."""
-    bases = {fold.sink: (fold.base,) for fold in folds}
-    inside = {node for fold in folds for node in fold.nodes}
-    roots = [n for n in live if n in record.walls or (n not in inside and (n.inplace or _number(n)))]
-    roots += [node for node in live if _asked_alone(node, live)]
-    return _reached([*record.outputs, *roots], bases)
-
-
-def _reached(waiting: list[Node], instead: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
-    """Everything that the nodes depend on; one in `instead` depends on what stands there and is not counted."""
-    seen: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += instead.get(node, node.inputs)
-    return seen - instead.keys()
 
 
 def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Node]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from reparam import cost
 from reparam.algebra.affine import AffineConv
 from reparam.capture.graph import Node
-from reparam.lengths import Extents
+from reparam.plan.shapes import Extents
 from reparam.rules import operation
 
 
