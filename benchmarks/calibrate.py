@@ -27,9 +27,9 @@ from torch import nn
 
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.cost import DEVICES, StaticCost, Work
-from reparam.cost.timing import Setting, Stopwatch, timed
-from reparam.cost.work import of_node
+from reparam.plan.cost import DEVICES, StaticCost, Work
+from reparam.plan.cost.timing import Setting, Stopwatch, timed
+from reparam.plan.cost.work import of_node
 
 SIZES = (
     (16, 14),

@@ -39,7 +39,7 @@ from common import write_json
 from fuzz_drawing import OPERATIONS, WEIGHTS
 from fuzz_networks import Program, network, smaller
 from fuzz_torch import miscomputed
-from reparam import cost, rewrite
+from reparam import rewrite
 from reparam.algebra.affine import AffineConv, Number
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
@@ -49,6 +49,7 @@ from reparam.capture.tree import tensors
 from reparam.errors import ReparamError, VerificationError
 from reparam.foldcheck import fold_error
 from reparam.outcome import Counts
+from reparam.plan import cost
 from reparam.plan.fold import Fold
 from reparam.plan.plan import plan
 from reparam.report import Report

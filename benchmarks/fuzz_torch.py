@@ -17,7 +17,7 @@ from fuzz_networks import Program
 from reparam.capture.float64 import as_float64
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
-from reparam.cost import KERNELS
+from reparam.plan.cost import KERNELS
 from reparam.rules import operation
 from reparam.verify import relative_error
 

@@ -3,7 +3,6 @@
 from reparam import nn
 from reparam.artefact import apply, load, save
 from reparam.bench import Comparison, benchmark
-from reparam.cost import MeasuredCost, StaticCost
 from reparam.errors import (
     InputError,
     ModelError,
@@ -15,6 +14,7 @@ from reparam.errors import (
 from reparam.export import Exported, export
 from reparam.origin import Origin
 from reparam.pipeline import reparameterize
+from reparam.plan.cost import MeasuredCost, StaticCost
 from reparam.report import Report
 from reparam.undo import undo
 from reparam.verify import Verification, verify

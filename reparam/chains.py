@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from reparam.capture.graph import Call, Node
 from reparam.capture.norms import affine_part
-from reparam.cost import KERNELS
 from reparam.errors import Refusal
+from reparam.plan.cost import KERNELS
 from reparam.plan.fold import Fold
 from reparam.rules import operation
 from reparam.rules.interpret import anchored

@@ -6,9 +6,9 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from reparam import cost
 from reparam.capture.graph import Node, Record
-from reparam.cost import FREE, Cost, Price, total
+from reparam.plan import cost
+from reparam.plan.cost import FREE, Cost, Price, total
 from reparam.plan.fold import Fold, Wide
 from reparam.plan.plan import Plan
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam import cost as costs
 from reparam.algebra.lazy import passing
 from reparam.bisect import bisect
 from reparam.capture.example_inputs import guessed_inputs
@@ -25,13 +24,14 @@ from reparam.capture.recorder import record
 from reparam.capture.rerun import of_one_size
 from reparam.capture.snapshot import copied
 from reparam.checked import FULL, NOTHING, Checked, Verify, chosen
-from reparam.cost import Cost, MeasuredCost, Setting
 from reparam.edits import Edits
 from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
 from reparam.foldcheck import fold_error
 from reparam.lent import aliases, own, same
 from reparam.origin import Origin, digests, key_map, named, skeleton
+from reparam.plan import cost as costs
+from reparam.plan.cost import Cost, MeasuredCost, Setting
 from reparam.plan.fold import Fold, Wide
 from reparam.plan.horizontal import merged
 from reparam.plan.liveness import Dead, around, dead_weight

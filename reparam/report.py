@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from reparam import cost
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.bench import Comparison
 from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import MOVING
-from reparam.cost import Cost, Price, TimedCost
 from reparam.data import comparison_data, report_data
 from reparam.errors import Refusal
 from reparam.gains import gains
 from reparam.origin import enclosing
 from reparam.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
+from reparam.plan import cost
+from reparam.plan.cost import Cost, Price, TimedCost
 from reparam.plan.fold import Fold
 from reparam.plan.liveness import Dead, compiled, from_outside
 from reparam.plan.plan import Plan

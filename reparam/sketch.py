@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from reparam import cost
 from reparam.algebra.kernels import transposed
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
 from reparam.capture.norms import affine_part
 from reparam.outcome import START, Step
+from reparam.plan import cost
 from reparam.plan.fold import Fold
 from reparam.ranges import Ranges, Weights, ranges
 from reparam.rules import RULES, operation

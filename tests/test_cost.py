@@ -20,14 +20,14 @@ from torch import Tensor, nn
 import calibrate
 import reparam
 from helpers import Block, image, trained
-from reparam import cost
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.cost import CPU, CUDA, Cost, MeasuredCost, ParamsCost, Price, StaticCost, TimedCost, Work
-from reparam.cost.sample import Sample, Shaped
-from reparam.cost.timing import Setting, Stopwatch, timed
-from reparam.cost.work import of_fold, of_node
 from reparam.errors import InputError
+from reparam.plan import cost
+from reparam.plan.cost import CPU, CUDA, Cost, MeasuredCost, ParamsCost, Price, StaticCost, TimedCost, Work
+from reparam.plan.cost.sample import Sample, Shaped
+from reparam.plan.cost.timing import Setting, Stopwatch, timed
+from reparam.plan.cost.work import of_fold, of_node
 from reparam.plan.plan import plan
 from reparam.report import Report
 from reparam.rules.interpret import Interpretation

@@ -16,8 +16,8 @@ import reparam
 from helpers import EXACT, Block, distance, image, trained
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.cost.work import of_node
 from reparam.nn import RepVGGBlock
+from reparam.plan.cost.work import of_node
 from reparam.plan.plan import plan
 
 FEW, MANY = 16, 160

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
-from reparam import cost
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
+from reparam.plan import cost
 from reparam.plan import horizontal as merge
 from reparam.plan.plan import plan
 

@@ -16,7 +16,7 @@ from helpers import image, trained
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.cost import Price, total
+from reparam.plan.cost import Price, total
 from reparam.plan.region import Region
 
 Step = tuple[str, int, int, int]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam.cost import CPU, Cost, Price, Work
+from reparam.plan.cost import CPU, Cost, Price, Work
 from reparam.report import Report
 from tests.helpers import Block, distance, image, trained
 

@@ -18,9 +18,9 @@ from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.ops import SPELLINGS
 from reparam.capture.recorder import record
-from reparam.cost import KERNELS
 from reparam.errors import Refusal
 from reparam.nn import draw_constants, draw_statistics
+from reparam.plan.cost import KERNELS
 from reparam.rules import RULES, Case, Rule, operation
 from reparam.rules.interpret import Interpretation, between
 from reparam.rules.table import Op, rule

@@ -15,8 +15,8 @@ from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
 from reparam.checkpoint import Checkpoint, Fit, fit, read_checkpoint
-from reparam.cost import MeasuredCost, StaticCost
 from reparam.errors import InputError, first_line
+from reparam.plan.cost import MeasuredCost, StaticCost
 from reparam.source import DTYPES, arguments, built, drawn_input, read_input, usual_input
 
 _FLOATING = tuple(name for name, dtype in DTYPES.items() if dtype.is_floating_point)

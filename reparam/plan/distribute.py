@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 from reparam.algebra.affine import AffineConv, Anchor, Deferred, Number
 from reparam.algebra.axis import Axis
 from reparam.capture.graph import Node, Record, leaves_of, served
-from reparam.cost import KERNELS
+from reparam.plan.cost import KERNELS
 from reparam.plan.fold import Fold
 from reparam.rules import RULES, Value, operation
 from reparam.rules.interpret import Interpretation

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from reparam import cost
 from reparam.algebra.affine import AffineConv
 from reparam.capture.graph import Node
+from reparam.plan import cost
 from reparam.plan.shapes import Extents
 from reparam.rules import operation
 

@@ -18,12 +18,12 @@ from functools import reduce
 from itertools import accumulate, combinations, islice
 from typing import Any
 
-from reparam import cost
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import constant, lengths_of
 from reparam.algebra.views import Viewed
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.errors import Refusal
+from reparam.plan import cost
 from reparam.plan.fold import Fold, Wide
 from reparam.plan.liveness import computed
 from reparam.plan.plan import Plan

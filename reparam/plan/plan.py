@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from reparam import cost
 from reparam.algebra.affine import Deferred
 from reparam.border import Border, borders
 from reparam.capture.graph import Node, Record
 from reparam.errors import Refusal
+from reparam.plan import cost
 from reparam.plan.distribute import Spread, spreads
 from reparam.plan.fold import Fold
 from reparam.plan.liveness import _asked_alone, alive, computed

@@ -17,13 +17,13 @@ from itertools import combinations
 from operator import itemgetter
 from typing import Any
 
-from reparam import cost
 from reparam.algebra.affine import AffineConv, Bordered
 from reparam.algebra.axis import Axis
 from reparam.algebra.views import Viewed
 from reparam.capture.graph import Node, Record
 from reparam.capture.ops import _NAMING, MOVING
 from reparam.errors import Refusal
+from reparam.plan import cost
 from reparam.plan.fold import Fold, last_kernel, stretches
 from reparam.plan.shapes import extents
 from reparam.plan.strides import ORDER, asked_for, reordered

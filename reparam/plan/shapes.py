@@ -16,8 +16,8 @@ from reparam.algebra.index_map import Arrangement, Length, Move, Moved, Permuted
 from reparam.algebra.views import Viewed, followed
 from reparam.capture.graph import Node
 from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
-from reparam.cost import KERNELS
 from reparam.errors import Refusal
+from reparam.plan.cost import KERNELS
 from reparam.rules import RULES, Value, operation
 from reparam.rules.interpret import Interpretation, anchored, read, way_back
 from reparam.rules.table import channel_dimension, each

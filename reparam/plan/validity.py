@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Sequence
 
-from reparam import cost
 from reparam.capture.graph import Node
 from reparam.capture.ops import _MULTIPLYING, _PARTING, MOVING
+from reparam.plan import cost
 from reparam.rules import operation
 from reparam.rules.interpret import way_back
 

@@ -15,9 +15,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from reparam.cost.price import Price
-from reparam.cost.work import Work
 from reparam.errors import InputError
+from reparam.plan.cost.price import Price
+from reparam.plan.cost.work import Work
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ Whatever a cost judges by, what is equal by it is decided by the static one.
 """
 
 from reparam.capture.ops import KERNELS
-from reparam.cost.choice import NAMES, chosen
-from reparam.cost.counted import FlopsCost, ParamsCost
-from reparam.cost.measured import MeasuredCost, TimedCost
-from reparam.cost.price import FREE, Cost, Price, of_copy, of_fold, of_map, of_node, of_view, total
-from reparam.cost.static import CPU, CUDA, DEVICES, StaticCost
-from reparam.cost.timing import Setting
-from reparam.cost.work import VIEW, Work, macs_of, macs_of_fold, product_channels
+from reparam.plan.cost.choice import NAMES, chosen
+from reparam.plan.cost.counted import FlopsCost, ParamsCost
+from reparam.plan.cost.measured import MeasuredCost, TimedCost
+from reparam.plan.cost.price import FREE, Cost, Price, of_copy, of_fold, of_map, of_node, of_view, total
+from reparam.plan.cost.static import CPU, CUDA, DEVICES, StaticCost
+from reparam.plan.cost.timing import Setting
+from reparam.plan.cost.work import VIEW, Work, macs_of, macs_of_fold, product_channels
 
 __all__ = [
     "CPU",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
-from reparam.cost.sample import Sample, Shaped
+from reparam.plan.cost.sample import Sample, Shaped
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from reparam.algebra.affine import AffineConv
 from reparam.capture.graph import Node
-from reparam.cost import work
-from reparam.cost.work import Work
+from reparam.plan.cost import work
+from reparam.plan.cost.work import Work
 
 
 class Price(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reparam.cost.price import Price
-from reparam.cost.static import CPU, StaticCost
-from reparam.cost.work import Work
+from reparam.plan.cost.price import Price
+from reparam.plan.cost.static import CPU, StaticCost
+from reparam.plan.cost.work import Work
 
 
 @dataclass(frozen=True)

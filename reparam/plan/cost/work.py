@@ -17,8 +17,8 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS
 from reparam.capture.graph import Node
 from reparam.capture.ops import _CONVOLUTIONS, _POOLS, _PRODUCTS, _TRANSPOSED, _VIEWS
-from reparam.cost import sample
-from reparam.cost.sample import Sample
+from reparam.plan.cost import sample
+from reparam.plan.cost.sample import Sample
 from reparam.rules import operation
 
 _LARGE = 25

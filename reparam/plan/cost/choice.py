@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from reparam.cost.counted import FlopsCost, ParamsCost
-from reparam.cost.measured import MeasuredCost
-from reparam.cost.price import Cost
-from reparam.cost.static import CPU, DEVICES
 from reparam.errors import InputError
+from reparam.plan.cost.counted import FlopsCost, ParamsCost
+from reparam.plan.cost.measured import MeasuredCost
+from reparam.plan.cost.price import Cost
+from reparam.plan.cost.static import CPU, DEVICES
 
 NAMES = ("static", "measured", "params", "flops")
 

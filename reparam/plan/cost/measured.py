@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from reparam.cost.price import Cost, Price
-from reparam.cost.sample import Sample
-from reparam.cost.static import CPU, StaticCost
-from reparam.cost.timing import Setting, Stopwatch, timed
-from reparam.cost.work import Work
 from reparam.errors import InputError
+from reparam.plan.cost.price import Cost, Price
+from reparam.plan.cost.sample import Sample
+from reparam.plan.cost.static import CPU, StaticCost
+from reparam.plan.cost.timing import Setting, Stopwatch, timed
+from reparam.plan.cost.work import Work
 
 
 @dataclass(frozen=True)
