@@ -39,7 +39,6 @@ from common import write_json
 from fuzz_drawing import OPERATIONS, WEIGHTS
 from fuzz_networks import Program, network, smaller
 from fuzz_torch import miscomputed
-from reparam import rewrite
 from reparam.algebra.affine import AffineConv, Number
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
@@ -53,6 +52,7 @@ from reparam.plan import cost
 from reparam.plan.fold import Fold
 from reparam.plan.plan import plan
 from reparam.report import Report
+from reparam.rewrite import code as rewrite
 from reparam.rules.interpret import Interpretation, between
 from reparam.verify import EXACT, relative_error, rerounded
 

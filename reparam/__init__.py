@@ -12,10 +12,10 @@ from reparam.errors import (
     VerificationError,
 )
 from reparam.export import Exported, export
-from reparam.origin import Origin
 from reparam.pipeline import reparameterize
 from reparam.plan.cost import MeasuredCost, StaticCost
 from reparam.report import Report
+from reparam.rewrite.origin import Origin
 from reparam.undo import undo
 from reparam.verify import Verification, verify
 

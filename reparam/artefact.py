@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from reparam.data import report_data
 from reparam.errors import InputError
 from reparam.files import require_file, sha256, written
-from reparam.origin import Origin
 from reparam.probe import probe, require_probe
 from reparam.report import Report
+from reparam.rewrite.origin import Origin
 from reparam.structure import constants, describe, outline, rebuild, require_outline
 
 FORMAT = "reparam artefact"

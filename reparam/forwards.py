@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import get_overridable_functions
 
 from reparam.errors import InputError
-from reparam.rewrite import Code
+from reparam.rewrite.code import Code
 
 _MODULES = {"torch": torch, "operator": operator, "math": math}
 _MAKING = (

@@ -18,7 +18,7 @@ from torch import nn
 
 from reparam.artefact import load, save
 from reparam.errors import InputError
-from reparam.origin import Origin
+from reparam.rewrite.origin import Origin
 
 try:
     from huggingface_hub import PyTorchModelHubMixin, hf_hub_download

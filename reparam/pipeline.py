@@ -24,27 +24,26 @@ from reparam.capture.recorder import record
 from reparam.capture.rerun import of_one_size
 from reparam.capture.snapshot import copied
 from reparam.checked import FULL, NOTHING, Checked, Verify, chosen
-from reparam.edits import Edits
-from reparam.emit import Emitted, emit
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
 from reparam.foldcheck import fold_error
-from reparam.lent import aliases, own, same
-from reparam.origin import Origin, digests, key_map, named, skeleton
 from reparam.plan import cost as costs
 from reparam.plan.cost import Cost, MeasuredCost, Setting
 from reparam.plan.fold import Fold, Wide
 from reparam.plan.horizontal import merged
 from reparam.plan.liveness import Dead, around, dead_weight
 from reparam.plan.plan import Plan, plan
-from reparam.prepare import prepare
-from reparam.proofs import Proofs
-from reparam.prune import REMOVED, Pruner
 from reparam.ranges import Ranges, Weights
 from reparam.report import report
+from reparam.rewrite.apply import Emitted, emit
+from reparam.rewrite.edits import Edits
+from reparam.rewrite.lowering import prepare
+from reparam.rewrite.origin import Origin, digests, key_map, named, skeleton
+from reparam.rewrite.proofs import Proofs
+from reparam.rewrite.prune import REMOVED, Pruner
+from reparam.rewrite.weights import Waiting, aliases, fill, loosened, own, same
 from reparam.sketch import weighed
 from reparam.verify import EXACT, Verification
 from reparam.verify import verify as verify_models
-from reparam.waiting import Waiting, fill, loosened
 
 
 @torch.inference_mode(

@@ -18,7 +18,6 @@ from reparam.capture.ops import MOVING
 from reparam.data import comparison_data, report_data
 from reparam.errors import Refusal
 from reparam.gains import gains
-from reparam.origin import enclosing
 from reparam.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
 from reparam.plan import cost
 from reparam.plan.cost import Cost, Price, TimedCost
@@ -27,6 +26,7 @@ from reparam.plan.liveness import Dead, compiled, from_outside
 from reparam.plan.plan import Plan
 from reparam.ranges import Weights
 from reparam.render import as_html, as_markdown, as_text
+from reparam.rewrite.origin import enclosing
 from reparam.rules import operation
 from reparam.sketch import become, called, macs, place, sketched
 

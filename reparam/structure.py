@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from reparam.capture.snapshot import WEIGHT_HOOKS, copied
 from reparam.errors import InputError
 from reparam.forwards import code_data, read_code, require_members
-from reparam.plain import BiasMap
-from reparam.rewrite import code_of, set_forward
+from reparam.rewrite.code import code_of, set_forward
+from reparam.rewrite.layers import BiasMap
 
 Data = dict[str, Any]
 _REGISTRIES = ("_parameters", "_buffers", "_modules")

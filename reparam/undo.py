@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reparam.artefact import origin_of
 from reparam.checkpoint import fit, read_checkpoint
 from reparam.errors import InputError
-from reparam.origin import Origin, digests, filled
+from reparam.rewrite.origin import Origin, digests, filled
 
 
 def undo(

@@ -22,7 +22,7 @@ from torch import Tensor
 from reparam.algebra.affine import AffineConv, Anchor, Bordered, Constant, Deferred, known
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.errors import Refusal
-from reparam.plain import plain
+from reparam.rewrite.layers import plain
 
 Function = Callable[[Tensor], Tensor]
 

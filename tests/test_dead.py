@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import EXACT, Block, distance, image, ran, trained
-from reparam import prune as pruning
 from reparam.errors import VerificationError
 from reparam.nn import RepVGGBlock
+from reparam.rewrite import prune as pruning
 
 X = image(2, 3, 11, 14)
 

@@ -19,14 +19,14 @@ from torch.utils._pytree import tree_leaves
 import reparam
 import reparam.algebra.kernels as kernels
 import reparam.algebra.lazy as deferred
-import reparam.emit as emit
-import reparam.waiting as waiting
+import reparam.rewrite.apply as emit
+import reparam.rewrite.weights as waiting
 from helpers import Block, distance, image, trained
 from reparam.algebra.affine import AffineConv, Anchor, Constant, known
 from reparam.algebra.lazy import Deferred, Made, Read, passing, taken
 from reparam.errors import ModelError
-from reparam.lent import aliases, own
 from reparam.nn import RepVGGBlock
+from reparam.rewrite.weights import aliases, own
 
 X = image(2, 8, 9, 11)
 LARGE = 2**19  # elements: more than what is always kept

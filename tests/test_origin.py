@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import reparam
 from helpers import distance, image, trained
 from reparam.errors import InputError
-from reparam.origin import Origin, digest
+from reparam.rewrite.origin import Origin, digest
 
 
 class Net(nn.Module):

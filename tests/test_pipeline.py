@@ -468,7 +468,7 @@ def test_a_wrong_rule_is_caught(wrong_norm: None, inplace: bool) -> None:
 @pytest.mark.parametrize("guilty", ["head", "blocks.1"])
 def test_a_wrong_edit_is_caught_and_named(monkeypatch: pytest.MonkeyPatch, inplace: bool, guilty: str) -> None:
     """Each fold is right by itself, but what is written into the model is not."""
-    from reparam import emit
+    from reparam.rewrite import apply as emit
 
     model = trained(nn.Sequential(Network(), nn.Linear(5, 3), nn.Identity(), nn.Linear(3, 2)))
     right = emit.plain

@@ -15,8 +15,8 @@ import reparam.trace
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.capture.snapshot import copied
-from reparam.proofs import Proofs
-from reparam.trace import Trace
+from reparam.rewrite.proofs import Proofs
+from reparam.rewrite.trace import Trace
 
 
 class Block(nn.Module):

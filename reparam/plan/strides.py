@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from reparam.capture.graph import Node, Record
 from reparam.capture.ops import PERHAPS_VIEWS
 from reparam.rules import operation
-from reparam.trace import Trace
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _VIEWS = ("view", "as_strided", "view_as_real", "view_as_complex")
@@ -59,29 +58,6 @@ def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place:
 def asked_for(node: Node) -> bool:
     """Whether code puts the tensor in an order of its choice. What it read may have been in that only in this run."""
     return _named(node, ("contiguous",)) or (_named(node, ("clone",)) and bool(node.kwargs))
-
-
-def unordered(trace: Trace, base: Node, nodes: Sequence[Node]) -> Node | None:
-    """The first of the nodes that reads what code has put in order, where a convolution of `base` would not.
-
-    In this run that changed nothing, so no node tells of it. Behind the base it stays, if all nodes read it there.
-    """
-    places = {trace.at[node] for node in nodes if node in trace.at}
-    read = {step for place in places for step in place.all_input_nodes if trace.tree.get(step) is base}
-    lost = {node for node in nodes[:-1] if _left_alone(trace, node)}
-    lost |= {base} if len(read) > 1 and _left_alone(trace, base) else set()
-    return next((node for node in nodes if lost.intersection(node.operands)), None)
-
-
-def _left_alone(trace: Trace, node: Node) -> bool:
-    """Whether code puts the tensor in an order that it has in this run."""
-    waiting = [trace.at[node]] if node in trace.at else []
-    while waiting:
-        for step in waiting.pop().users:
-            if trace.tree.get(step) is node and operation(step.target) == "contiguous":
-                return True
-            waiting += [step] if trace.tree.get(step) is node else []
-    return False
 
 
 def _named(node: Node, names: Collection[str]) -> bool:

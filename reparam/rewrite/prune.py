@@ -18,11 +18,11 @@ from reparam.capture.graph import Call, Node, Record, user_code
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.capture.rerun import _told
-from reparam.emit import swept, written
 from reparam.errors import ModelError, Refusal
 from reparam.plan.liveness import Dead, alive, around, idle
-from reparam.proofs import Proofs
-from reparam.trace import Trace
+from reparam.rewrite.apply import swept, written
+from reparam.rewrite.proofs import Proofs
+from reparam.rewrite.trace import Trace
 
 REMOVED = "removed"
 _REGISTRIES = ("_parameters", "_buffers", "_modules")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import fx
 
 from reparam.capture.graph import Call, Node, nodes_in
 from reparam.capture.ops import SHAPED_AS
+from reparam.rewrite.trace import CHECKS, Trace
 from reparam.rules import operation
-from reparam.trace import CHECKS, Trace
 
 
 def askers(trace: Trace, place: fx.Node) -> Iterator[fx.Node]:
@@ -46,3 +46,26 @@ def returned(trace: Trace) -> set[Node]:
     """The tensors that its code returns."""
     places = (place for step in trace.graph.find_nodes(op="output") for place in step.all_input_nodes)
     return {seen for seen in map(trace.tree.get, places) if isinstance(seen, Node)}
+
+
+def unordered(trace: Trace, base: Node, nodes: Sequence[Node]) -> Node | None:
+    """The first of the nodes that reads what code has put in order, where a convolution of `base` would not.
+
+    In this run that changed nothing, so no node tells of it. Behind the base it stays, if all nodes read it there.
+    """
+    places = {trace.at[node] for node in nodes if node in trace.at}
+    read = {step for place in places for step in place.all_input_nodes if trace.tree.get(step) is base}
+    lost = {node for node in nodes[:-1] if _left_alone(trace, node)}
+    lost |= {base} if len(read) > 1 and _left_alone(trace, base) else set()
+    return next((node for node in nodes if lost.intersection(node.operands)), None)
+
+
+def _left_alone(trace: Trace, node: Node) -> bool:
+    """Whether code puts the tensor in an order that it has in this run."""
+    waiting = [trace.at[node]] if node in trace.at else []
+    while waiting:
+        for step in waiting.pop().users:
+            if trace.tree.get(step) is node and operation(step.target) == "contiguous":
+                return True
+            waiting += [step] if trace.tree.get(step) is node else []
+    return False

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reparam.arguments import LITERALS
 from reparam.capture.tree import tensors
+from reparam.rewrite.signature import LITERALS
 
 _CONTAINERS = (tuple, list, dict, OrderedDict)
 _REGISTRIES = ("_parameters", "_buffers")

@@ -6,15 +6,16 @@ Proofs lean on one another: whether what a forward is handed is always the same 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 from torch import nn
 
-from reparam.arguments import arguments, asking, bare, form, instructed, unproven
-from reparam.branches import follow
 from reparam.capture.graph import GIVEN, Call, Node, Record, nodes_in
 from reparam.errors import Refusal
-from reparam.trace import Trace
-from reparam.twins import contents
+from reparam.rewrite.signature import arguments, asking, bare, form, instructed, unproven
+from reparam.rewrite.size_functions import Scope
+from reparam.rewrite.trace import Trace
+from reparam.rewrite.trace_cache import contents
 
 _Key = tuple[Call, frozenset[nn.Module]]
 
@@ -170,3 +171,21 @@ def contains(call: Call) -> bool:
         return any(not isinstance(each, Node) and nodes_in(each) for each in arguments(call).values())
     except Refusal:
         return False
+
+
+def follow(call: Call, opened: Collection[nn.Module]) -> None:
+    """Trace the forward of a call along every way through its branches on sizes; each has to be what ran.
+
+    Such code (a padding whose width depends on the size) cannot be rewritten, but what it calls can be exchanged.
+
+    Raises Refusal where a way is another one, or there are too many.
+    """
+    ways: list[bool] = []
+    exchanged = frozenset[Scope]()
+    while True:
+        exchanged = Trace(call, opened, ways=ways, exchanged=exchanged).exchanged
+        while ways and not ways[-1]:
+            ways.pop()
+        if not ways:
+            return
+        ways[-1] = False

@@ -15,16 +15,16 @@ from reparam.algebra.lazy import passing
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.capture.norms import SCALED, unscale, without_affine
 from reparam.capture.snapshot import WEIGHT_HOOKS
-from reparam.edits import Edits, Piece, Rewrite
-from reparam.needs import askers
-from reparam.places import Places, named, prefixes, stands_for
-from reparam.plain import plain
 from reparam.plan.fold import Fold, Wide
-from reparam.prepare import only_read_by
-from reparam.rewrite import Code, set_forward
+from reparam.rewrite.code import Code, set_forward
+from reparam.rewrite.edits import Edits, Piece, Rewrite
+from reparam.rewrite.index import Places, named, prefixes, stands_for
+from reparam.rewrite.layers import plain
+from reparam.rewrite.lowering import only_read_by
+from reparam.rewrite.trace import CHECKS, Trace
+from reparam.rewrite.users import askers
+from reparam.rewrite.weights import Waiting
 from reparam.rules import operation
-from reparam.trace import CHECKS, Trace
-from reparam.waiting import Waiting
 
 _DO_NOTHING = (
     nn.Identity,

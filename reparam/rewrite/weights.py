@@ -8,6 +8,7 @@ and kept, and what only it was made of goes with it.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import passing
 from reparam.capture.graph import Record
 from reparam.errors import ModelError
-from reparam.plain import plain
+from reparam.rewrite.layers import plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +62,25 @@ def fill(waiting: list[Waiting]) -> None:
             f"the new weights cannot be made: {type(error).__name__}: {error}; the model has lost its old ones and has "
             "to be loaded again. With inplace=False it would have stayed as it was"
         ) from error
+
+
+def same(model: nn.Module) -> Mapping[int, Tensor]:
+    """The tensors of a model as they are, for a copy that will become the model itself; by id."""
+    return {id(each): each for each in (*model.parameters(), *model.buffers()) if not each.is_inference()}
+
+
+def aliases(model: nn.Module) -> Mapping[int, Tensor]:
+    """Other parameters in the same memory, for a copy that will be a model of its own; by the id of the model's.
+
+    Buffers are copied: a forward may write to them.
+    """
+    held = (each for each in model.parameters() if type(each) is nn.Parameter and not each.is_inference())
+    return {id(each): nn.Parameter(each.data, each.requires_grad) for each in held}
+
+
+def own(model: nn.Module, lent: Iterable[Tensor]) -> None:
+    """Give those of the parameters of `model` that were lent memory of their own."""
+    ids = {id(each) for each in lent}
+    for parameter in model.parameters():
+        if id(parameter) in ids:
+            parameter.data = parameter.data.clone()

@@ -12,7 +12,7 @@ from reparam.capture.graph import Call, Node
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
 from reparam.plan.shapes import as_large
-from reparam.trace import Trace
+from reparam.rewrite.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)

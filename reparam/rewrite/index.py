@@ -11,7 +11,7 @@ from collections.abc import Collection
 from torch import fx
 
 from reparam.capture.graph import Node, entry
-from reparam.trace import Trace
+from reparam.rewrite.trace import Trace
 
 
 class Places:

@@ -27,17 +27,17 @@ from torch import nn
 
 from reparam.capture.graph import Call, Node, Record, common, leaves_of, nodes_in, served, user_code, within
 from reparam.capture.norms import SCALED, affine_part
-from reparam.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
-from reparam.edits import Edits, Piece, Rewrite, Swap
 from reparam.errors import Refusal
-from reparam.needs import asked, handed_in, returned
 from reparam.plan.fold import Fold, Wide
 from reparam.plan.plan import Plan
 from reparam.plan.shapes import Extents
-from reparam.plan.strides import ORDER, relied_on, unordered
-from reparam.proofs import Proofs, contains
-from reparam.stated import require_stated
-from reparam.trace import Trace
+from reparam.plan.strides import ORDER, relied_on
+from reparam.rewrite.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
+from reparam.rewrite.edits import Edits, Piece, Rewrite, Swap
+from reparam.rewrite.proofs import Proofs, contains
+from reparam.rewrite.reshapes import require_stated
+from reparam.rewrite.trace import Trace
+from reparam.rewrite.users import asked, handed_in, returned, unordered
 
 
 class _Editor:

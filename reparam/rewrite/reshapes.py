@@ -20,8 +20,8 @@ from reparam.capture.graph import Node, user_code
 from reparam.capture.ops import AS_LARGE, SHAPED_AS
 from reparam.errors import Refusal
 from reparam.plan.shapes import Extents, Lengths, Whole, alike_before, as_large
+from reparam.rewrite.trace import Trace
 from reparam.rules import RULES, operation
-from reparam.trace import Trace
 
 _REST = constant(-1)
 
