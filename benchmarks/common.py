@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from reparam.bench import Spread
+from reparam.compare.bench import Spread
 from zoo_models import QUICK, ZOO
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import reparam
 from common import chosen_models, parser, shown, write_json
-from reparam.bench import Spread
+from reparam.compare.bench import Spread
 from zoo_models import build, example_input
 
 T = TypeVar("T")

@@ -45,8 +45,11 @@ from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.capture.snapshot import copied
 from reparam.capture.tree import tensors
+from reparam.compare.error import relative_error
+from reparam.compare.folds import fold_error
+from reparam.compare.verification import EXACT
+from reparam.compare.verify import rerounded
 from reparam.errors import ReparamError, VerificationError
-from reparam.foldcheck import fold_error
 from reparam.outcome import Counts
 from reparam.plan import cost
 from reparam.plan.fold import Fold
@@ -54,7 +57,6 @@ from reparam.plan.plan import plan
 from reparam.report import Report
 from reparam.rewrite import code as rewrite
 from reparam.rules.interpret import Interpretation, between
-from reparam.verify import EXACT, relative_error, rerounded
 
 QUICK = 100
 _LENGTHS = (1, 2, 3, 4, 6, 8, 10, 14)

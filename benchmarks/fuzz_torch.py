@@ -17,9 +17,9 @@ from fuzz_networks import Program
 from reparam.capture.float64 import as_float64
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
+from reparam.compare.error import relative_error
 from reparam.plan.cost import KERNELS
 from reparam.rules import operation
-from reparam.verify import relative_error
 
 _RUNS = 3  # what was left in memory may be right once
 _ROUNDING = 0.1  # of max|y|: a layer that is rounded once in its dtype is off by less than a hundredth

@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 import reparam
 from common import parser, shown, write_json
-from reparam.bench import Comparison, Spread
+from reparam.compare.bench import Comparison, Spread
 
 QUICK = ("mobileone_s0", "ecbsr_m4c16")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -2,7 +2,9 @@
 
 from reparam import nn
 from reparam.artefact import apply, load, save
-from reparam.bench import Comparison, benchmark
+from reparam.compare.bench import Comparison, benchmark
+from reparam.compare.verification import Verification
+from reparam.compare.verify import verify
 from reparam.errors import (
     InputError,
     ModelError,
@@ -17,7 +19,6 @@ from reparam.plan.cost import MeasuredCost, StaticCost
 from reparam.report import Report
 from reparam.rewrite.origin import Origin
 from reparam.undo import undo
-from reparam.verify import Verification, verify
 
 __version__ = "0.1.0"
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from reparam.bench import Comparison, Spread
+from reparam.compare.bench import Comparison, Spread
+from reparam.compare.verification import Verification
 from reparam.outcome import Outcome
-from reparam.verify import Verification
 
 
 def plain_data(value: Any) -> Any:

@@ -24,10 +24,11 @@ from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
 from reparam.capture.snapshot import copied
 from reparam.capture.tree import mapped
+from reparam.compare.verification import Verification
+from reparam.compare.verify import verify
 from reparam.errors import InputError, ModelError, ReparamError, VerificationError, first_line
 from reparam.files import require_writable, written
 from reparam.programs import SUFFIXES, open_program, runtime
-from reparam.verify import Verification, verify
 
 ANY_SIZE, ANY_BATCH, ONE_SHAPE = "every batch and size", "every batch", "the example's shapes alone"
 _LIMIT = 2 << 30  # bytes of one ONNX file; what is larger is written in several

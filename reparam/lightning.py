@@ -12,7 +12,7 @@ from torch import nn
 from reparam.artefact import Saved, save
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
-from reparam.checked import Verify, chosen
+from reparam.compare.levels import Verify, chosen
 from reparam.errors import InputError
 from reparam.files import require_writable
 from reparam.pipeline import reparameterize

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reparam.checked import FOLDS, FULL, NOTHING, Checked
+from reparam.compare.levels import FOLDS, FULL, NOTHING, Checked
+from reparam.compare.verification import Verification
 from reparam.ranges import Weights
-from reparam.verify import Verification
 
 START = -1
 """What a step of a fold reads that reads the tensor that the fold starts from."""

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from reparam.algebra.lazy import passing
-from reparam.bisect import bisect
 from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.graph import Node, Record, leaves_of
 from reparam.capture.inputs import Inputs, likeness
@@ -23,9 +22,12 @@ from reparam.capture.preconditions import _require_usable
 from reparam.capture.recorder import record
 from reparam.capture.rerun import of_one_size
 from reparam.capture.snapshot import copied
-from reparam.checked import FULL, NOTHING, Checked, Verify, chosen
+from reparam.compare.bisect import bisect
+from reparam.compare.folds import fold_error
+from reparam.compare.levels import FULL, NOTHING, Checked, Verify, chosen
+from reparam.compare.verification import EXACT, Verification
+from reparam.compare.verify import verify as verify_models
 from reparam.errors import InputError, ModelError, Refusal, VerificationError
-from reparam.foldcheck import fold_error
 from reparam.plan import cost as costs
 from reparam.plan.cost import Cost, MeasuredCost, Setting
 from reparam.plan.fold import Fold, Wide
@@ -42,8 +44,6 @@ from reparam.rewrite.proofs import Proofs
 from reparam.rewrite.prune import REMOVED, Pruner
 from reparam.rewrite.weights import Waiting, aliases, fill, loosened, own, same
 from reparam.sketch import weighed
-from reparam.verify import EXACT, Verification
-from reparam.verify import verify as verify_models
 
 
 @torch.inference_mode(

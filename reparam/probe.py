@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs, drawn_alike
+from reparam.compare.isolated import ModelFailure, run
+from reparam.compare.verification import EXACT
+from reparam.compare.verify import NOISE, rerounded
 from reparam.errors import InputError
-from reparam.trial import ModelFailure, run
-from reparam.verify import EXACT, NOISE, rerounded
 
 _SAMPLES = 64  # of every output
 _SEED = 0

@@ -11,10 +11,10 @@ from torch import nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
-from reparam.bench import Comparison
 from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import MOVING
+from reparam.compare.bench import Comparison
 from reparam.data import comparison_data, report_data
 from reparam.errors import Refusal
 from reparam.gains import gains

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.checked import Verify
+from reparam.compare.levels import Verify
 from reparam.pipeline import reparameterize
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reparam.bench import Comparison, Timing
+from reparam.compare.bench import Comparison, Timing
+from reparam.compare.verification import Check, Verification
 from reparam.outcome import START, Counts, DeadWeight, FoldLine, Look, RefusalLine, Step
 from reparam.ranges import Ranges, Weights
 from reparam.report import Report
-from reparam.verify import Check, Verification
 
 COUNTS = Counts(2, 1, 0, 30, 400)
 LATENCY = Comparison(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam import bench
-from reparam.bench import Comparison, Spread, Timing, benchmark
 from reparam.capture.float64 import double
+from reparam.compare import bench
+from reparam.compare.bench import Comparison, Spread, Timing, benchmark
 from reparam.errors import InputError, TrainModeError, VerificationError
 
 X = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))

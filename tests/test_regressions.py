@@ -14,8 +14,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import reparam
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
+from reparam.compare.error import relative_error
 from reparam.nn import draw_constants, draw_statistics
-from reparam.verify import relative_error
 
 
 def converted(model: nn.Module, *inputs: Tensor) -> nn.Module:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import reparam
 from helpers import Block, image, trained
 from outcomes import HOSTILE, LATENCY, hostile
+from reparam.compare.verification import Check, Verification
 from reparam.outcome import START, FoldLine, Step
 from reparam.ranges import BIT, BITS, SOUND, Weights, ranges
 from reparam.render.diagram import LARGEST, diagram, shape_of
@@ -29,7 +30,6 @@ from reparam.render.layout import laid_out
 from reparam.render.markup import tag
 from reparam.report import Report
 from reparam.rules import RULES, Rule
-from reparam.verify import Check, Verification
 
 
 class Branches(nn.Module):

@@ -15,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reparam.bisect import bisect
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
+from reparam.compare.bisect import bisect
+from reparam.compare.error import relative_error
+from reparam.compare.folds import fold_error
+from reparam.compare.verification import EXACT, Check, Verification
+from reparam.compare.verify import verify
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
-from reparam.foldcheck import fold_error
 from reparam.plan.plan import plan
-from reparam.verify import EXACT, Check, Verification, relative_error, verify
 
 X = torch.randn(2, 4, 9, 12, generator=torch.Generator().manual_seed(5))  # square nowhere
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]

@@ -13,12 +13,12 @@ import torch
 import typer
 from tabulate import tabulate
 
-from reparam.bench import benchmark
 from reparam.capture.inputs import Inputs
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
+from reparam.compare.bench import benchmark
 from reparam.data import comparison_data, report_data
 from reparam.errors import first_line
 from reparam.nn import demo_network, draw_constants, draw_statistics

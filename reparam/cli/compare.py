@@ -11,19 +11,19 @@ import typer
 from torch import nn
 
 from reparam.artefact import load
-from reparam.bench import benchmark
 from reparam.capture.inputs import Inputs
-from reparam.checked import FULL
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
+from reparam.compare.bench import benchmark
+from reparam.compare.levels import FULL
+from reparam.compare.verify import verify as verify_models
 from reparam.data import comparison_data, verification_data
 from reparam.errors import InputError
 from reparam.files import require_file
 from reparam.programs import SUFFIXES, exported_module, open_program
 from reparam.report import Report
-from reparam.verify import verify as verify_models
 
 ARTEFACTS = (".safetensors", ".json")
 

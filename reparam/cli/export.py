@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from reparam.checked import FULL
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
 from reparam.cli.shown import Bar, show
+from reparam.compare.levels import FULL
 from reparam.data import report_data, verification_data
 from reparam.export import export as export_model
 from reparam.export import require_exportable

@@ -10,10 +10,10 @@ from torch import nn
 
 from reparam.artefact import Saved, save
 from reparam.capture.inputs import Inputs
-from reparam.checked import FULL, NOTHING
 from reparam.cli import options
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
+from reparam.compare.levels import FULL, NOTHING
 from reparam.data import report_data
 from reparam.errors import InputError
 from reparam.files import require_writable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from reparam.bench import Comparison
+from reparam.compare.bench import Comparison
 from reparam.errors import InputError
 from reparam.files import require_writable, written
 from reparam.report import Report

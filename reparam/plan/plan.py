@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from reparam.algebra.affine import Deferred
-from reparam.border import Border, borders
 from reparam.capture.graph import Node, Record
+from reparam.compare.border import Border, borders
 from reparam.errors import Refusal
 from reparam.plan import cost
 from reparam.plan.distribute import Spread, spreads

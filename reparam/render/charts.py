@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reparam.compare.verification import EXACT
 from reparam.outcome import FoldLine
 from reparam.ranges import Ranges
 from reparam.render.markup import Markup, tag
-from reparam.verify import EXACT
 
 
 @dataclass(frozen=True)

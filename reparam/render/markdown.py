@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from reparam.bench import Comparison
+from reparam.compare.bench import Comparison
 from reparam.outcome import Outcome, percent
 from reparam.render import words
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reparam.checked import NOTHING
+from reparam.compare.levels import NOTHING
 from reparam.outcome import Counts, Gain, Outcome
 
 COUNTED = {

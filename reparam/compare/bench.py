@@ -19,8 +19,10 @@ from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
 from reparam.capture.tree import tensors
+from reparam.compare.error import relative_error
+from reparam.compare.verification import EXACT
+from reparam.compare.verify import FLOOR, NOISE, rerounded
 from reparam.errors import InputError, VerificationError
-from reparam.verify import EXACT, FLOOR, NOISE, relative_error, rerounded
 
 SAMPLE = 0.01
 """Seconds that one sample lasts at least: far above the resolution of the clocks, and past a scheduler's tick."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from reparam.algebra.affine import AffineConv, padded
 from reparam.capture.evaluate import evaluate
+from reparam.compare.error import relative_error
 from reparam.plan.fold import Fold
-from reparam.verify import relative_error
 
 _LARGER = (2, 5, 3)  # pixels beyond the smallest size: even and odd, different per axis
 _TRIES = 16

@@ -15,9 +15,9 @@ import torch
 from reparam.algebra.affine import AffineConv, Bordered
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
+from reparam.compare.error import relative_error
 from reparam.errors import BorderRefusal, Refusal
 from reparam.rules.interpret import Interpretation, between, step
-from reparam.verify import relative_error
 
 _LARGEST = 32  # pixels per axis: with more of them the border is the same and costs no less
 

@@ -13,19 +13,20 @@ from itertools import chain
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
 from reparam.capture.snapshot import copied
-from reparam.errors import InputError, ModelError, VerificationError
-from reparam.trial import Leaves, ModelFailure, run
+from reparam.compare.isolated import Leaves, ModelFailure, run
+from reparam.errors import InputError, ModelError
 
-EXACT = 1e-10
 """Largest float64 error of an exact fold, relative to max|y|. Deep nets round to 1e-14 in float64, while the smallest
 real mistake on record (a constant that went through float32) shows up as 1e-9: the bound sits between the two."""
+
+from reparam.compare.error import _both, _is_floating, relative_error
+from reparam.compare.verification import _FP64, _LOST, _OWN, _REJECTED, EXACT, Check, Verification
 
 NOISE = 3
 """How many times the original's own rounding noise a conversion may have. Noise is a maximum over a few thousand random
@@ -46,127 +47,6 @@ _VOLUME = 5  # axes of a batch of 3-D images
 _ROWS = 2  # of a larger batch, at other sizes and as another batch
 _MORE, _ODD = (32, 64), (1, 3)  # by how much images grow
 _LITTLE = (8, 16, 32)  # by how much its depth, height and width grow
-_HUGE = 1e30  # masks are filled with finfo(dtype).min, which differs by dtype and would dwarf every real value
-
-_LOST = "the original in its own dtype is not comparable with its float64 truth"
-_FP64, _OWN, _REJECTED = "fp64", "own dtype", "not accepted"
-_OTHERS = {"batch": "another batch size", "size": "another resolution", "odd size": "odd changes of it"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: of the output tensor `name` (or of the whole call), on `inputs`, of a `kind`.
-
-    `error` and `bound` are relative to max|truth| of that tensor, and for integer and bool tensors the share of entries
-    that differ. `noise` is what the original itself shows: in its own dtype, or in float64 with its weights re-rounded,
-    which is left unmeasured, and 0, where everything passes without it.
-    """
-
-    name: str
-    inputs: str
-    kind: str
-    error: float
-    bound: float
-    noise: float
-    passed: bool
-    detail: str = ""
-
-    @property
-    def compared(self) -> bool:
-        """Whether there was anything to compare: the original itself may not take these inputs."""
-        return self.kind != _REJECTED
-
-    def __str__(self) -> str:
-        text = f"{self.name} on {self.inputs} ({self.kind}): error {self.error:.2g}, bound {self.bound:.2g}"
-        return f"{text}; {self.detail}" if self.detail else text
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The checks of one call of `verify`; prints as a table and a verdict."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
-
-    @property
-    def fp64_error(self) -> float:
-        """The largest float64 error: of the function itself, before any rounding where `exact` was given."""
-        return self._largest(_FP64, "error")
-
-    @property
-    def own_error(self) -> float:
-        """The candidate's largest error in its own dtype."""
-        return self._largest(_OWN, "error")
-
-    @property
-    def noise_floor(self) -> float:
-        """The original's largest error in its own dtype: the noise that any conversion is allowed to have."""
-        return self._largest(_OWN, "noise")
-
-    @property
-    def worst(self) -> Check | None:
-        """The failed check furthest beyond its bound; None where none failed."""
-        failed = [check for check in self.checks if not check.passed]
-        return max(failed, key=lambda check: check.error / (check.bound or EXACT), default=None)
-
-    def _largest(self, kind: str, what: str) -> float:
-        return max((getattr(check, what) for check in self.checks if check.kind == kind), default=0.0)
-
-    @property
-    def findings(self) -> tuple[str, ...]:
-        """The outputs that the original itself gets wrong in its own dtype: they were compared in float64 alone."""
-        lost = dict.fromkeys(check.name for check in self.checks if check.detail.startswith(_LOST))
-        return tuple(f"{name}: {_LOST}, which alone was compared" for name in lost)
-
-    def raise_if_failed(self) -> Verification:
-        """Itself where every check passed; raises VerificationError with the worst check otherwise."""
-        if self.worst is not None:
-            raise VerificationError(f"the candidate is not equal to the original: {self.worst}")
-        return self
-
-    def __str__(self) -> str:
-        headers = ("inputs", "kind", "worst output", "error", "bound", "", "note")
-        rows = [
-            (c.inputs, c.kind, c.name, f"{c.error:.2g}", f"{c.bound:.2g}", "ok" if c.passed else "FAILED", c.detail)
-            for c in self.shown()
-        ]
-        return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{self.summary}"
-
-    def shown(self) -> list[Check]:
-        """Every failed check, and of the passed ones the worst of each inputs and kind: some models return hundreds."""
-        worst: dict[tuple[str, str], Check] = {}
-        for check in self.checks:
-            seen = worst.setdefault((check.inputs, check.kind), check)
-            if check.error > seen.error:
-                worst[check.inputs, check.kind] = check
-        return [c for c in self.checks if not c.passed or any(c is shown for shown in worst.values())]
-
-    @property
-    def summary(self) -> str:
-        """The verdict in a line, and a line for each finding."""
-        if self.worst is not None:
-            failed = sum(not check.passed for check in self.checks)
-            return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"
-        doubled = any(check.kind == _FP64 for check in self.checks)
-        exactly = f"float64 error {self.fp64_error:.2g}; " if doubled else ""
-        verdict = (
-            f"equal: {exactly}in its own dtype the candidate is {self.own_error:.2g} from "
-            f"the truth, the original {self.noise_floor:.2g}; {self._where()}"
-        )
-        return "\n".join([verdict, *(f"Found: {finding}" for finding in self.findings)])
-
-    def _where(self) -> str:
-        """What else than the example was compared, and what the original itself does not take."""
-        refused = {_variant(check) for check in self.checks if check.kind == _REJECTED}
-        accepted = {_variant(check) for check in self.checks} - refused
-        others = [text for name, text in _OTHERS.items() if name in accepted]
-        wrong = [text for name, text in _OTHERS.items() if name in refused]
-        parts = [f"also at {_listed(others)}"] if others else ["at the example's size and batch alone"]
-        return "; ".join([*parts, *([f"the original itself does not take {_listed(wrong)}"] if wrong else [])])
 
 
 def verify(
@@ -219,40 +99,6 @@ def verify(
                     break
             checks += found
     return Verification(tuple(checks))
-
-
-def relative_error(truth: Tensor, value: Tensor) -> float:
-    """max|value - truth| / max|truth| over the finite entries of two tensors of one shape, computed in float64.
-
-    0 where both are all zero or empty, inf where only the truth is; inf too where one is non-finite and the other is
-    not the same (NaN with NaN, an infinity with itself; magnitudes beyond 1e30 count as infinite). Integer and bool
-    tensors: the share of entries that differ. Raises ValueError where the shapes differ.
-    """
-    if truth.shape != value.shape:
-        raise ValueError(f"relative_error: shapes {tuple(truth.shape)} and {tuple(value.shape)} differ")
-    if not truth.numel():
-        return 0.0
-    if not (_is_floating(truth) or _is_floating(value)):
-        return (truth != value.to(truth.device)).double().mean().item()
-    wide = torch.complex128 if truth.is_complex() or value.is_complex() else torch.float64
-    truth, value = (torch.view_as_real(t) if t.is_complex() else t for t in _both(truth, value, wide))
-    size, error = truth.abs().max().item(), (value - truth).abs().max().item()
-    if not size + error <= _HUGE:  # somewhere is NaN, an infinity or a mask: entry by entry
-        size, error = _finite_part(_unmasked(truth), _unmasked(value))
-    if error == 0.0:
-        return 0.0
-    return error / size if size else float("inf")
-
-
-def _finite_part(truth: Tensor, value: Tensor) -> tuple[float, float]:
-    """max|truth| and max|value - truth| where the truth is finite; an infinite error where the rest is not the same."""
-    finite = truth.isfinite()
-    same = torch.allclose(truth[~finite], value[~finite], rtol=0, atol=0, equal_nan=True)
-    truth, value = truth[finite], value[finite]
-    size = truth.abs().max().item() if finite.any() else 0.0
-    if not same or not value.isfinite().all():
-        return size, float("inf")
-    return size, (value - truth).abs().max().item() if finite.any() else 0.0
 
 
 def rerounded(original: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -362,15 +208,6 @@ class _Bench:
                 for name, tensor in _numbers(truth).items()
             )
         )
-
-
-def _variant(check: Check) -> str:
-    """Which inputs a check is of: the example's, or a name of `_variants`."""
-    return next((name for name in _OTHERS if check.inputs.startswith(f"{name} ")), "example")
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
 def _broken(kind: str, detail: str) -> _Reading:
@@ -519,10 +356,6 @@ def _state(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
-def _is_floating(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _eps(tensor: Tensor) -> float:
     return torch.finfo(tensor.dtype).eps if _is_floating(tensor) else 0.0
 
@@ -558,11 +391,3 @@ def _rounding_checks(candidate: nn.Module, exact: Mapping[str, Tensor]) -> Itera
 
 
 # The arithmetic of errors.
-
-
-def _both(truth: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return truth.detach().to(dtype), value.detach().to(truth.device, dtype)
-
-
-def _unmasked(tensor: Tensor) -> Tensor:
-    return torch.where(tensor.abs() > _HUGE, tensor.sign() * float("inf"), tensor)
