@@ -50,11 +50,11 @@ from reparam.compare.folds import fold_error
 from reparam.compare.verification import EXACT
 from reparam.compare.verify import rerounded
 from reparam.errors import ReparamError, VerificationError
-from reparam.outcome import Counts
 from reparam.plan import cost
 from reparam.plan.fold import Fold
 from reparam.plan.plan import plan
-from reparam.report import Report
+from reparam.report.outcome import Counts
+from reparam.report.report import Report
 from reparam.rewrite import code as rewrite
 from reparam.rules.interpret import Interpretation, between
 

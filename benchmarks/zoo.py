@@ -40,7 +40,7 @@ from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.errors import ReparamError, VerificationError
 from reparam.plan.plan import plan
-from reparam.report import Report, counts
+from reparam.report.report import Report, counts
 from reparam.rules import operation
 
 CONVERTED, REFUSED, WRONG, CRASHED, LATE, BROKEN = (

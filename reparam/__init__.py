@@ -16,7 +16,7 @@ from reparam.errors import (
 from reparam.export import Exported, export
 from reparam.pipeline import reparameterize
 from reparam.plan.cost import MeasuredCost, StaticCost
-from reparam.report import Report
+from reparam.report.report import Report
 from reparam.rewrite.origin import Origin
 from reparam.undo import undo
 

@@ -34,8 +34,9 @@ from reparam.plan.fold import Fold, Wide
 from reparam.plan.horizontal import merged
 from reparam.plan.liveness import Dead, around, dead_weight
 from reparam.plan.plan import Plan, plan
-from reparam.ranges import Ranges, Weights
-from reparam.report import report
+from reparam.report.quantisation import Ranges, Weights
+from reparam.report.report import report
+from reparam.report.steps import weighed
 from reparam.rewrite.apply import Emitted, emit
 from reparam.rewrite.edits import Edits
 from reparam.rewrite.lowering import prepare
@@ -43,7 +44,6 @@ from reparam.rewrite.origin import Origin, digests, key_map, named, skeleton
 from reparam.rewrite.proofs import Proofs
 from reparam.rewrite.prune import REMOVED, Pruner
 from reparam.rewrite.weights import Waiting, aliases, fill, loosened, own, same
-from reparam.sketch import weighed
 
 
 @torch.inference_mode(

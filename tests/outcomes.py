@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from reparam.compare.bench import Comparison, Timing
 from reparam.compare.verification import Check, Verification
-from reparam.outcome import START, Counts, DeadWeight, FoldLine, Look, RefusalLine, Step
-from reparam.ranges import Ranges, Weights
-from reparam.report import Report
+from reparam.report.outcome import START, Counts, DeadWeight, FoldLine, Look, RefusalLine, Step
+from reparam.report.quantisation import Ranges, Weights
+from reparam.report.report import Report
 
 COUNTS = Counts(2, 1, 0, 30, 400)
 LATENCY = Comparison(

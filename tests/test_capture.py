@@ -22,7 +22,7 @@ import reparam
 from helpers import EXACT, convs_ran, distance, norms_ran, ran, trained
 from reparam.capture.graph import READ, SIZE
 from reparam.errors import ModelError
-from reparam.report import Report
+from reparam.report.report import Report
 
 
 class Layer(nn.Sequential):

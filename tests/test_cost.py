@@ -29,7 +29,7 @@ from reparam.plan.cost.sample import Sample, Shaped
 from reparam.plan.cost.timing import Setting, Stopwatch, timed
 from reparam.plan.cost.work import of_fold, of_node
 from reparam.plan.plan import plan
-from reparam.report import Report
+from reparam.report.report import Report
 from reparam.rules.interpret import Interpretation
 
 

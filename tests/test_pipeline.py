@@ -23,7 +23,7 @@ from reparam.capture.recorder import record
 from reparam.errors import InputError, ModelError, ReparamError, TrainModeError, VerificationError
 from reparam.nn import DiverseBranchBlock, RepVGGBlock
 from reparam.plan.plan import plan
-from reparam.report import counts
+from reparam.report.report import counts
 from reparam.rules import RULES
 
 

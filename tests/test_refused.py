@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.plan.cost import CPU, Cost, Price, Work
-from reparam.report import Report
+from reparam.report.report import Report
 from tests.helpers import Block, distance, image, trained
 
 _LAST = torch.channels_last

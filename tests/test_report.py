@@ -23,12 +23,12 @@ import reparam
 from helpers import Block, image, trained
 from outcomes import HOSTILE, LATENCY, hostile
 from reparam.compare.verification import Check, Verification
-from reparam.outcome import START, FoldLine, Step
-from reparam.ranges import BIT, BITS, SOUND, Weights, ranges
 from reparam.render.diagram import LARGEST, diagram, shape_of
 from reparam.render.layout import laid_out
 from reparam.render.markup import tag
-from reparam.report import Report
+from reparam.report.outcome import START, FoldLine, Step
+from reparam.report.quantisation import BIT, BITS, SOUND, Weights, ranges
+from reparam.report.report import Report
 from reparam.rules import RULES, Rule
 
 

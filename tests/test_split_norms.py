@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from helpers import EXACT, Block, convs_ran, distance, image
 from reparam import reparameterize
-from reparam.report import Report
+from reparam.report.report import Report
 from zoo_models import build, example_input
 
 

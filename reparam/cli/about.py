@@ -19,9 +19,9 @@ from reparam.cli.fold import STEPS, folded
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
 from reparam.compare.bench import benchmark
-from reparam.data import comparison_data, report_data
 from reparam.errors import first_line
 from reparam.nn import demo_network, draw_constants, draw_statistics
+from reparam.report.as_data import comparison_data, report_data
 from reparam.rules import RULES
 
 _PACKAGES = {

@@ -19,11 +19,11 @@ from reparam.cli.shown import Bar, show
 from reparam.compare.bench import benchmark
 from reparam.compare.levels import FULL
 from reparam.compare.verify import verify as verify_models
-from reparam.data import comparison_data, verification_data
 from reparam.errors import InputError
 from reparam.files import require_file
 from reparam.programs import SUFFIXES, exported_module, open_program
-from reparam.report import Report
+from reparam.report.as_data import comparison_data, verification_data
+from reparam.report.report import Report
 
 ARTEFACTS = (".safetensors", ".json")
 

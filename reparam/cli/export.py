@@ -11,9 +11,9 @@ from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
 from reparam.cli.shown import Bar, show
 from reparam.compare.levels import FULL
-from reparam.data import report_data, verification_data
 from reparam.export import export as export_model
 from reparam.export import require_exportable
+from reparam.report.as_data import report_data, verification_data
 
 
 def export(

@@ -8,7 +8,7 @@ from pathlib import Path
 from reparam.compare.bench import Comparison
 from reparam.errors import InputError
 from reparam.files import require_writable, written
-from reparam.report import Report
+from reparam.report.report import Report
 
 _FORMS: dict[str, Callable[[Report, Comparison | None], str]] = {
     ".html": Report.to_html,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reparam.compare.verification import EXACT
-from reparam.outcome import FoldLine
-from reparam.ranges import Ranges
 from reparam.render.markup import Markup, tag
+from reparam.report.outcome import FoldLine
+from reparam.report.quantisation import Ranges
 
 
 @dataclass(frozen=True)

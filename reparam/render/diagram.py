@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reparam.outcome import START, FoldLine, Step
 from reparam.render.layout import Layout, laid_out
 from reparam.render.markup import Markup, joined, tag
+from reparam.report.outcome import START, FoldLine, Step
 
 _SHORT = {
     "batch_norm": "bn", "setitem": "fill border", "getitem": "slice", "cat": "concat",

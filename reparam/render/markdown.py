@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from reparam.compare.bench import Comparison
-from reparam.outcome import Outcome, percent
 from reparam.render import words
+from reparam.report.outcome import Outcome, percent
 
 
 def as_markdown(outcome: Outcome, latency: Comparison | None = None) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
-from reparam.outcome import Outcome
 from reparam.render import words
+from reparam.report.outcome import Outcome
 
 
 def as_text(outcome: Outcome) -> str:

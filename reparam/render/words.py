@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reparam.compare.levels import NOTHING
-from reparam.outcome import Counts, Gain, Outcome
+from reparam.report.outcome import Counts, Gain, Outcome
 
 COUNTED = {
     "convs": "convolutions and linear layers",

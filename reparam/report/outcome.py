@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from reparam.compare.levels import FOLDS, FULL, NOTHING, Checked
 from reparam.compare.verification import Verification
-from reparam.ranges import Weights
+from reparam.report.quantisation import Weights
 
 START = -1
 """What a step of a fold reads that reads the tensor that the fold starts from."""

@@ -12,10 +12,10 @@ from reparam.algebra.kernels import transposed
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
 from reparam.capture.norms import affine_part
-from reparam.outcome import START, Step
 from reparam.plan import cost
 from reparam.plan.fold import Fold
-from reparam.ranges import Ranges, Weights, ranges
+from reparam.report.outcome import START, Step
+from reparam.report.quantisation import Ranges, Weights, ranges
 from reparam.rules import RULES, operation
 from reparam.rules.table import each
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from reparam.compare.bench import Comparison, Spread
 from reparam.compare.verification import Verification
-from reparam.outcome import Outcome
+from reparam.report.outcome import Outcome
 
 
 def plain_data(value: Any) -> Any:

@@ -15,20 +15,20 @@ from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import MOVING
 from reparam.compare.bench import Comparison
-from reparam.data import comparison_data, report_data
 from reparam.errors import Refusal
-from reparam.gains import gains
-from reparam.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
 from reparam.plan import cost
 from reparam.plan.cost import Cost, Price, TimedCost
 from reparam.plan.fold import Fold
 from reparam.plan.liveness import Dead, compiled, from_outside
 from reparam.plan.plan import Plan
-from reparam.ranges import Weights
 from reparam.render import as_html, as_markdown, as_text
+from reparam.report.as_data import comparison_data, report_data
+from reparam.report.gains import gains
+from reparam.report.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
+from reparam.report.quantisation import Weights
+from reparam.report.steps import become, called, macs, place, sketched
 from reparam.rewrite.origin import enclosing
 from reparam.rules import operation
-from reparam.sketch import become, called, macs, place, sketched
 
 _KINDS = {
     "conv": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear",
