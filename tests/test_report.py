@@ -23,11 +23,11 @@ import reparam
 from helpers import Block, image, trained
 from outcomes import HOSTILE, LATENCY, hostile
 from reparam.compare.verification import Check, Verification
-from reparam.render.diagram import LARGEST, diagram, shape_of
-from reparam.render.layout import laid_out
-from reparam.render.markup import tag
 from reparam.report.outcome import START, FoldLine, Step
 from reparam.report.quantisation import BIT, BITS, SOUND, Weights, ranges
+from reparam.report.render.diagram import LARGEST, diagram, shape_of
+from reparam.report.render.layout import laid_out
+from reparam.report.render.markup import tag
 from reparam.report.report import Report
 from reparam.rules import RULES, Rule
 

@@ -21,11 +21,11 @@ from reparam.plan.cost import Cost, Price, TimedCost
 from reparam.plan.fold import Fold
 from reparam.plan.liveness import Dead, compiled, from_outside
 from reparam.plan.plan import Plan
-from reparam.render import as_html, as_markdown, as_text
 from reparam.report.as_data import comparison_data, report_data
 from reparam.report.gains import gains
 from reparam.report.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
 from reparam.report.quantisation import Weights
+from reparam.report.render import as_html, as_markdown, as_text
 from reparam.report.steps import become, called, macs, place, sketched
 from reparam.rewrite.origin import enclosing
 from reparam.rules import operation

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reparam.render.layout import Layout, laid_out
-from reparam.render.markup import Markup, joined, tag
 from reparam.report.outcome import START, FoldLine, Step
+from reparam.report.render.layout import Layout, laid_out
+from reparam.report.render.markup import Markup, joined, tag
 
 _SHORT = {
     "batch_norm": "bn", "setitem": "fill border", "getitem": "slice", "cat": "concat",

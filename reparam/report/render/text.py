@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
-from reparam.render import words
 from reparam.report.outcome import Outcome
+from reparam.report.render import words
 
 
 def as_text(outcome: Outcome) -> str:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from reparam.compare.bench import Comparison
-from reparam.render import words
 from reparam.report.outcome import Outcome, percent
+from reparam.report.render import words
 
 
 def as_markdown(outcome: Outcome, latency: Comparison | None = None) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reparam.compare.verification import EXACT
-from reparam.render.markup import Markup, tag
 from reparam.report.outcome import FoldLine
 from reparam.report.quantisation import Ranges
+from reparam.report.render.markup import Markup, tag
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import torch
 
 from reparam.compare.bench import Comparison, Spread
 from reparam.compare.verification import Check, Verification
-from reparam.render import charts, words
-from reparam.render.charts import Bar, Scale
-from reparam.render.diagram import diagram, shape_of, shorthand
-from reparam.render.markup import Markup, joined, tag
 from reparam.report.outcome import FoldLine, Outcome, Reason, percent
 from reparam.report.quantisation import Weights
+from reparam.report.render import charts, words
+from reparam.report.render.charts import Bar, Scale
+from reparam.report.render.diagram import diagram, shape_of, shorthand
+from reparam.report.render.markup import Markup, joined, tag
 
 _OPEN = 8  # so many of the distinct blocks are shown at once, the others on demand
 

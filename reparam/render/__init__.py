@@ -1,7 +1,0 @@
-"""An outcome for people: in a terminal, as a page, as Markdown."""
-
-from reparam.render.markdown import as_markdown
-from reparam.render.page import as_html
-from reparam.render.text import as_text
-
-__all__ = ["as_html", "as_markdown", "as_text"]
