@@ -5,6 +5,7 @@ from reparam.artefact import apply, load, save
 from reparam.compare.bench import Comparison, benchmark
 from reparam.compare.verification import Verification
 from reparam.compare.verify import verify
+from reparam.convert import reparameterize
 from reparam.errors import (
     InputError,
     ModelError,
@@ -14,7 +15,6 @@ from reparam.errors import (
     VerificationError,
 )
 from reparam.export import Exported, export
-from reparam.pipeline import reparameterize
 from reparam.plan.cost import MeasuredCost, StaticCost
 from reparam.report.report import Report
 from reparam.rewrite.origin import Origin

@@ -13,9 +13,9 @@ from reparam.artefact import Saved, save
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
 from reparam.compare.levels import Verify, chosen
+from reparam.convert import reparameterize
 from reparam.errors import InputError
 from reparam.files import require_writable
-from reparam.pipeline import reparameterize
 
 
 def _callback() -> Any:

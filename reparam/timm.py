@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reparam.compare.levels import Verify
-from reparam.pipeline import reparameterize
+from reparam.convert import reparameterize
 
 
 def reparameterize_model(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-import reparam.pipeline as pipeline
+import reparam.convert as pipeline
 from helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record

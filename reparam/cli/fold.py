@@ -14,9 +14,9 @@ from reparam.cli import options
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
 from reparam.compare.levels import FULL, NOTHING
+from reparam.convert import reparameterize
 from reparam.errors import InputError
 from reparam.files import require_writable
-from reparam.pipeline import reparameterize
 from reparam.report.as_data import report_data
 from reparam.report.report import Report
 
