@@ -1,11 +1,13 @@
 """Fold multi-branch networks into plain convolutions: exact or refused, never worse, always explained."""
 
 from reparam import nn
-from reparam.artefact import apply, load, save
 from reparam.compare.bench import Comparison, benchmark
 from reparam.compare.verification import Verification
 from reparam.compare.verify import verify
 from reparam.convert import reparameterize
+from reparam.deploy.artefact import apply, load, save
+from reparam.deploy.export import Exported, export
+from reparam.deploy.undo import undo
 from reparam.errors import (
     InputError,
     ModelError,
@@ -14,11 +16,9 @@ from reparam.errors import (
     TrainModeError,
     VerificationError,
 )
-from reparam.export import Exported, export
 from reparam.plan.cost import MeasuredCost, StaticCost
 from reparam.report.report import Report
 from reparam.rewrite.origin import Origin
-from reparam.undo import undo
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from reparam.artefact import load, save
+from reparam.deploy.artefact import load, save
 from reparam.errors import InputError
 from reparam.rewrite.origin import Origin
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.artefact import Saved, save
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
 from reparam.compare.levels import Verify, chosen
 from reparam.convert import reparameterize
+from reparam.deploy.artefact import Saved, save
+from reparam.deploy.files import require_writable
 from reparam.errors import InputError
-from reparam.files import require_writable
 
 
 def _callback() -> Any:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reparam.deploy.files import require_file
 from reparam.errors import InputError, ModelError, first_line
-from reparam.files import require_file
 
 DTYPES = {
     name: getattr(torch, name)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import ScaledBranches, convs_ran, distance, image, norms_ran, trained
-from reparam.artefact import Saved, apply, load, save
+from reparam.deploy.artefact import Saved, apply, load, save
+from reparam.deploy.safe_code import code_data, read_code
 from reparam.errors import InputError
-from reparam.forwards import code_data, read_code
 from reparam.nn import ACBlock, DiverseBranchBlock, MobileOneBlock, RepVGGBlock, demo_network
 from zoo_models import build, example_input
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reparam.checkpoint import fit, read_checkpoint
+from reparam.deploy.checkpoint import fit, read_checkpoint
 from reparam.errors import InputError
 
 

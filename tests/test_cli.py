@@ -18,7 +18,7 @@ import reparam
 from console import NETWORK, refused, run
 from reparam.cli import main
 from reparam.cli.shown import Bar
-from reparam.files import sha256
+from reparam.deploy.files import sha256
 from reparam.source import built
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import reparam
 from helpers import trained
+from reparam.deploy.export import ANY_BATCH, ANY_SIZE, ONE_SHAPE, export
+from reparam.deploy.runtimes import open_program
 from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
-from reparam.export import ANY_BATCH, ANY_SIZE, ONE_SHAPE, export
 from reparam.nn import RepVGGBlock
-from reparam.programs import open_program
 
 SUFFIXES = [".pt2", ".onnx"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from reparam.deploy.files import require_file, require_writable, sha256, written
 from reparam.errors import InputError
-from reparam.files import require_file, require_writable, sha256, written
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from reparam.artefact import load
 from reparam.capture.inputs import Inputs
 from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
@@ -19,9 +18,10 @@ from reparam.cli.shown import Bar, show
 from reparam.compare.bench import benchmark
 from reparam.compare.levels import FULL
 from reparam.compare.verify import verify as verify_models
+from reparam.deploy.artefact import load
+from reparam.deploy.files import require_file
+from reparam.deploy.runtimes import SUFFIXES, exported_module, open_program
 from reparam.errors import InputError
-from reparam.files import require_file
-from reparam.programs import SUFFIXES, exported_module, open_program
 from reparam.report.as_data import comparison_data, verification_data
 from reparam.report.report import Report
 

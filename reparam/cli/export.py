@@ -11,8 +11,8 @@ from reparam.cli import options
 from reparam.cli.fold import STEPS, folded
 from reparam.cli.shown import Bar, show
 from reparam.compare.levels import FULL
-from reparam.export import export as export_model
-from reparam.export import require_exportable
+from reparam.deploy.export import export as export_model
+from reparam.deploy.export import require_exportable
 from reparam.report.as_data import report_data, verification_data
 
 

@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 from torch import nn
 
-from reparam.artefact import Saved, save
 from reparam.capture.inputs import Inputs
 from reparam.cli import options
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
 from reparam.compare.levels import FULL, NOTHING
 from reparam.convert import reparameterize
+from reparam.deploy.artefact import Saved, save
+from reparam.deploy.files import require_writable
 from reparam.errors import InputError
-from reparam.files import require_writable
 from reparam.report.as_data import report_data
 from reparam.report.report import Report
 

@@ -13,8 +13,8 @@ from torch import nn
 from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
-from reparam.checkpoint import Checkpoint, Fit, fit, read_checkpoint
 from reparam.compare import levels as checked
+from reparam.deploy.checkpoint import Checkpoint, Fit, fit, read_checkpoint
 from reparam.errors import InputError, first_line
 from reparam.plan.cost import MeasuredCost, StaticCost
 from reparam.source import DTYPES, arguments, built, drawn_input, read_input, usual_input

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reparam.compare.bench import Comparison
+from reparam.deploy.files import require_writable, written
 from reparam.errors import InputError
-from reparam.files import require_writable, written
 from reparam.report.report import Report
 
 _FORMS: dict[str, Callable[[Report, Comparison | None], str]] = {

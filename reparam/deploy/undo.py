@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from reparam.artefact import origin_of
-from reparam.checkpoint import fit, read_checkpoint
+from reparam.deploy.artefact import origin_of
+from reparam.deploy.checkpoint import fit, read_checkpoint
 from reparam.errors import InputError
 from reparam.rewrite.origin import Origin, digests, filled
 

@@ -22,13 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from reparam.deploy.files import require_file, sha256, written
+from reparam.deploy.probe import probe, require_probe
+from reparam.deploy.structure import constants, describe, outline, rebuild, require_outline
 from reparam.errors import InputError
-from reparam.files import require_file, sha256, written
-from reparam.probe import probe, require_probe
 from reparam.report.as_data import report_data
 from reparam.report.report import Report
 from reparam.rewrite.origin import Origin
-from reparam.structure import constants, describe, outline, rebuild, require_outline
 
 FORMAT = "reparam artefact"
 VERSION = 1

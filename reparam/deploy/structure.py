@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.snapshot import WEIGHT_HOOKS, copied
+from reparam.deploy.safe_code import code_data, read_code, require_members
 from reparam.errors import InputError
-from reparam.forwards import code_data, read_code, require_members
 from reparam.rewrite.code import code_of, set_forward
 from reparam.rewrite.layers import BiasMap
 

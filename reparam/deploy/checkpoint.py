@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from reparam.deploy.files import require_file, sha256
 from reparam.errors import InputError, first_line
-from reparam.files import require_file, sha256
 
 # Where training scripts keep the weights, the best first: an average of the last steps is what its authors evaluate.
 KEYS = (

@@ -26,9 +26,9 @@ from reparam.capture.snapshot import copied
 from reparam.capture.tree import mapped
 from reparam.compare.verification import Verification
 from reparam.compare.verify import verify
+from reparam.deploy.files import require_writable, written
+from reparam.deploy.runtimes import SUFFIXES, open_program, runtime
 from reparam.errors import InputError, ModelError, ReparamError, VerificationError, first_line
-from reparam.files import require_writable, written
-from reparam.programs import SUFFIXES, open_program, runtime
 
 ANY_SIZE, ANY_BATCH, ONE_SHAPE = "every batch and size", "every batch", "the example's shapes alone"
 _LIMIT = 2 << 30  # bytes of one ONNX file; what is larger is written in several

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.tree import tensors
+from reparam.deploy.files import require_file
 from reparam.errors import InputError, first_line
-from reparam.files import require_file
 
 SUFFIXES = (".pt2", ".onnx")
 
