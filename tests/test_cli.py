@@ -18,8 +18,8 @@ import reparam
 from console import NETWORK, refused, run
 from reparam.cli import main
 from reparam.cli.shown import Bar
+from reparam.cli.source import built
 from reparam.deploy.files import sha256
-from reparam.source import built
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("fold", "export", "explain", "verify", "bench", "ops", "doctor", "demo")

@@ -13,11 +13,11 @@ from torch import nn
 from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
+from reparam.cli.source import DTYPES, arguments, built, drawn_input, read_input, usual_input
 from reparam.compare import levels as checked
 from reparam.deploy.checkpoint import Checkpoint, Fit, fit, read_checkpoint
 from reparam.errors import InputError, first_line
 from reparam.plan.cost import MeasuredCost, StaticCost
-from reparam.source import DTYPES, arguments, built, drawn_input, read_input, usual_input
 
 _FLOATING = tuple(name for name, dtype in DTYPES.items() if dtype.is_floating_point)
 
