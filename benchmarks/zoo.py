@@ -41,7 +41,6 @@ from reparam.capture.recorder import record
 from reparam.errors import ReparamError, VerificationError
 from reparam.plan.plan import plan
 from reparam.report.report import Report, counts
-from reparam.rules import operation
 
 CONVERTED, REFUSED, WRONG, CRASHED, LATE, BROKEN = (
     "converted",
@@ -138,7 +137,7 @@ def _norms_left(live: Iterable[Node], again: Report) -> Iterable[str]:
 
 
 def _name(node: Node) -> str:
-    return operation(node.function) if node.function is not None else "the input"
+    return node.op if node.function is not None else "the input"
 
 
 def _general(reason: str) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from reparam.capture.recorder import record
-from reparam.capture.inputs import Inputs
-from reparam.rules.interpret import Interpretation
-from reparam.nn import draw_constants, draw_statistics
 from reparam.capture.float64 import double
-from reparam.rules import RULES, Case, Rule
+from reparam.capture.inputs import Inputs
 from reparam.capture.ops import SPELLINGS
+from reparam.capture.recorder import record
+from reparam.nn import draw_constants, draw_statistics
+from reparam.rules import RULES, Case, Rule
+from reparam.rules.interpret import Interpretation
 
 TARGET = Path(__file__).with_name("ops.md")
 

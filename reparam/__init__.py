@@ -16,7 +16,7 @@ from reparam.errors import (
     TrainModeError,
     VerificationError,
 )
-from reparam.plan.cost import MeasuredCost, StaticCost
+from reparam.plan.cost import Cost, MeasuredCost, Price, StaticCost, Work
 from reparam.report.report import Report
 from reparam.rewrite.origin import Origin
 
@@ -24,11 +24,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
+    "Cost",
     "Exported",
     "InputError",
     "MeasuredCost",
     "ModelError",
     "Origin",
+    "Price",
     "Refusal",
     "ReparamError",
     "Report",
@@ -36,6 +38,7 @@ __all__ = [
     "TrainModeError",
     "Verification",
     "VerificationError",
+    "Work",
     "apply",
     "benchmark",
     "export",
@@ -46,3 +49,8 @@ __all__ = [
     "undo",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names alone: the rooms are not for users."""
+    return [*__all__, "__version__"]

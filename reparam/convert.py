@@ -23,6 +23,7 @@ from reparam.capture.recorder import record
 from reparam.capture.rerun import of_one_size
 from reparam.capture.snapshot import copied
 from reparam.compare.bisect import bisect
+from reparam.compare.border import Border, borders
 from reparam.compare.folds import fold_error
 from reparam.compare.levels import FULL, NOTHING, Checked, Verify, chosen
 from reparam.compare.verification import EXACT, Verification
@@ -137,10 +138,10 @@ def _folded(
     later = inplace and checked != FULL and not asked.prune  # else the folded model is run while there is the old one
     with _uncollected():
         conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL, later=later)
-    naive: dict[Node, float] = {}
+    stopped = borders(conversion.plan.found, conversion.plan.live)
+    naive = _naive_errors(stopped) if checked != NOTHING else {}
     verification = None
     if checked != NOTHING:
-        naive = _naive_errors(conversion.plan)
         _require_exact(looks.errors, conversion)
     if checked == FULL and conversion.changed:
         say("comparing the models")
@@ -153,7 +154,7 @@ def _folded(
     with _uncollected():
         outcome = report(
             conversion.record, conversion.plan, model, folded, conversion.emitted.names, looks.errors, looks.weights,
-            naive, conversion.dead, conversion.judge,
+            stopped, naive, conversion.dead, conversion.judge,
         )  # fmt: skip
         folded.reparam_report = replace(outcome, verification=verification, inputs=str(inputs))  # type: ignore[assignment]
         if conversion.changed or "reparam_origin" not in vars(model):
@@ -361,10 +362,10 @@ def _kept(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     return kept
 
 
-def _naive_errors(planned: Plan) -> dict[Node, float]:
+def _naive_errors(stopped: Mapping[Node, Border]) -> dict[Node, float]:
     generator = torch.Generator().manual_seed(0)
     errors: dict[Node, float] = {}
-    for node, border in planned.borders().items():
+    for node, border in stopped.items():
         with passing():
             errors[node] = border.error(generator)
     return errors

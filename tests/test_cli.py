@@ -36,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def as_process(*arguments: str, **more: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "reparam.cli", *arguments]
+    command = [sys.executable, "-m", "reparam", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -456,7 +456,7 @@ def test_a_run_that_is_interrupted_while_it_writes_leaves_nothing_behind(
         (here / "seen").write_text(str(sorted(path.name for path in here.glob(".net*/*"))))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("reparam.artefact.probe", interrupted)
+    monkeypatch.setattr("reparam.deploy.artefact.probe", interrupted)
     ended = run("fold", "mynet:make", "-i", "1x3x17x19", "-o", "net.safetensors")
     assert (ended.code, ended.out, ended.err) == (130, "", "reparam: interrupted; nothing was written\n")
     assert (here / "seen").read_text() == "['net.safetensors']"

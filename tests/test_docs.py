@@ -68,7 +68,7 @@ def run_python(block: Block, document: Path, module: ModuleType) -> str:
 
 def run_command(line: str, fails: bool = False) -> str:
     """What `reparam ...` prints, run with this Python on the files of this checkout; on stderr too where it fails."""
-    command = [sys.executable, "-m", "reparam.cli", *shlex.split(line)[1:]]
+    command = [sys.executable, "-m", "reparam", *shlex.split(line)[1:]]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
     assert bool(done.returncode) == fails, f"{line}\n{done.stderr}"

@@ -192,7 +192,7 @@ def test_one_kernel_of_a_layer_in_float64_at_once(monkeypatch: pytest.MonkeyPatc
         with peak:
             return right(*arguments)
 
-    monkeypatch.setattr("reparam.pipeline.emit", emitted)
+    monkeypatch.setattr("reparam.convert.emit", emitted)
     folded = reparam.reparameterize(model, x, verify=False, inplace=inplace)
     largest = max(8 * each.numel() for each in folded.parameters())
     assert len(folded.reparam_report.folds) == 1
@@ -232,7 +232,7 @@ def test_no_parameter_is_copied_that_is_folded_away(monkeypatch: pytest.MonkeyPa
         seen.append({each.data_ptr() for each in target.parameters()})
         return right(target, *arguments)
 
-    monkeypatch.setattr("reparam.pipeline.emit", looked)
+    monkeypatch.setattr("reparam.convert.emit", looked)
     reparam.reparameterize(model, X, verify=False)
     assert seen == [memory]
 
@@ -381,7 +381,7 @@ def test_in_place_without_enough_memory_says_that_the_model_is_lost(monkeypatch:
 def test_in_place_nothing_is_given_up_before_the_folds_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     before = copy.deepcopy(model)
-    monkeypatch.setattr("reparam.pipeline.fold_error", lambda *_: 1.0)
+    monkeypatch.setattr("reparam.convert.fold_error", lambda *_: 1.0)
     with pytest.raises(reparam.VerificationError, match="nothing has been changed"):
         reparam.reparameterize(model, X, verify="folds", inplace=True)
     assert distance(before, model, X) == 0

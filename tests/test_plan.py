@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import reparam.plan
 from helpers import image, trained
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
+from reparam.plan import plan as plan_module
 from reparam.plan.cost import Price, total
 from reparam.plan.region import Region
 
@@ -89,8 +89,8 @@ def regions(model: nn.Module, x: Tensor) -> list[Region]:
             return super().best()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(reparam.plan, "Region", Noted)
-        reparam.plan.plan(record(model, Inputs.of(x)), set())
+        patched.setattr(plan_module, "Region", Noted)
+        plan_module.plan(record(model, Inputs.of(x)), set())
     return list(met)
 
 

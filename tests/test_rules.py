@@ -71,7 +71,7 @@ def behind_steps(found: Interpretation, base: Node, node: Node, x: Tensor) -> Te
     counts = [getattr(found.value(base, each), "steps", 0) for each in nodes]
     steps = [each for each, now, before in zip(nodes, counts, [0, *counts], strict=False) if now > before]
     others = [each for each in nodes if each not in steps]
-    kernels = [each for each in others if operation(each.function) in KERNELS]
+    kernels = [each for each in others if each.op in KERNELS]
     at = {each: found.value(base, each) for each in kernels}
     kernels = [each for each in kernels if getattr(at[each], "places", None) is None]
     if not whole.inside.pixelwise:
@@ -175,7 +175,7 @@ def test_every_key_is_exercised() -> None:
     for case in cases:
         *_, x = inputs(case)
         found = record(trained(case), Inputs((x,)))
-        called |= {operation(node.function) for node in found.nodes if node.function is not None}
+        called |= {node.op for node in found.nodes if node.function is not None}
     assert set(RULES) <= called
 
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import reparam.trace
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.capture.snapshot import copied
+from reparam.rewrite import trace as trace_module
 from reparam.rewrite.proofs import Proofs
 from reparam.rewrite.trace import Trace
 
@@ -69,13 +69,13 @@ class Tried(Block):
 def traces(monkeypatch: pytest.MonkeyPatch, *blocks: nn.Module) -> tuple[list[Trace], int]:
     """The traces of blocks that run one after another, and how many of them were made by tracing."""
     made = []
-    trace = reparam.trace._traced
+    trace = trace_module._traced
 
     def counted(steps: Trace) -> Any:
         made.append(steps)
         return trace(steps)
 
-    monkeypatch.setattr(reparam.trace, "_traced", counted)
+    monkeypatch.setattr(trace_module, "_traced", counted)
     run = record(nn.Sequential(*blocks).eval(), Inputs.of(torch.randn(2, 3, 7, 5)))
     proofs = Proofs(run)
     found = [proofs.trace(call, frozenset({call.module})) for call in run.calls if call.module in blocks]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.norms import affine_part
+from reparam.capture.ops import operation
 
 # How the code of a module comes by a number that the input may decide on.
 SIZE = "looked at the size of a tensor"
@@ -42,6 +43,7 @@ class Node:
     """One tensor computed (or given) during the run; compared by identity.
 
     function: what computed it, or None for an input of the model and for a tensor of unknown origin.
+    op: the name of the operation in the table of `ops.py`, whatever its spelling; "" where there is no function.
     tensor: the parameter, buffer or plain attribute that it is, else None; `name` is its qualified name.
     constant: computed from such tensors and literals alone.
     written: some later operation overwrites the memory of this value.
@@ -69,6 +71,10 @@ class Node:
     strides: tuple[int, ...] = ()
     inputs: tuple[Node, ...] = ()
     readers: list[Node] = field(default_factory=list)
+    op: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.op = "" if self.function is None else operation(self.function)
 
     def __repr__(self) -> str:
         return self.name

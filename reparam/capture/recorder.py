@@ -297,7 +297,7 @@ class _Recorder(TorchFunctionMode):
         if whole is not None:
             node.shape, node.dtype = tuple(whole.shape), whole.dtype
             self._bind(whole, node)
-            if operation(node.function) in PERHAPS_VIEWS and node.inputs[0].memory != node.memory:  # type: ignore[arg-type]
+            if node.op in PERHAPS_VIEWS and node.inputs[0].memory != node.memory:
                 self.copies[node.memory] = node.inputs[0].memory
         elif isinstance(result, (tuple, list)):
             self._entries(node, result)

@@ -51,9 +51,10 @@ class Border:
         return relative_error(known[self.sink], self.outer(self.inner(x)))
 
 
-def borders(found: Interpretation, refused: Collection[Node]) -> dict[Node, Border]:
-    """Those of the refused nodes that would fold if there were no border, as the folds that they would be."""
-    named = {node: _border(found, node) for node in refused if isinstance(found.refusals[node], BorderRefusal)}
+def borders(found: Interpretation, live: Collection[Node]) -> dict[Node, Border]:
+    """The live nodes that would fold if there were no border, as the folds that they would be."""
+    refused = [node for node, why in found.refusals.items() if node in live and isinstance(why, BorderRefusal)]
+    named = {node: _border(found, node) for node in refused}
     return {node: border for node, border in named.items() if border is not None}
 
 

@@ -19,14 +19,10 @@ from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
 from reparam.capture.snapshot import copied
-from reparam.compare.isolated import Leaves, ModelFailure, run
-from reparam.errors import InputError, ModelError
-
-"""Largest float64 error of an exact fold, relative to max|y|. Deep nets round to 1e-14 in float64, while the smallest
-real mistake on record (a constant that went through float32) shows up as 1e-9: the bound sits between the two."""
-
 from reparam.compare.error import _both, _is_floating, relative_error
+from reparam.compare.isolated import Leaves, ModelFailure, run
 from reparam.compare.verification import _FP64, _LOST, _OWN, _REJECTED, EXACT, Check, Verification
+from reparam.errors import InputError, ModelError
 
 NOISE = 3
 """How many times the original's own rounding noise a conversion may have. Noise is a maximum over a few thousand random

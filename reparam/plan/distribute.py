@@ -19,7 +19,7 @@ from reparam.algebra.axis import Axis
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.plan.cost import KERNELS
 from reparam.plan.fold import Fold
-from reparam.rules import RULES, Value, operation
+from reparam.rules import RULES, Value
 from reparam.rules.interpret import Interpretation
 
 _SUMS = ("add", "sub")
@@ -77,7 +77,7 @@ class _Spreader:
 
     def _behind(self, join: Node) -> tuple[Fold, AffineConv] | None:
         """The scale and shift that alone reads `join`, and the fold of the operations that it is made of."""
-        if operation(join.function or "") not in (*_SUMS, "cat") or not self._alone(join):
+        if join.op not in (*_SUMS, "cat") or not self._alone(join):
             return None
         fold = self.based.get(join)
         nodes = fold.nodes if fold is not None else tuple(self._chain(join))
@@ -121,7 +121,7 @@ class _Spreader:
                 fold = self.folds.get(fold.base) or self._kernel(fold.base)
             if fold is not None:
                 yield self._advanced(fold, part)
-            elif operation(side.function or "") in (*_SUMS, "cat") and side not in self.inside:
+            elif side.op in (*_SUMS, "cat") and side not in self.inside:
                 yield from self._sides(side, part)
             else:
                 raise _Kept
@@ -129,7 +129,7 @@ class _Spreader:
     def _parts(self, join: Node, map_: AffineConv) -> Iterator[tuple[Node, AffineConv]]:
         """Each side of a join with its part of the map."""
         given = _arguments(join)
-        joined = operation(join.function or "") == "cat"
+        joined = join.op == "cat"
         sides = given["tensors"] if joined else [given["input"], given["other"]]
         if not all(isinstance(side, Node) and not side.constant for side in sides):
             raise _Kept
@@ -150,7 +150,7 @@ class _Spreader:
 
     def _kernel(self, side: Node) -> Fold | None:
         """A convolution that stays as it is in the plan, as a fold of itself."""
-        if operation(side.function or "") not in KERNELS or side not in self.found.above or side in self.inside:
+        if side.op not in KERNELS or side not in self.found.above or side in self.inside:
             return None
         base = side.operands[0]
         value = self.found.value(base, side)
@@ -161,7 +161,7 @@ class _Spreader:
 
         The batch norm of a fold may be: then the fold is written beside it.
         """
-        kernels = [node for node in fold.nodes if operation(node.function or "") in KERNELS]
+        kernels = [node for node in fold.nodes if node.op in KERNELS]
         readers = {reader for leaf in leaves_of(kernels) for reader in self.readers[id(leaf)]} & self.live
         shared = any(not served(reader, fold.nodes) for reader in readers)
         if not kernels or shared or fold.steps or len(fold.value.axes) != len(part.axes):
@@ -177,7 +177,7 @@ def _scales(value: Value) -> TypeGuard[AffineConv]:
 def _arguments(join: Node) -> Mapping[str, Any]:
     """What the join is called with, by the names that its rule gives it."""
     try:
-        bound = RULES[operation(join.function or "")].signature.bind(*join.args, **join.kwargs)
+        bound = RULES[join.op].signature.bind(*join.args, **join.kwargs)
     except TypeError:  # a call that has no rule
         raise _Kept from None
     bound.apply_defaults()

@@ -12,7 +12,6 @@ from reparam.algebra.affine import AffineConv
 from reparam.capture.graph import Node
 from reparam.plan import cost
 from reparam.plan.shapes import Extents
-from reparam.rules import operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +100,7 @@ class Fold:
 
 def last_kernel(nodes: Sequence[Node]) -> Node:
     """The last of the nodes that is a convolution, a linear layer or a product with a constant."""
-    return next(each for each in reversed(nodes) if operation(each.function) in cost.KERNELS)  # type: ignore[arg-type]
+    return next(each for each in reversed(nodes) if each.op in cost.KERNELS)
 
 
 def stretches(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> list[tuple[Node, tuple[Node, ...]]]:

@@ -29,7 +29,7 @@ from reparam.plan.liveness import computed
 from reparam.plan.plan import Plan
 from reparam.plan.shapes import Extents, Lengths, Whole
 from reparam.plan.strides import relied_on
-from reparam.rules import Value, operation
+from reparam.rules import Value
 from reparam.rules.interpret import REACH, between
 
 _MARGIN = 0.25
@@ -146,7 +146,7 @@ class _Merger:
         return None if fold.value.identity or fold.value.mapped or fold.value.stretched else fold
 
     def _kept(self, node: Node) -> Fold | None:
-        if operation(node.function or "") not in cost.KERNELS or node in self.gone or node not in self.found.above:
+        if node.op not in cost.KERNELS or node in self.gone or node not in self.found.above:
             return None
         base, *others = node.operands
         value = self.found.value(base, node)
@@ -182,7 +182,7 @@ class _Merger:
         outer, own = len(sink.shape) - 1, lengths_of(fold.value)
         known = {fold.base: (*own[:outer], constant(fold.value.in_channels)), sink: own}
         for view in self.relied.intersection(sink.readers if sink in self.relied else ()):
-            plain = operation(view.function or "") == "view" and view.shape[:outer] == sink.shape[:outer]
+            plain = view.op == "view" and view.shape[:outer] == sink.shape[:outer]
             if fold.value.axes or not plain or not self.relied.isdisjoint(view.readers):
                 return None
             shown[view] = (*own[:outer], *map(constant, view.shape[outer:]))
@@ -206,7 +206,7 @@ class _Merger:
         for reader in node.readers:
             if reader not in self.live or reader in self.gone:
                 continue
-            name = operation(reader.function or "")
+            name = reader.op
             # A reshape that leaves what stands before the channels as it is sees a part as it lies.
             shaped = name in ("reshape", "flatten") and reader.shape[:channel] == node.shape[:channel]
             if name in _LOOKING or shaped:
@@ -253,7 +253,7 @@ class _Merger:
         """What a convolution before the base costs; all else goes into one reader where it goes into several."""
         if node in self.folds:
             return cost.of_fold(self.judge, self.folds[node].value)
-        kernel = operation(node.function or "") in cost.KERNELS and node not in self.gone
+        kernel = node.op in cost.KERNELS and node not in self.gone
         return cost.of_node(self.judge, node) if kernel else cost.FREE
 
     def _together(self, values: Sequence[Value]) -> cost.Price:

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from reparam.algebra.affine import Deferred
 from reparam.capture.graph import Node, Record
-from reparam.compare.border import Border, borders
 from reparam.errors import Refusal
 from reparam.plan import cost
 from reparam.plan.distribute import Spread, spreads
@@ -30,7 +28,6 @@ class Plan:
 
     live: every node that an output depends on; removed: those of them that need not be computed any more.
     before, after: the price of all regions, by the cost chosen.
-    borders: what those of the refusals that are about a border would have folded; worked out for the plan that is kept.
     unplaced: folds that are exact, and that the model has no place for.
     found: what every tensor is.
     """
@@ -41,7 +38,6 @@ class Plan:
     removed: frozenset[Node]
     before: cost.Price
     after: cost.Price
-    borders: Deferred[dict[Node, Border]]
     unplaced: tuple[Unplaced, ...]
     found: Interpretation
 
@@ -88,8 +84,7 @@ def plan(
     folds = _first(planned, spread, order, only)
     refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
     removed = live - computed(record, folds, live)
-    named = Deferred(lambda: borders(found, refusals))
-    parts = before, after, named, tuple(refused), found
+    parts = before, after, tuple(refused), found
     return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), *parts)
 
 

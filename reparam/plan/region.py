@@ -28,7 +28,7 @@ from reparam.plan.fold import Fold, last_kernel, stretches
 from reparam.plan.shapes import extents
 from reparam.plan.strides import ORDER, asked_for, reordered
 from reparam.plan.validity import _copies, _fixes_channels, _picks, _takes_nothing, _vanishes
-from reparam.rules import Value, operation
+from reparam.rules import Value
 from reparam.rules.interpret import REACH, Interpretation, between, way_back
 
 _SMALL = 12  # nodes of a region of which every set of tensors is tried
@@ -169,7 +169,7 @@ class Region:
         That is told by the static cost: no other need look at what cannot be. What only moves numbers is kept for what
         comes before it.
         """
-        if node in self.unplaced or operation(node.function) in MOVING:  # type: ignore[arg-type]
+        if node in self.unplaced or node.op in MOVING:
             return
         nodes = between(base, [node])
         value = self.found.value(base, node)
@@ -218,7 +218,7 @@ class Region:
         value = self.found.value(self.found.base[node], node) if node in self.found.above else None
         if isinstance(value, AffineConv) and node is not None:
             start = self.found.base[node]
-            if not any(operation(each.function or "") in cost.KERNELS for each in between(start, [node])):
+            if not any(each.op in cost.KERNELS for each in between(start, [node])):
                 return self._counted(start, dim)
             # A linear layer leaves dimension 1 as it is, which may be of pixels.
             return dim == (1 if value.axes else len(base.shape) - 1)
@@ -226,7 +226,7 @@ class Region:
 
     def _decides(self, node: Node) -> bool:
         """Whether it says what its dimensions are, whatever it is computed from."""
-        return node in self.found.above or operation(node.function or "") in cost.KERNELS
+        return node in self.found.above or node.op in cost.KERNELS
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
         """Whatever has a kernel pays; of operations without one, what a depthwise convolution of many taps can do.
@@ -234,7 +234,7 @@ class Region:
         Scales and shifts are none: two of them, or two batch norms, take a fraction of the time of a depthwise 1x1
         convolution. Channels in another order would be a dense kernel of zeros.
         """
-        if any(operation(each.function) in cost.KERNELS for each in nodes):  # type: ignore[arg-type]
+        if any(each.op in cost.KERNELS for each in nodes):
             return True
         return bool(value.axes) and value.groups == value.in_channels and not value.pointwise
 
@@ -252,7 +252,7 @@ class Region:
         return all(
             self._channels(base, step.operands[0]) in (None, count)
             for step, count in zip(steps, seen, strict=True)
-            if operation(step.function) in _NAMING  # type: ignore[arg-type]
+            if step.op in _NAMING
         )
 
     def _place(self, base: Node, node: Node, value: Viewed) -> tuple[Node, tuple[Node, ...]] | None:
@@ -263,9 +263,7 @@ class Region:
         """
         nodes, steps = between(base, [node]), self.steps(base, node)
         found = [
-            (start, own)
-            for start, own in stretches(base, nodes, steps)
-            if any(operation(each.function) in cost.KERNELS for each in own)  # type: ignore[arg-type]
+            (start, own) for start, own in stretches(base, nodes, steps) if any(each.op in cost.KERNELS for each in own)
         ]
 
         def within(each: Node) -> bool:
@@ -300,7 +298,7 @@ class Region:
                 found.clear()  # what was rearranged is a convolution again
                 before = 0
             count = value.steps if isinstance(value, Viewed) else before
-            copies = count > 0 and operation(each.function) == "contiguous"  # type: ignore[arg-type]
+            copies = count > 0 and each.op == "contiguous"
             found += [each] if count > before or copies else []
             before = count
         return tuple(found)
@@ -322,7 +320,7 @@ class Region:
         if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
             return False
         behind = isinstance(self.found.value(self.found.base[node], node), Viewed)
-        if behind or operation(node.function) in _JOINING:  # type: ignore[arg-type]
+        if behind or node.op in _JOINING:
             return False
         value = self.value(node, node.readers[0])
         return isinstance(value, AffineConv) and value.pointwise

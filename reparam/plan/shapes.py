@@ -18,7 +18,7 @@ from reparam.capture.graph import Node
 from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
 from reparam.errors import Refusal
 from reparam.plan.cost import KERNELS
-from reparam.rules import RULES, Value, operation
+from reparam.rules import RULES, Value
 from reparam.rules.interpret import Interpretation, anchored, read, way_back
 from reparam.rules.table import channel_dimension, each
 
@@ -57,8 +57,8 @@ def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents
     """Those of `base` and of `nodes` behind it. Raises Refusal where they cannot be told."""
     values: dict[Node, Value] = {node: found.value(base, node) for node in nodes}
     views = [value for value in values.values() if isinstance(value, Viewed)]
-    named = [node for node in nodes if operation(node.function) in GIVEN_SIZES]  # type: ignore[arg-type]
-    squeezed = [node for node in nodes if operation(node.function) == "squeeze"]  # type: ignore[arg-type]
+    named = [node for node in nodes if node.op in GIVEN_SIZES]
+    squeezed = [node for node in nodes if node.op == "squeeze"]
     ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
     start = _start(found, base, values.values())
     if named and start.axes and _reduced(base, found.first):
@@ -90,7 +90,7 @@ def _reduced(node: Node, known: dict[Node, Node | None]) -> bool:
     """
     first = way_back(node, _shaped, known)
     assert first is not None
-    reshaped = operation(first.function or "") in (*GIVEN_SIZES, "flatten")
+    reshaped = first.op in (*GIVEN_SIZES, "flatten")
     return not reshaped and any(len(operand.shape) > len(first.shape) for operand in first.operands)
 
 
@@ -102,7 +102,7 @@ def _shaped(node: Node) -> bool:
 def _pooled(node: Node) -> Collection[int]:
     """The dimensions that are 1 for every input, as a pooling module of torch has made them."""
     whole = as_large(node)
-    pools = whole.function is not None and operation(whole.function).startswith("adaptive_")
+    pools = whole.op.startswith("adaptive_")
     return [dim for dim in range(2, len(whole.shape)) if pools and whole.shape[dim] == 1 and _fixed(whole, dim)]
 
 
@@ -151,7 +151,7 @@ def as_large(node: Node) -> Node:
 
 def alike_before(node: Node) -> Node | None:
     """The tensor that this one is computed of, if it is as large for every input."""
-    alike = node.function is not None and operation(node.function) in AS_LARGE and len(node.operands) == 1
+    alike = node.op in AS_LARGE and len(node.operands) == 1
     return node.operands[0] if alike else None
 
 
@@ -172,7 +172,7 @@ class _Followed:
             value = self.values[node]
             if isinstance(value, AffineConv):
                 self.known[node] = self.known[self.base] if value.identity else lengths_of(value)
-                if operation(node.function) in GIVEN_SIZES:  # type: ignore[arg-type]
+                if node.op in GIVEN_SIZES:
                     self.shown[node] = self.known[node]
             elif isinstance(value, Viewed):
                 self.known[node] = self._behind(node, value)
@@ -200,7 +200,7 @@ class _Followed:
 
     def _resized(self, node: Node, value: Viewed, before: Lengths) -> Lengths:
         """The lengths after what averages pixels, or reads their neighbours."""
-        name = operation(node.function)  # type: ignore[arg-type]
+        name = node.op
         if name == "mean":
             given = RULES[name].signature.bind(*node.args, **node.kwargs).arguments
             dims = {dim % len(before) for dim in each(given["dim"], 1)}
@@ -239,7 +239,7 @@ class _Followed:
             return _parts(node, start, count, math.prod(before[start:stop], start=constant(1)))
         front = math.prod(before[start:channel], start=constant(1))
         behind = math.prod(before[channel + 1 : stop], start=constant(1))
-        if operation(node.function) not in GIVEN_SIZES:  # type: ignore[arg-type]
+        if node.op not in GIVEN_SIZES:
             return (front * before[channel] * behind,)  # flattened
         counted = before[channel] == constant(move.lengths[at - start]) and self._counted(node)
         self.shown[node] = Whole(front, before[channel], behind, at - start, counted)
@@ -251,7 +251,7 @@ class _Followed:
         for reader in node.readers:
             if reader not in self.values or not isinstance(self.values[reader], Viewed):
                 continue
-            name = operation(reader.function)  # type: ignore[arg-type]
+            name = reader.op
             if name in _COUNTING or (name not in _JOINING and self._counted(reader)):
                 return True
         return False

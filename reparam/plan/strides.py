@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 
 from reparam.capture.graph import Node, Record
 from reparam.capture.ops import PERHAPS_VIEWS
-from reparam.rules import operation
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _VIEWS = ("view", "as_strided", "view_as_real", "view_as_complex")
@@ -61,7 +60,7 @@ def asked_for(node: Node) -> bool:
 
 
 def _named(node: Node, names: Collection[str]) -> bool:
-    return node.function is not None and operation(node.function) in names
+    return node.op in names
 
 
 def _order(node: Node) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from reparam.capture.graph import Node
 from reparam.capture.ops import _MULTIPLYING, _PARTING, MOVING
 from reparam.plan import cost
-from reparam.rules import operation
 from reparam.rules.interpret import way_back
 
 _BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
@@ -29,24 +28,24 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
     for node in nodes:
         if node in steps and whole.intersection(node.operands):
             whole.add(node)
-        elif whole.intersection(node.operands) and operation(node.function) not in _BROADCASTING:  # type: ignore[arg-type]
-            kernel = operation(node.function) in cost.KERNELS  # type: ignore[arg-type]
+        elif whole.intersection(node.operands) and node.op not in _BROADCASTING:
+            kernel = node.op in cost.KERNELS
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
-                if counted or operation(node.function) not in (*_SCALING, *_PICKING):  # type: ignore[arg-type]
+                if counted or node.op not in (*_SCALING, *_PICKING):
                     return True
                 continue
-            kept = operation(node.function) in (*_MULTIPLYING, *MOVING) and whole.issuperset(node.operands)  # type: ignore[arg-type]
+            kept = node.op in (*_MULTIPLYING, *MOVING) and whole.issuperset(node.operands)
             if kept or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
                 whole.add(node)
     return False
 
 
 def _copies(node: Node) -> bool:
-    return operation(node.function or "") == "contiguous"
+    return node.op == "contiguous"
 
 
 def _cuts(node: Node) -> bool:
-    return operation(node.function or "") in (*cost.KERNELS, "getitem", "narrow", "pad")
+    return node.op in (*cost.KERNELS, "getitem", "narrow", "pad")
 
 
 def _vanishes(base: Node, known: dict[Node, Node | None]) -> bool:
@@ -54,9 +53,9 @@ def _vanishes(base: Node, known: dict[Node, Node | None]) -> bool:
     node = way_back(base, _cuts, known)
     if node is None:
         return False
-    if operation(node.function or "") != "getitem":
+    if node.op != "getitem":
         before = node.operands[0].shape
-        return operation(node.function or "") not in cost.KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
+        return node.op not in cost.KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
     entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     pixels = entries[entries.index(Ellipsis) + 1 :] if Ellipsis in entries else entries[2:]
     return any(isinstance(entry, slice) and (entry.start, entry.stop) != (None, None) for entry in pixels)
@@ -67,7 +66,7 @@ def _takes_nothing(base: Node, nodes: Sequence[Node]) -> bool:
     empty = {base}
     for node in nodes:
         if empty.intersection(node.operands):
-            if operation(node.function) in (*cost.KERNELS, *_POOLS):  # type: ignore[arg-type]
+            if node.op in (*cost.KERNELS, *_POOLS):
                 return False
             empty |= {node} if node.shape[2:] == base.shape[2:] else set()
     return True
@@ -78,8 +77,8 @@ _POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 
 def _picks(node: Node) -> bool:
     """Whether it may be a part of dimension 1, be it one that happens to be the whole."""
-    if operation(node.function) != "getitem" or len(node.args) < 2:  # type: ignore[arg-type]
-        return operation(node.function) in _PARTING  # type: ignore[arg-type]
+    if node.op != "getitem" or len(node.args) < 2:
+        return node.op in _PARTING
     entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     if Ellipsis in entries:
         return entries[0] is not Ellipsis or len(entries) > len(node.shape) - 1

@@ -15,6 +15,7 @@ from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import MOVING
 from reparam.compare.bench import Comparison
+from reparam.compare.border import Border
 from reparam.errors import Refusal
 from reparam.plan import cost
 from reparam.plan.cost import Cost, Price, TimedCost
@@ -28,7 +29,6 @@ from reparam.report.quantisation import Weights
 from reparam.report.render import as_html, as_markdown, as_text
 from reparam.report.steps import become, called, macs, place, sketched
 from reparam.rewrite.origin import enclosing
-from reparam.rules import operation
 
 _KINDS = {
     "conv": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear",
@@ -113,7 +113,7 @@ def counts(nodes: Iterable[Node], model: nn.Module) -> Counts:
 
 def _kind(node: Node) -> str | None:
     """What it is counted as; a product with a matrix of weights is a linear layer, as which it may be written."""
-    kind = _KIND.get(operation(node.function))  # type: ignore[arg-type]
+    kind = _KIND.get(node.op)
     return kind or ("conv" if cost.macs_of(node) else None)
 
 
@@ -125,13 +125,15 @@ def report(
     names: dict[Fold, str],
     errors: Mapping[Fold, float],
     weights: Mapping[Fold, Weights | None],
+    borders: Mapping[Node, Border],
     naive: Mapping[Node, float],
     dead: Mapping[Dead, str],
     judge: Cost,
 ) -> Report:
     """The report of a plan that has been carried out.
 
-    names: the modules that hold the folds now; errors: of the folds, and naive: of those refused at a border;
+    names: the modules that hold the folds now; errors: of the folds;
+    borders: the folds refused at a border, by their sink, and naive: their errors;
     weights: the ranges of the kernels of each fold; dead: the dead weight of the original, and what became of it.
     judge: what the plan was judged by.
     """
@@ -172,8 +174,8 @@ def report(
     )
     staying = [node for node in computed if node not in plan.removed and node not in plan.refusals]
     unplaced = tuple(_unplaced(set(staying), plan))
-    lonely = tuple(_lonely(node, plan, naive) for node in staying if node.name == "batch_norm")
-    scales = tuple(_kept_scale(node, record, plan, naive) for node in staying if node.function is affine_part)
+    lonely = tuple(_lonely(node, plan, borders, naive) for node in staying if node.name == "batch_norm")
+    scales = tuple(_kept_scale(node, record, plan, borders, naive) for node in staying if node.function is affine_part)
     unseen = tuple(_unseen(original, computed))
     unused = tuple(DeadWeight(d.name, d.kind, d.why, d.elements, d.bytes, fate) for d, fate in dead.items())
     return Report(
@@ -227,16 +229,16 @@ def _looks(record: Record) -> tuple[Look, ...]:
     return tuple(dict.fromkeys(looks))
 
 
-def _lonely(norm: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
+def _lonely(norm: Node, plan: Plan, borders: Mapping[Node, Border], naive: Mapping[Node, float]) -> RefusalLine:
     """Why a norm is left that no rule has refused."""
-    refused = _refused_with(norm, plan, naive)
+    refused = _refused_with(norm, plan, borders, naive)
     if refused is not None:
         return refused
     taker = _behind(norm)
     if taker in plan.refusals:
         return _refusal_line(norm, taker, plan.refusals[taker])
     before = [_read(node) for node in norm.operands]
-    after = [operation(node.function) for node in norm.readers if node.function is not None] or ["the output"]
+    after = [node.op for node in norm.readers if node.function is not None] or ["the output"]
     beside = any(name in cost.KERNELS for name in (*before, *after))
     why = "taking it into a neighbour would cost more than it saves" if beside else "there is no layer to take it"
     return RefusalLine(
@@ -266,7 +268,7 @@ def _unplaced(staying: Collection[Node], plan: Plan) -> Iterable[RefusalLine]:
     """
     told: set[Node] = set()
     for fold in reversed(plan.unplaced):
-        rest = [node for node in fold.nodes if node in staying and operation(node.function) not in MOVING]  # type: ignore[arg-type]
+        rest = [node for node in fold.nodes if node in staying and node.op not in MOVING]
         if rest and not told.issuperset(rest) and not _scales(rest[-1]):
             yield _refusal_line(rest[-1], fold.nodes[-1], fold.refusal)
         told.update(rest)
@@ -276,9 +278,11 @@ def _scales(node: Node) -> bool:
     return node.name == "batch_norm" or node.function is affine_part
 
 
-def _refused_with(node: Node, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine | None:
+def _refused_with(
+    node: Node, plan: Plan, borders: Mapping[Node, Border], naive: Mapping[Node, float]
+) -> RefusalLine | None:
     """The refusal of a fold that would have stood for the node, among others."""
-    for sink, border in plan.borders().items():
+    for sink, border in borders.items():
         if node in border.nodes:
             return _refusal_line(node, sink, plan.refusals[sink], naive.get(sink))
     fold = next((fold for fold in plan.unplaced if node in fold.nodes), None)
@@ -296,25 +300,27 @@ def _behind(norm: Node) -> Node:
     node = norm
     while len(node.readers) == 1:
         node = node.readers[0]
-        if operation(node.function) in cost.KERNELS:  # type: ignore[arg-type]
+        if node.op in cost.KERNELS:
             return node
-        if operation(node.function) not in (*MOVING, "pad"):  # type: ignore[arg-type]
+        if node.op not in (*MOVING, "pad"):
             break
     return norm
 
 
 def _read(node: Node) -> str:
     if node.function is not None:
-        return operation(node.function)
+        return node.op
     return "a tensor of unknown origin" if from_outside(node) else "the input"
 
 
-def _kept_scale(node: Node, record: Record, plan: Plan, naive: Mapping[Node, float]) -> RefusalLine:
+def _kept_scale(
+    node: Node, record: Record, plan: Plan, borders: Mapping[Node, Border], naive: Mapping[Node, float]
+) -> RefusalLine:
     """Why a normalisation has kept its scale and shift."""
-    refused = _refused_with(node, plan, naive)
+    refused = _refused_with(node, plan, borders, naive)
     if refused is not None:
         return refused
-    after = [operation(reader.function) for reader in node.readers if reader.function is not None] or ["the output"]
+    after = [reader.op for reader in node.readers if reader.function is not None] or ["the output"]
     why = f"not everything that reads it can take it ({_named(after)})"
     if node in record.walls:
         why = "a hook or `keep` watches what comes out of it"

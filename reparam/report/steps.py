@@ -16,7 +16,7 @@ from reparam.plan import cost
 from reparam.plan.fold import Fold
 from reparam.report.outcome import START, Step
 from reparam.report.quantisation import Ranges, Weights, ranges
-from reparam.rules import RULES, operation
+from reparam.rules import RULES
 from reparam.rules.table import each
 
 _SCALES = ("add", "sub", "rsub", "mul", "div")
@@ -25,7 +25,7 @@ _RUNS = ("setitem",)  # an assignment to each side of a border is one thing to l
 
 def called(node: Node) -> str:
     """What an operation is called in tables."""
-    return node.name if node.function is affine_part else operation(node.function)  # type: ignore[arg-type]
+    return node.name if node.function is affine_part else node.op
 
 
 def place(node: Node) -> str:
@@ -124,7 +124,7 @@ def geometry(node: Node) -> str:
 
 def _arguments(node: Node) -> Mapping[str, Any]:
     """The arguments of a call by torch's names, as far as there is a rule to tell them."""
-    rule = RULES.get(operation(node.function)) if node.function is not None else None
+    rule = RULES.get(node.op) if node.function is not None else None
     try:
         bound = None if rule is None else rule.signature.bind(*node.args, **node.kwargs)
     except TypeError:

@@ -10,7 +10,6 @@ from reparam.capture.norms import affine_part
 from reparam.errors import Refusal
 from reparam.plan.cost import KERNELS
 from reparam.plan.fold import Fold
-from reparam.rules import operation
 from reparam.rules.interpret import anchored
 
 MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
@@ -58,7 +57,7 @@ def carriers(fold: Fold) -> list[Node | None]:
         return [None]
     shared = max((i for i, node in enumerate(fold.nodes[:-1]) if len(set(node.readers)) > 1), default=-1)
     own = [node for node in fold.nodes[shared + 1 :] if node not in fold.steps]
-    kernels = [node for node in own if operation(node.function) in KERNELS]  # type: ignore[arg-type]
+    kernels = [node for node in own if node.op in KERNELS]
     candidates = [node for node in own if node is fold.place] if fold.steps else [*kernels, *own]
     return [*candidates[:1]]
 

@@ -7,7 +7,7 @@ import inspect
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -15,7 +15,9 @@ from torch import fx, nn
 from reparam.capture.bytecode import attempted, discarded, required, unpacked
 from reparam.rewrite.signature import LITERALS
 from reparam.rewrite.size_functions import IMPORTED, Scope, scope
-from reparam.rewrite.trace import Trace
+
+if TYPE_CHECKING:
+    from reparam.rewrite.trace import Trace
 
 _NOTHING = object()
 

@@ -33,7 +33,7 @@ def require_stated(node: Node, trace: Trace | None, extents: Extents) -> None:
     """
     expected = extents.shown[node]
     stated = _stated(node, trace, extents.lengths)
-    if operation(node.function) == "unflatten" and isinstance(expected, tuple):  # type: ignore[arg-type]
+    if node.op == "unflatten" and isinstance(expected, tuple):
         at = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         at %= len(node.operands[0].shape)
         expected = expected[at : at + len(stated or ())]
@@ -46,7 +46,7 @@ def require_stated(node: Node, trace: Trace | None, extents: Extents) -> None:
 
 def _stated(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> Sequence[Length | None] | None:
     """The sizes that a node is given; None for what is no such length."""
-    name = operation(node.function)  # type: ignore[arg-type]
+    name = node.op
     code = _Code(trace, lengths)
     try:
         step = None if trace is None else trace.at[node]
@@ -129,7 +129,7 @@ class _Code:
 
     def _as_many(self, node: Node) -> Node | None:
         """A tensor before this one with as many images, if there is one."""
-        name = operation(node.function) if node.function is not None else ""
+        name = node.op
         if name in ("view", "reshape"):
             step = self.trace.at.get(node) if self.trace is not None else None
             sizes = None if step is None or len(step.args) < 2 else self.sizes(step.args[1:])
@@ -204,11 +204,11 @@ def _counted(node: Node, joins: int = 2) -> set[int]:
     while (before := alike_before(alike[-1])) is not None:
         alike.append(before)
     layers = [*alike, *(reader for each in alike for reader in each.readers if reader.operands[:1] == (each,))]
-    names = [operation(each.function) for each in layers if each.function is not None and _of_torch(each)]
+    names = [each.op for each in layers if each.function is not None and _of_torch(each)]
     rank = len(node.shape)
     found = {_CHANNELS[name] % rank for name in names if name in _CHANNELS and _RANKS.get(name, rank) == rank}
     whole = alike[-1]
-    if joins and whole.function is not None and operation(whole.function) in ("add", "sub", "mul", "div"):
+    if joins and whole.op in ("add", "sub", "mul", "div"):
         for each in whole.inputs:  # the result is as long as one of them, if that is longer than 1
             # What is computed from tensors that the model holds may have been repeated as often as the input is long.
             held = range(len(each.shape)) if each.tensor is not None else ()

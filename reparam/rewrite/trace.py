@@ -132,7 +132,7 @@ class Trace:
         The groups of a convolution do not, however they are computed: they are its channels over those of its kernel.
         """
         step = self.at[node]
-        groups = _groups(step) if operation(node.function) in _GROUPED else None  # type: ignore[arg-type]
+        groups = _groups(step) if node.op in _GROUPED else None
         return any(argument not in self.tree for argument in step.all_input_nodes if argument is not groups)
 
     def overwrites(self, node: fx.Node) -> bool:
@@ -222,7 +222,7 @@ class Trace:
             self.inner[node] = seen
         elif seen is not None:
             name = node.args[1] if node.target is getattr else operation(node.target)
-            recorded = operation(seen.function)  # type: ignore[arg-type]
+            recorded = seen.op
             same = node.op != "call_module" and (recorded in (name, f"r{name}") or name in SHAPED_AS)
             given, result = distinct(seen.operands), parts(seen)
             if any(argument not in self.tree for argument in node.all_input_nodes):

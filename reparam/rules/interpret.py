@@ -19,7 +19,7 @@ from reparam.algebra.views import Viewed, viewed
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
 from reparam.errors import Refusal
-from reparam.rules import RULES, Value, operation
+from reparam.rules import RULES, Value
 
 # How many dominators back a convolution may start. Composing more operations than this that are each worth keeping does
 # not happen in networks; without a limit a purely linear network would take quadratic time.
@@ -88,7 +88,7 @@ class Interpretation:
 
     def _ruled(self, node: Node) -> bool:
         """Whether there is a rule for it, and every operand is a feature map or waits to become one."""
-        if node.function is None or not node.operands or operation(node.function) not in RULES:
+        if node.function is None or not node.operands or node.op not in RULES:
             return False
         return all(operand in self.above or _is_map(operand) for operand in node.operands)
 
@@ -162,7 +162,7 @@ def step(node: Node, values: Mapping[Node, Value], fixed: Collection[Node] = ())
     """
     if any(values.get(operand, node) is None for operand in node.operands):
         return None
-    rule = RULES[operation(node.function)]  # type: ignore[arg-type]
+    rule = RULES[node.op]
     view = next((values[operand] for operand in node.operands if isinstance(values.get(operand), Viewed)), None)
     if view is None:
         value = viewed(rule(*_looked_up(node.args, values, fixed), **_looked_up(node.kwargs, values, fixed)))
@@ -208,7 +208,7 @@ def read(node: Node, before: Viewed) -> object:
     """What the rule of a node makes of the rearranged tensor that it reads; None where it is refused."""
     seen = {node.operands[0]: before.seen()}
     try:
-        return RULES[operation(node.function)](*_looked_up(node.args, seen, ()), **_looked_up(node.kwargs, seen, ()))  # type: ignore[arg-type]
+        return RULES[node.op](*_looked_up(node.args, seen, ()), **_looked_up(node.kwargs, seen, ()))
     except Refusal:
         return None
 

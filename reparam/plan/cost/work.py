@@ -19,7 +19,6 @@ from reparam.capture.graph import Node
 from reparam.capture.ops import _CONVOLUTIONS, _POOLS, _PRODUCTS, _TRANSPOSED, _VIEWS
 from reparam.plan.cost import sample
 from reparam.plan.cost.sample import Sample
-from reparam.rules import operation
 
 _LARGE = 25
 
@@ -103,7 +102,7 @@ def _emitted(value: AffineConv, shape: tuple[int, ...], read: int, written: int)
 def of_node(node: Node) -> Iterator[Work]:
     """An operation as the user's code runs it, and those that compute its constants again at every call."""
     yield from _constants(node)
-    name = operation(node.function) if node.function is not None else ""
+    name = node.op
     stored = _held(node)
     if name in _VIEWS:
         yield Work("view", stored=stored, sample=partial(sample.of_node, node))
@@ -160,7 +159,7 @@ def _alone(node: Node) -> Iterator[Tensor]:
 
 def product_channels(node: Node) -> tuple[int, int] | None:
     """The (in, out) channels of a product with a constant matrix, whichever way round; None for any other node."""
-    name = operation(node.function) if node.function is not None else ""
+    name = node.op
     shapes = [each.shape for each in node.inputs if each.constant and len(each.shape) > 1]
     if name not in _PRODUCTS or not shapes or not node.operands:
         return None
@@ -184,7 +183,7 @@ def _unevenly_padded(node: Node, read: int) -> Iterator[Work]:
 
 def macs_of(node: Node) -> int:
     """Multiply-adds of a convolution or linear layer (transposed ones counted by their input), else 0."""
-    name = operation(node.function) if node.function is not None else ""
+    name = node.op
     if (matrix := product_channels(node)) is not None:
         return math.prod(node.shape) * matrix[0]
     if name not in _CONVOLUTIONS or len(node.inputs) < 2 or len(node.inputs[1].shape) < 2:
@@ -218,6 +217,6 @@ def _constants(node: Node) -> Iterator[Work]:
             continue
         seen.add(each)
         waiting += each.inputs
-        view = each.function is not None and operation(each.function) in _VIEWS
+        view = each.op in _VIEWS
         read = sum(math.prod(operand.shape) for operand in each.inputs)
         yield VIEW if view else Work("moved", read, math.prod(each.shape))

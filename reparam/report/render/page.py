@@ -24,7 +24,9 @@ _OPEN = 8  # so many of the distinct blocks are shown at once, the others on dem
 
 def as_html(outcome: Outcome, latency: Comparison | None = None) -> str:
     """The page, in UTF-8 once written; `latency` is what `benchmark` has measured, the original first."""
-    style, script = (Markup((files("reparam.render") / f"page.{kind}").read_text("utf-8")) for kind in ("css", "js"))
+    style, script = (
+        Markup((files("reparam.report.render") / f"page.{kind}").read_text("utf-8")) for kind in ("css", "js")
+    )
     title = words.title(outcome)
     # Nothing is loaded from anywhere, and no script or style runs but these two, whatever a name may hold.
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"

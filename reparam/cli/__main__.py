@@ -1,5 +1,0 @@
-"""`python -m reparam.cli`."""
-
-from reparam.cli import main
-
-main()
