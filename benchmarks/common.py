@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.zoo.models import QUICK, ZOO
 from reparam.compare.bench import Spread
-from zoo_models import QUICK, ZOO
 
 
 def shown(spread: Spread, digits: int = 2) -> str:

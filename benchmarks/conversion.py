@@ -32,9 +32,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import reparam
-from common import chosen_models, parser, shown, write_json
+from benchmarks.common import chosen_models, parser, shown, write_json
+from benchmarks.zoo.models import build, example_input
 from reparam.compare.bench import Spread
-from zoo_models import build, example_input
 
 T = TypeVar("T")
 

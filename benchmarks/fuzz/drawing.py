@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Any
 
-from fuzz_networks import Unfit, Writer
+from benchmarks.fuzz.networks import Unfit, Writer
 
 Operation = Callable[[Writer], Any]
 OPERATIONS: list[Operation] = []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fuzz_drawing import conv_text, drawn, drawn_groups, norm_text, per_channel, rank_of
-from fuzz_networks import Writer
+from benchmarks.fuzz.drawing import conv_text, drawn, drawn_groups, norm_text, per_channel, rank_of
+from benchmarks.fuzz.networks import Writer
 
 # --- layers
 

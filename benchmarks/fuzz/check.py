@@ -31,14 +31,14 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-import fuzz_layers  # noqa: F401 - fills the table
-import fuzz_spellings  # noqa: F401
-import fuzz_structure  # noqa: F401
+import benchmarks.fuzz.layers
+import benchmarks.fuzz.spellings
+import benchmarks.fuzz.structure  # noqa: F401
 import reparam
-from common import write_json
-from fuzz_drawing import OPERATIONS, WEIGHTS
-from fuzz_networks import Program, network, smaller
-from fuzz_torch import miscomputed
+from benchmarks.common import write_json
+from benchmarks.fuzz.drawing import OPERATIONS, WEIGHTS
+from benchmarks.fuzz.networks import Program, network, smaller
+from benchmarks.fuzz.torch_limits import miscomputed
 from reparam.algebra.affine import AffineConv, Number
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
@@ -457,7 +457,3 @@ def main() -> None:
         failures = [(seed, failure.kind) for seed, failure in tally.failures]
         write_json(chosen.json, chosen, [{**vars(tally), "failures": failures}])
     sys.exit(1 if tally.failures or tally.questioned["right"] else 0)
-
-
-if __name__ == "__main__":
-    main()

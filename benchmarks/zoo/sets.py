@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-import zoo_transformers
-import zoo_ultralytics
+from benchmarks.zoo import transformers, ultralytics
+from benchmarks.zoo.models import QUICK, declare_torchvision_operators
 from reparam.capture.tree import tensors
-from zoo_models import QUICK, declare_torchvision_operators
 
 BATCH = 2
-CHOSEN = Path(__file__).with_name("zoo_timm.txt")
+CHOSEN = Path(__file__).with_name("timm.txt")
 
 # One or two of every file of torchvision.models: the smallest, and another where batch norms are an option of the file.
 # The slow ones last.
@@ -92,7 +91,7 @@ def _drawn(chosen: _Set, name: str, seed: int) -> tuple[nn.Module, torch.Tensor]
 def own_conversion(model: nn.Module) -> Callable[[], nn.Module] | None:
     """The conversion that the authors of a network ship with it, if they do; it works on a copy."""
     if type(model).__module__.startswith("ultralytics."):
-        return lambda: zoo_ultralytics.fused(model)
+        return lambda: ultralytics.fused(model)
     if not any(callable(getattr(m, way, None)) for m in model.modules() for way in _OWN_WAYS):
         return None
     from timm.utils.model import reparameterize_model
@@ -166,19 +165,19 @@ _SETS = {
     "torchvision": _Set(lambda: list(TORCHVISION), _torchvision, load=_load_torchvision),
     "detection": _Set(lambda: list(DETECTION), _detector, sorted=("*",), load=_load_torchvision),
     "transformers": _Set(
-        lambda: list(zoo_transformers.NAMES),
-        zoo_transformers.build,
+        lambda: list(transformers.NAMES),
+        transformers.build,
         sizes=(64, 128, 160),
-        shapes=zoo_transformers.SHAPES,
-        sorted=zoo_transformers.SORTED,
-        load=zoo_transformers.load,
+        shapes=transformers.SHAPES,
+        sorted=transformers.SORTED,
+        load=transformers.load,
     ),
     "ultralytics": _Set(
-        lambda: list(zoo_ultralytics.NAMES),
-        zoo_ultralytics.build,
+        lambda: list(ultralytics.NAMES),
+        ultralytics.build,
         sizes=(64, 128, 160),
-        sorted=zoo_ultralytics.SORTED,
-        load=zoo_ultralytics.load,
+        sorted=ultralytics.SORTED,
+        load=ultralytics.load,
     ),
 }
 SETS = tuple(_SETS)

@@ -34,7 +34,7 @@ from tabulate import tabulate
 from torch import nn
 
 import reparam
-import zoo_sets
+from benchmarks.zoo import sets
 from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
@@ -60,7 +60,7 @@ SEVERAL = 2  # exit status: the rows are not of one version of the code
 def converted(of: str, name: str) -> Row:
     """What becomes of one network. Runs in a process of its own."""
     try:
-        model, x = zoo_sets.made(of, name)
+        model, x = sets.made(of, name)
         file = type(model).__module__.rpartition(".")[2]
         forward = _seconds(lambda: _run(model, x), times=3)
     except Exception as error:  # noqa: BLE001 -- whatever it is, it is not ours
@@ -101,7 +101,7 @@ def _described(folded: nn.Module, x: torch.Tensor, done: Report) -> Row:
 
 def _theirs(model: nn.Module, x: torch.Tensor) -> Row:
     """What the authors' own conversion leaves, where there is one."""
-    convert = zoo_sets.own_conversion(model)
+    convert = sets.own_conversion(model)
     if convert is None:
         return {}
     try:
@@ -297,14 +297,14 @@ Made by
     python benchmarks/zoo.py --set transformers ultralytics detection timm torchvision --out zoo.jsonl
     python benchmarks/zoo.py --out zoo.jsonl --table
 
-with {_versions()} on a CPU, one thread, batches of {zoo_sets.BATCH}.
+with {_versions()} on a CPU, one thread, batches of {sets.BATCH}.
 
 - timm: of every model file the smallest model, and of a file that ships a conversion of its own one of every family
-  (`benchmarks/zoo_timm.txt`).
+  (`benchmarks/zoo/timm.txt`).
 - torchvision: one or two of every file.
 - detection: the detectors of torchvision as a whole, their boxes included.
-- transformers: vision models from small configurations (`benchmarks/zoo_transformers.py`).
-- ultralytics: the smallest scale of its yaml files (`benchmarks/zoo_ultralytics.py`). Its own conversion is `fuse()`,
+- transformers: vision models from small configurations (`benchmarks/zoo/transformers.py`).
+- ultralytics: the smallest scale of its yaml files (`benchmarks/zoo/ultralytics.py`). Its own conversion is `fuse()`,
   without the heads that it drops.
 
 The images are the smallest of a few sizes (64 to 224 pixels) and the model's own that it accepts. Networks that sort
@@ -372,7 +372,7 @@ def _summary(rows: Sequence[Row]) -> str:
 
 def _missing(rows: Sequence[Row]) -> list[str]:
     seen = {(row["set"], row["model"]) for row in rows}
-    return [name for of in dict.fromkeys(of for of, _ in seen) for name in zoo_sets.names(of) if (of, name) not in seen]
+    return [name for of in dict.fromkeys(of for of, _ in seen) for name in sets.names(of) if (of, name) not in seen]
 
 
 def _worse(row: Row) -> bool:
@@ -400,7 +400,7 @@ def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--set", choices=zoo_sets.SETS, nargs="+", default=["timm"], help="which networks")
+    options.add_argument("--set", choices=sets.SETS, nargs="+", default=["timm"], help="which networks")
     options.add_argument("--models", metavar="PATTERN", nargs="+", default=["*"], help='such as "repvgg*"')
     options.add_argument("--limit-seconds", type=float, default=600.0, help="for one network (default: %(default)s)")
     options.add_argument(
@@ -417,7 +417,7 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     options = _options()
     if options.choose:
-        print(zoo_sets.choose(), end="")
+        print(sets.choose(), end="")
         return 0
     rows = read(options.out) if options.out else []
     if options.table:
@@ -427,10 +427,10 @@ def main() -> int:
     torch.set_num_threads(1)
     rows = [row for row in rows if row.get("source") == source()]
     seen = {(row["set"], row["model"]) for row in rows}
-    sets = ["quick"] if options.quick else options.set
-    named = [(of, name) for of in sets for name in zoo_sets.names(of)]
+    chosen = ["quick"] if options.quick else options.set
+    named = [(of, name) for of in chosen for name in sets.names(of)]
     asked = [(of, name) for of, name in named if any(fnmatchcase(name, pattern) for pattern in options.models)]
-    zoo_sets.load(sets)
+    sets.load(chosen)
     for row in converted_all([each for each in asked if each not in seen], options):
         rows.append(row)
         print(f"{row['model']}: {row['outcome']} {row.get('error', '')}", file=sys.stderr, flush=True)
@@ -449,7 +449,3 @@ def _print_table(rows: Sequence[Row]) -> int:
         return SEVERAL
     print(table(rows))
     return int(any(row["outcome"] in (WRONG, CRASHED) for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

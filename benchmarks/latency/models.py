@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import zoo_models
+from benchmarks.zoo.models import build as timm_model
+from benchmarks.zoo.models import example_input
 from reparam.nn import ACBlock, DiverseBranchBlock, draw_constants, draw_statistics
 
 TIMM = (
@@ -116,8 +117,8 @@ MODELS = (*TIMM, *OWN)
 def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """The network in eval mode, random weights and drawn statistics, and a batch of the images it is made for."""
     if name not in OWN:
-        model = zoo_models.build(name, seed)
-        return model, zoo_models.example_input(model, batch)
+        model = timm_model(name, seed)
+        return model, example_input(model, batch)
     make, shape = OWN[name]
     torch.manual_seed(seed)
     x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))

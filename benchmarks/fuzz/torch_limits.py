@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import reparam
-from fuzz_networks import Program
+from benchmarks.fuzz.networks import Program
 from reparam.capture.float64 import as_float64
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latency_forms import FORMS, ORIGINAL, Run, equal
-from latency_models import MODELS, build
-from latency_page import write_page
-from rounding import rounding
 from tabulate import tabulate
 
 import reparam
-from common import parser, shown, write_json
+from benchmarks.common import parser, shown, write_json
+from benchmarks.latency.forms import FORMS, ORIGINAL, Run, equal
+from benchmarks.latency.models import MODELS, build
+from benchmarks.latency.page import write_page
+from benchmarks.latency.rounding import rounding
 from reparam.compare.bench import Comparison, Spread
 
 QUICK = ("mobileone_s0", "ecbsr_m4c16")
@@ -193,7 +193,3 @@ def main() -> None:
     print("", tabulate(errors, headers=["network", "dtype", "error of the original", "folded"]), sep="\n")
     notes = [f"{named_case(each)}: {form}: {why}" for each in results for form, why in each["missing"].items()]
     print("", *notes, sep="\n")
-
-
-if __name__ == "__main__":
-    main()

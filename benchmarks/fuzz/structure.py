@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzz_drawing import (
+from benchmarks.fuzz.drawing import (
     OPERATIONS,
     WEIGHTS,
     activation_text,
@@ -12,7 +12,7 @@ from fuzz_drawing import (
     per_channel,
     rank_of,
 )
-from fuzz_networks import Unfit, Writer, block_result
+from benchmarks.fuzz.networks import Unfit, Writer, block_result
 
 # --- channels and pixels taken apart
 

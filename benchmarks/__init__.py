@@ -1,0 +1,1 @@
+"""Scripts that measure and try the package: run them from the repository root, as `python -m benchmarks.NAME`."""

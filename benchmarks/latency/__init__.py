@@ -1,0 +1,1 @@
+"""How long a forward pass takes, beside everything that a user could deploy instead."""

@@ -1,0 +1,1 @@
+"""Public networks, converted and compared with themselves."""
