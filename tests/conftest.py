@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from zoo_models import declare_torchvision_operators
+from benchmarks.zoo.models import declare_torchvision_operators
 
 declare_torchvision_operators()
 torch.set_num_threads(2)

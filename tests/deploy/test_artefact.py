@@ -1,0 +1,517 @@
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import reparam
+from benchmarks.zoo.models import build, example_input
+from reparam.deploy.artefact import Saved, apply, load, save
+from reparam.deploy.safe_code import code_data, read_code
+from reparam.errors import InputError
+from reparam.nn import ACBlock, DiverseBranchBlock, MobileOneBlock, RepVGGBlock, demo_network
+from tests.helpers import ScaledBranches, convs_ran, distance, image, norms_ran, trained
+
+
+class Tied(nn.Module):
+    """One block in two places, a kept tied weight, a constant in the code, a part that is renamed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = RepVGGBlock(4, 4)
+        self.again = nn.Sequential(nn.ReLU(), self.first)
+        self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.again(self.first(x)).mean((2, 3))
+        return torch.tanh(self.b(torch.relu(self.a(y)))) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+class Scaled(nn.Module):
+    """A normalisation that loses its scale, and one inside code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(6), nn.LayerNorm(6)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(self.norm(x))
+        return self.second(nn.functional.layer_norm(y, (6,), self.inner.weight, self.inner.bias))
+
+
+class Hooked(nn.Module):
+    """Weight norm of both kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        with pytest.warns(FutureWarning):
+            self.old = nn.utils.weight_norm(nn.Conv2d(4, 4, 3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[1](self.old(torch.relu(self.norms[0](self.new(x)))))
+
+
+class WithHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.aux = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        self.aux(x.mean((2, 3)))
+        return x
+
+
+def pair() -> nn.Module:
+    return nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "convolution and norm": (pair, (2, 3, 7, 9), {}),
+    "RepVGG": (lambda: nn.Sequential(RepVGGBlock(3, 8, stride=2), RepVGGBlock(8, 8, groups=2)), (1, 3, 9, 8), {}),
+    "ACNet": (lambda: ACBlock(3, 6, 3), (1, 3, 9, 8), {}),
+    "DBB": (
+        lambda: nn.Sequential(DiverseBranchBlock(3, 6, 3), DiverseBranchBlock(6, 6, 3, groups=6)),
+        (2, 3, 8, 9),
+        {},
+    ),
+    "MobileOne": (lambda: nn.Sequential(MobileOneBlock(3, 3, 3, groups=3), MobileOneBlock(3, 8, 1)), (1, 3, 8, 9), {}),
+    "demo": (demo_network, (1, 3, 33, 40), {}),
+    "kept block": (demo_network, (1, 3, 33, 40), {"keep": ("repvgg.0", "head")}),
+    "shared": (Tied, (2, 4, 5, 6), {}),
+    "normalisations": (Scaled, (2, 3, 6), {}),
+    "weight norm": (Hooked, (2, 3, 8, 9), {}),
+    "rewritten": (lambda: ScaledBranches(4), (2, 4, 6, 5), {}),
+    "a single layer": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)), (2, 3, 4, 5), {}),
+    "pruned": (WithHead, (2, 3, 8, 9), {"prune": True}),
+    "fixed size": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)),
+        (2, 3, 8, 9),
+        {"fixed_size": True},
+    ),
+    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4)), (2, 3, 4, 5), {}),
+    "nothing to fold": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (1, 3, 5, 6), {}),
+}
+
+
+def made(name: str, dtype: torch.dtype = torch.float64) -> tuple[Callable[[], nn.Module], nn.Module, nn.Module, Tensor]:
+    """How to make the model, a trained one, its fold, its input."""
+    make, shape, options = MODELS[name]
+    x = image(*shape, dtype=dtype)
+    model = trained(make(), x, dtype=dtype)
+    return lambda: make().to(dtype), model, reparam.reparameterize(model, x, **options), x
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_saved_is_what_is_loaded(name: str, tmp_path: Path) -> None:
+    make, model, deployed, x = made(name)
+    saved = save(deployed, tmp_path / "net.safetensors")
+    fresh = make()
+    before = copy.deepcopy(fresh.state_dict())
+    loaded = load(saved.weights, fresh)
+    assert distance(deployed, loaded, x) == 0
+    assert repr(loaded) == repr(deployed)
+    assert list(loaded.state_dict()) == list(deployed.state_dict())
+    assert (convs_ran(loaded, x), norms_ran(loaded, x)) == (convs_ran(deployed, x), norms_ran(deployed, x))
+    assert not any(module.training for module in loaded.modules())
+    assert all(torch.equal(fresh.state_dict()[key], before[key]) for key in before)
+    assert all(module.training for module in fresh.modules())
+    assert distance(model, reparam.undo(loaded, model.state_dict()), x) == 0
+    assert distance(deployed, pickle.loads(pickle.dumps(loaded)), x) == 0
+
+
+def test_sharing_is_kept(tmp_path: Path) -> None:
+    make, _, deployed, _ = made("shared")
+    loaded = load(save(deployed, tmp_path / "net.json").provenance, make())
+    assert loaded.a.weight is loaded.b.weight
+    assert loaded.again[1] is loaded.first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dtypes_and_memory_formats(dtype: torch.dtype, tmp_path: Path) -> None:
+    make, _, deployed, x = made("RepVGG", dtype)
+    deployed = deployed.to(memory_format=torch.channels_last)
+    loaded = load(save(deployed, tmp_path / "net.safetensors").weights, make())
+    assert {tensor.dtype for tensor in loaded.parameters()} == {dtype}
+    kernels = [each for each in loaded.parameters() if each.dim() == 4]
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
+    assert torch.equal(loaded(x), deployed(x))
+
+
+def test_a_model_that_was_loaded_can_be_saved_again(tmp_path: Path) -> None:
+    make, _, deployed, x = made("DBB")
+    first = save(deployed, tmp_path / "a.safetensors")
+    second = save(load(first.weights, make()), tmp_path / "b.safetensors")
+    assert first.weights.read_bytes() == second.weights.read_bytes()
+    assert distance(deployed, load(second.weights, make()), x) == 0
+
+
+def test_apply_gives_the_structure_and_load_state_dict_the_numbers(tmp_path: Path) -> None:
+    make, _, deployed, x = made("RepVGG")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    empty = apply(saved.provenance, make())
+    empty.load_state_dict(load_file(saved.weights))
+    assert distance(deployed, empty, x) == 0
+    assert distance(deployed, _filled(apply(json.loads(saved.provenance.read_text()), make()), saved), x) == 0
+
+
+def _filled(model: nn.Module, saved: Saved) -> nn.Module:
+    model.load_state_dict(load_file(saved.weights))
+    return model
+
+
+def test_keyword_inputs_are_probed(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = pair()
+            self.table = nn.Embedding(3, 6)
+
+        def forward(self, *, images: Tensor, classes: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+            return {"y": self.body(images).mean((2, 3)) * scale + self.table(classes)}
+
+    inputs = {"images": image(2, 3, 7, 9), "classes": torch.tensor([2, 0]), "scale": 2.0}
+    model = trained(Masked().double())
+    deployed = reparam.reparameterize(model, inputs)
+    saved = save(deployed, tmp_path / "net.safetensors")
+    noted = json.loads(saved.provenance.read_text())["probe"]
+    assert noted["outputs"]["out['y']"]["shape"] == [2, 6]
+    assert torch.equal(load(saved.weights, Masked().double())(**inputs)["y"], deployed(**inputs)["y"])
+
+
+def test_the_provenance_says_where_it_comes_from(tmp_path: Path) -> None:
+    _, model, deployed, _ = made("RepVGG")
+    saved = save(deployed, tmp_path / "net.safetensors", source={"model": "mine:make"})
+    data = json.loads(saved.provenance.read_text())
+    assert data["source"] == {"model": "mine:make"}
+    assert data["made with"]["torch"] == torch.__version__
+    assert set(data["keys"]) == set(model.state_dict()) == set(data["original"]["sha256"])
+    assert {key for keys in data["keys"].values() for key in keys} == set(load_file(saved.weights))
+    assert len(data["report"]["folds"]) == 2
+    assert data["report"]["verification"]["ok"] is True
+    assert data["options"]["cost"] == "static"
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    "name", ["repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "swin_tiny_patch4_window7_224", "levit_128s"]
+)
+def test_networks_of_timm(name: str, tmp_path: Path) -> None:
+    import timm
+
+    model = build(name)
+    x = example_input(model)
+    deployed = reparam.reparameterize(model, x, verify=False)
+    loaded = load(save(deployed, tmp_path / "net.safetensors").weights, timm.create_model(name))
+    assert distance(deployed, loaded, x) == 0
+    assert repr(loaded) == repr(deployed)
+
+
+# --- what must not go through
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    _, _, deployed, _ = made("RepVGG")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    wider = nn.Sequential(RepVGGBlock(3, 8, stride=2), RepVGGBlock(8, 8, groups=4)).double()
+    with pytest.raises(InputError, match=r"not what the artefact was made from: 1\..*weight is float64 8x2x3x3 here"):
+        load(saved.weights, wider)
+    with pytest.raises(InputError, match=r"2 is .* here and absent there"):
+        load(saved.weights, nn.Sequential(*wider, nn.ReLU()))
+    with pytest.raises(InputError, match=r"float32 .* here and float64 .* there"):
+        load(saved.weights, MODELS["RepVGG"][0]())
+
+
+def test_a_changed_forward_is_noticed(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        slope = 0.1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = pair(), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(nn.functional.leaky_relu(self.a(x) - 1, self.slope))
+
+    x = image(2, 3, 7, 9)
+    deployed = reparam.reparameterize(trained(Net(), x), x)
+    saved = save(deployed, tmp_path / "net.safetensors")
+    load(saved.weights, Net().double())
+    fresh = Net().double()
+    fresh.slope = 0.11
+    with pytest.raises(InputError, match="computes something else: out is off by"):
+        load(saved.weights, fresh)
+    assert load(saved.weights, fresh, verify=False)(x).shape == deployed(x).shape
+
+
+@pytest.mark.parametrize("which", ["weights", "provenance"])
+def test_damaged_files_are_refused(which: str, tmp_path: Path) -> None:
+    make, _, deployed, _ = made("RepVGG")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    path = getattr(saved, which)
+    whole = path.read_bytes()
+    for damaged in (whole[:-3], whole[: len(whole) // 2], b"", whole.replace(b"0", b"1")):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError):
+            load(saved.weights, make())
+    path.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        load(saved.weights, make())
+
+
+def test_weights_of_another_artefact_are_refused(tmp_path: Path) -> None:
+    make, _, deployed, _ = made("RepVGG")
+    saved, other = save(deployed, tmp_path / "a.safetensors"), copy.deepcopy(deployed)
+    next(other.parameters()).data.mul_(1.001)
+    save(other, tmp_path / "b.safetensors")
+    saved.weights.write_bytes((tmp_path / "b.safetensors").read_bytes())
+    with pytest.raises(InputError, match="sha256 differs"):
+        load(saved.weights, make())
+
+
+def test_files_are_not_overwritten(tmp_path: Path) -> None:
+    _, _, deployed, _ = made("ACNet")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    before = saved.weights.read_bytes()
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        save(deployed, saved.weights)
+    saved.weights.unlink()
+    with pytest.raises(InputError, match=r"net\.json exists"):
+        save(deployed, saved.weights)
+    save(deployed, saved.weights, force=True)
+    assert saved.weights.read_bytes() == before
+    with pytest.raises(InputError, match="name it so"):
+        save(deployed, tmp_path / "net.pth")
+
+
+def test_what_folding_has_not_made_is_refused(tmp_path: Path) -> None:
+    _, model, deployed, _ = made("demo")
+    with pytest.raises(InputError, match="not what reparameterize or load has returned"):
+        save(model, tmp_path / "net.safetensors")
+    with pytest.raises(InputError, match="has been pickled"):
+        save(pickle.loads(pickle.dumps(deployed)), tmp_path / "net.safetensors")
+    with pytest.raises(InputError, match="in train mode"):
+        save(copy.deepcopy(deployed).train(), tmp_path / "net.safetensors")
+    changed = copy.deepcopy(deployed)
+    changed.head = nn.Sequential(changed.head, nn.Softplus()).eval()
+    with pytest.raises(InputError, match=r"head\.1 is a torch\.nn\.modules\.activation\.Softplus"):
+        save(changed, tmp_path / "net.safetensors")
+    changed = copy.deepcopy(deployed)
+    changed.repvgg[0].register_buffer("more", torch.ones(1))
+    with pytest.raises(InputError, match="tensors that folding has not put there: more"):
+        save(changed, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_functions_of_numbers_are_arithmetic() -> None:
+    text = "def forward(self, x):\n    return x * math_ceil(getattr(x, 'shape')[2] / 2) + max(operator_add(1, 2), 3)\n"
+    objects = {"math_ceil": "math.ceil", "operator_add": "operator.add", "getattr": "getattr", "max": "max"}
+    data = {"text": text, "modules": {}, "objects": objects}
+    code, paths = read_code(data, "the model")
+    assert not paths
+    assert code.forward()(None, torch.ones(1, 1, 5)).tolist() == [[[6.0] * 5]]
+    assert code_data(code, "the model") == data
+
+
+HOSTILE = [
+    "import os\ndef forward(self, x):\n    return x\n",
+    "def forward(self, x):\n    import os\n    return x\n",
+    "def forward(self, x=__import__('os').system('touch was-run')):\n    return x\n",
+    "@torch.compile\ndef forward(self, x):\n    return x\n",
+    "def forward(self, x : torch.save(1, 'was-run')):\n    return x\n",
+    "def forward(self, x):\n    return torch.save(x, 'was-run')\n",
+    "def forward(self, x):\n    return torch.load('file')\n",
+    "def forward(self, x):\n    return torch.hub.load('file', 'x')\n",
+    "def forward(self, x):\n    return torch.from_file('was-run', shared=True, size=5)\n",
+    "def forward(self, x):\n    return torch.serialization.os.system('touch was-run')\n",
+    "def forward(self, x):\n    return torch.nn.functional.importlib.import_module('os')\n",
+    "def forward(self, x):\n    return torch.ops.aten.from_file('was-run', True, 5)\n",
+    "def forward(self, x):\n    return torch.ops.load_library('was-run')\n",
+    "def forward(self, x):\n    return torch.utils.cpp_extension.load('x', 'y')\n",
+    "def forward(self, x):\n    return torch._C._jit_init()\n",
+    "def forward(self, x):\n    return x.__class__.__mro__\n",
+    "def forward(self, x):\n    return getattr(x, '__class__')\n",
+    "def forward(self, x):\n    return getattr(x, 'a' + 'b')\n",
+    "def forward(self, x):\n    return x.register_hook(torch.save)\n",
+    "def forward(self, x):\n    return x.numpy().tofile('was-run')\n",
+    "def forward(self, x):\n    return x.relu().tofile('was-run')\n",
+    "def forward(self, x):\n    return self.load_state_dict(x)\n",
+    "def forward(self, x):\n    return self.conv.register_forward_hook(x)\n",
+    "def forward(self, x):\n    return self.forward.__globals__\n",
+    "def forward(self, x):\n    return eval('1')\n",
+    "def forward(self, x):\n    return open('was-run', 'w')\n",
+    "def forward(self, x):\n    return print\n",
+    "def forward(self, x):\n    max(['open(\"was-run\", \"w\")'], key=eval)\n    return x\n",
+    "def forward(self, x):\n    y = sorted(['was-run'], **{'key': lambda y: open(y, 'w')})\n    return x\n",
+    "def forward(self, x, exec=exec):\n    min(['open(\"was-run\", \"w\")'], key=exec)\n    return x\n",
+    "def forward(self, x, *, exec=exec):\n    y = dict(a=exec)\n    return x\n",
+    "def forward(self, x):\n    eval = eval\n    return x\n",
+    "def forward(self, x):\n    y = x.relu\n    return sorted([x], key=y)[0]\n",
+    "def forward(self, x):\n    y = x.relu\n    return sorted([x], **{'key': y})[0]\n",
+    "def forward(self, x):\n    return half\n",
+    "def forward(self, half):\n    return half\n",
+    "def forward(self, x):\n    half = x\n    return half\n",
+    "def forward(self, x):\n    return x.register_hook(half)\n",
+    "def forward(self, x):\n    return [y for y in x]\n",
+    "def forward(self, x):\n    return (lambda: x)()\n",
+    "def forward(self, x):\n    torch = x\n    return torch.save(x)\n",
+    "def forward(self, x):\n    self.conv = x\n    return x\n",
+    "def forward(self, x):\n    while True:\n        pass\n",
+    "def forward(self, x):\n    return operator.methodcaller('tofile', 'was-run')(x)\n",
+    "def forward(self, x):\n    return torch.nn.functional.handle_torch_function(x, x)\n",
+    "def forward(self, x):\n    return f'{x!r}'\n",
+    "def forward(self, x):\n    return self\n",
+    "def forward(self, x):\n    return torch\n",
+    "def other(self, x):\n    return x\n",
+    "def forward(self, x):\n",
+    "\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_forward_that_says_more_than_arithmetic_is_not_loaded(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, _, deployed, _ = made("rewritten")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    data = json.loads(saved.provenance.read_text())
+    code = data["structure"]["kept"]["code"]
+    assert "def forward" in code["text"]
+    code.update(
+        text=text,
+        modules={"torch": "torch", "operator": "operator"},
+        objects={"getattr": "getattr", "half": "math.floor"},
+    )
+    saved.provenance.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="forward"):  # before it is run, and not for what comes of that
+        load(saved.weights, make())
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"modules": {"os": "os"}},
+        {"modules": {"torch": "os"}},
+        {"objects": {"os": "eval"}},
+        {"objects": {"os": "getattr"}},
+        {"objects": {"self": "math.floor"}},
+        {"objects": {"getattr": "math.floor"}},
+        {"objects": {"os": ["math.floor"]}},
+        {"objects": ["eval"]},
+        {"text": None},
+        {"modules": 3},
+    ],
+)
+def test_a_forward_that_asks_for_other_modules_is_not_loaded(more: dict[str, Any]) -> None:
+    data = {"text": "def forward(self, x):\n    return x\n", "modules": {}, "objects": {}}
+    assert read_code(data, "the model")[0].text == data["text"]
+    with pytest.raises(InputError, match=r"asks for|is damaged|says `None`"):
+        read_code({**data, **more}, "the model")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept.update(attributes={"__class__": 1}),
+        lambda kept: kept.update(attributes={"_modules": 1}),
+        lambda kept: kept.update(attributes={"x": [1]}),
+        lambda kept: kept.update(constants=["forward"]),
+        lambda kept: kept.update(constants=["nowhere"]),
+        lambda kept: kept.update(children={"conv": {"new": {"class": "Module", "arguments": {}, "children": {}}}}),
+        lambda kept: kept.update(children={"conv": {"kept": {}}}),
+        lambda kept: kept.update(children={"conv": {"same": "nowhere"}}),
+        lambda kept: kept.update(order=["nothing"]),
+        lambda kept: kept.update(none=["nothing"]),
+    ],
+)
+def test_a_damaged_structure_is_refused(change: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
+    make, _, deployed, _ = made("rewritten")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    data = json.loads(saved.provenance.read_text())
+    change(data["structure"]["kept"])
+    saved.provenance.write_text(json.dumps(data))
+    with pytest.raises(InputError):
+        load(saved.weights, make(), verify=False)
+
+
+def test_a_forward_that_is_missing_is_noticed(tmp_path: Path) -> None:
+    make, _, deployed, _ = made("rewritten")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    data = json.loads(saved.provenance.read_text())
+    del data["structure"]["kept"]["code"]
+    saved.provenance.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="rebuilt and does not run"):
+        load(saved.weights, make())
+
+
+@pytest.mark.parametrize("data", ["[]", "3", "{}", '{"format": "other", "version": 1}', "[" * 100000])
+def test_json_of_other_kinds_is_refused(data: str, tmp_path: Path) -> None:
+    make, _, deployed, _ = made("ACNet")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    saved.provenance.write_text(data)
+    with pytest.raises(InputError, match="provenance"):
+        load(saved.weights, make())
+
+
+def test_another_version_is_named(tmp_path: Path) -> None:
+    make, _, deployed, _ = made("ACNet")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    saved.provenance.write_text(json.dumps({**json.loads(saved.provenance.read_text()), "version": 2}))
+    with pytest.raises(InputError, match="is of version 2"):
+        load(saved.weights, make())
+
+
+def test_undo_takes_an_artefact_and_a_checkpoint(tmp_path: Path) -> None:
+    make, model, deployed, x = made("RepVGG")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"ema": state}, tmp_path / "best.pth")
+    restored = reparam.undo(saved.provenance, tmp_path / "best.pth", model=make())
+    assert distance(model, restored, x) == 0
+    assert distance(model, reparam.undo(deployed, str(tmp_path / "best.pth")), x) == 0
+    with pytest.raises(InputError, match="model="):
+        reparam.undo(saved.weights, model.state_dict())
+    with pytest.raises(InputError, match="not the weights that were folded"):
+        reparam.undo(saved.weights, make().state_dict(), model=make())
+
+
+def _places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a tree of dicts and lists; of a list its first entry."""
+    inner = data.items() if isinstance(data, dict) else enumerate(data[:1]) if isinstance(data, list) else ()
+    return [path, *(place for key, each in inner for place in _places(each, (*path, key)))]
+
+
+@pytest.mark.slow
+def test_whatever_is_wrong_in_a_provenance_is_an_error_of_ours(tmp_path: Path) -> None:
+    make, _, deployed, x = made("rewritten")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    whole = json.loads(saved.provenance.read_text())
+    whole.pop("report")
+    fresh = make()
+    for path in _places(whole)[1:]:
+        for wrong in (None, "x", [], -1.5):
+            data = copy.deepcopy(whole)
+            held = data
+            for key in path[:-1]:
+                held = held[key]
+            held[path[-1]] = wrong
+            saved.provenance.write_text(json.dumps(data))
+            try:
+                loaded = load(saved.weights, fresh)
+            except InputError:
+                continue
+            assert distance(deployed, loaded, x) < 1e-12, (path, wrong)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.deploy.export import ANY_BATCH, ANY_SIZE, ONE_SHAPE, export
+from reparam.deploy.runtimes import open_program
+from reparam.errors import InputError, ModelError, TrainModeError, VerificationError
+from reparam.nn import RepVGGBlock
+from tests.helpers import trained
+
+SUFFIXES = [".pt2", ".onnx"]
+
+
+def blocks() -> nn.Module:
+    return nn.Sequential(RepVGGBlock(3, 4, stride=2), RepVGGBlock(4, 4))
+
+
+class Pooled(nn.Module):
+    """A linear layer over all pixels: one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = blocks(), nn.Linear(4 * 4 * 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+class Branching(nn.Module):
+    """Asks for its batch in a way that fixes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = blocks()
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.body(x[i : i + 1]) for i in range(int(x.shape[0]))]
+        return torch.cat(parts)
+
+
+class Named(nn.Module):
+    """Keyword arguments, and a dict that comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.table = blocks(), nn.Embedding(5, 4)
+
+    def forward(self, *, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        y = self.body(images).mean((2, 3)) + self.table(classes).sum(1)
+        return {"scores": y, "best": y.argmax(1)}
+
+
+def example(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_takes_every_batch_and_size(suffix: str, batch: int, tmp_path: Path) -> None:
+    x = example(batch, 3, 16, 16)
+    model = trained(blocks(), x, dtype=torch.float32)
+    deployed = reparam.reparameterize(model, x)
+    done = export(deployed, tmp_path / f"net{suffix}", x, original=model)
+    assert (done.takes, done.why) == (ANY_SIZE, "")
+    assert done.verification.ok
+    assert "also at another batch size, another resolution" in str(done)
+    program = open_program(done.path)
+    for shape in [(1, 3, 16, 16), (2, 3, 15, 21), (5, 3, 33, 8)]:
+        other = example(*shape)
+        assert torch.allclose(program(other), model(other), atol=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_model_of_one_size_takes_every_batch(suffix: str, tmp_path: Path) -> None:
+    x = example(2, 3, 8, 10)
+    model = trained(Pooled(), x, dtype=torch.float32)
+    done = export(model, tmp_path / f"net{suffix}", x)
+    assert done.takes in (ANY_SIZE, ANY_BATCH)
+    assert open_program(done.path)(example(5, 3, 8, 10)).shape == (5, 3)
+
+
+@pytest.mark.slow
+def test_a_model_of_one_batch_says_so(tmp_path: Path) -> None:
+    x = example(2, 3, 8, 10)
+    done = export(trained(Branching(), x, dtype=torch.float32), tmp_path / "net.pt2", x)
+    assert done.takes == ONE_SHAPE
+    assert "for every batch and size" in done.why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_keywords_and_dicts(suffix: str, tmp_path: Path) -> None:
+    inputs = {"images": example(2, 3, 16, 12), "classes": torch.tensor([[0, 1, 4], [2, 2, 0]])}
+    model = trained(Named(), dtype=torch.float32)
+    deployed = reparam.reparameterize(model, inputs)
+    done = export(deployed, tmp_path / f"net{suffix}", inputs, original=model)
+    assert done.takes == ANY_SIZE, done.why
+    assert {check.name for check in done.verification.checks} == {"out['scores']", "out['best']"}
+
+
+def test_fixed_size_is_not_tried_at_others(tmp_path: Path) -> None:
+    x = example(2, 3, 8, 10)
+    model = trained(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), x, dtype=torch.float32)
+    deployed = reparam.reparameterize(model, x, fixed_size=True)
+    done = export(deployed, tmp_path / "net.pt2", x, original=model, fixed_size=True)
+    assert (done.takes, done.why) == (ANY_BATCH, "")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_computes_something_else_is_not_kept(suffix: str, tmp_path: Path) -> None:
+    x = example(2, 3, 8, 10)
+    model, other = (trained(nn.Sequential(nn.Conv2d(3, 4, 3)), dtype=torch.float32) for _ in range(2))
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    (tmp_path / f"net{suffix}").write_text("old")
+    with pytest.raises(VerificationError, match="not equal to the original"):
+        export(other, tmp_path / f"net{suffix}", x, original=model, force=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.sum().item() > 0) if x.sum() > 0 else x.flatten()[: int(x.max())].numpy() * 2
+
+    x = example(2, 3, 8, 10)
+    with pytest.raises(ModelError, match=r"torch\.export cannot trace the model"):
+        export(Hidden().eval(), tmp_path / "net.pt2", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_found_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = example(2, 3, 8, 10)
+    model = blocks().eval()
+    with pytest.raises(InputError, match=r"name the file \.pt2"):
+        export(model, tmp_path / "net.pt", x)
+    with pytest.raises(InputError, match="there is no folder"):
+        export(model, tmp_path / "none" / "net.pt2", x)
+    (tmp_path / "net.onnx").write_text("old")
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        export(model, tmp_path / "net.onnx", x)
+    with pytest.raises(TrainModeError):
+        export(blocks(), tmp_path / "net.pt2", x)
+    with pytest.raises(InputError, match="no bfloat16"):
+        export(model.bfloat16(), tmp_path / "other.onnx", x.bfloat16())
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"pip install 'reparam\[onnx\]'"):
+        export(model, tmp_path / "other.onnx", x)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"something else"])
+def test_damaged_programs_are_refused(suffix: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / f"net{suffix}").write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        open_program(tmp_path / f"net{suffix}")
+
+
+def test_a_program_wants_as_many_tensors_as_it_has_names(tmp_path: Path) -> None:
+    x = example(2, 3, 8, 10)
+    done = export(trained(nn.Sequential(nn.Conv2d(3, 4, 3)), dtype=torch.float32), tmp_path / "net.onnx", x)
+    program: Any = open_program(done.path)
+    assert torch.equal(program(x), program(input=x))
+    with pytest.raises(ValueError, match="it takes 1 tensors"):
+        program(x, x)

@@ -1,0 +1,537 @@
+"""Code that does what neither a record nor a trace shows: what depends on it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, is_grad_enabled, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+import reparam
+from tests.helpers import EXACT, Block, distance, image, trained
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+SIZES = [(2, 4, 5, 6), (1, 4, 3, 3), (2, 4, 7, 9)]
+
+
+def equal(model: nn.Module) -> int:
+    """How many folds are made, all of them exact at every size."""
+    folded = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+    for size in SIZES:
+        assert distance(model, folded, image(*size)) < EXACT, size
+    return len(folded.reparam_report.folds)
+
+
+# --- tensors in the place of a module's own, for one call
+
+
+class _Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+
+class _Scaled(_Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def _parametrized() -> nn.Module:
+    conv = nn.Conv2d(4, 4, 1)
+    parametrize.register_parametrization(conv, "weight", _Scaled())
+    return conv
+
+
+def _by_hand(m: nn.Module, x: Tensor) -> Tensor:
+    weight = m.conv.weight
+    del m.conv.weight
+    m.conv.weight = weight * 2
+    y = m.conv(x)
+    del m.conv.weight
+    m.conv.weight = weight
+    return m.bn(y)
+
+
+LENT: dict[str, Forward] = {
+    "to a layer": lambda m, x: m.bn(functional_call(m.conv, {"weight": m.conv.weight * 2}, (x,))),
+    "to a norm": lambda m, x: m.conv(functional_call(m.bn, {"weight": m.bn.weight * 2}, (x,))),
+    "to a layer inside": lambda m, x: functional_call(m.both, {"0.weight": m.conv.weight * 2}, (x,)),
+    "to code": lambda m, x: m.bn(functional_call(m.own, {"weight": m.own.weight * 2}, (x,))),
+    "to a parametrization": lambda m, x: m.bn(
+        functional_call(m.made, {"parametrizations.weight.0.weight": m.own.weight * 3}, (x,))
+    ),
+    "before code that is rewritten": lambda m, x: m.bn(
+        functional_call(m.conv, {"weight": m.conv.weight * 2}, (x,)) + m.other(x)
+    ),
+    "by hand": _by_hand,
+}
+
+
+@pytest.mark.parametrize("name", LENT)
+def test_what_is_lent_to_a_module_for_a_call_is_no_weight_of_its_own(name: str) -> None:
+    conv, bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    members = {"conv": conv, "bn": bn, "both": nn.Sequential(conv, bn), "other": nn.Conv2d(4, 4, 1)}
+    assert equal(trained(Block(LENT[name], own=_Own(), made=_parametrized(), **members))) == 0
+
+
+def test_a_module_that_is_lent_its_own_weights_folds() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.bn(functional_call(m.conv, dict(m.conv.named_parameters()), (x,)))
+
+    assert equal(trained(Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4)))) == 1
+
+
+# --- exceptions that are caught
+
+
+def _another_way(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    try:
+        m.large(y)
+        y = m.bn(y)
+    except RuntimeError:
+        pass
+    return y
+
+
+def _in_a_helper(m: nn.Module, x: Tensor) -> Tensor:
+    def normed(y: Tensor) -> Tensor:
+        try:
+            return m.bn(F.max_pool2d(y, 5))
+        except (ValueError, RuntimeError):
+            return y
+
+    return normed(m.conv(x))
+
+
+def _by_a_size(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    height = y.shape[2]
+    try:
+        y = y * (1 / (height - 3) / (1 / (height - 3)))
+    except ZeroDivisionError:
+        return y
+    return m.bn(y)
+
+
+def _suppressed(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    with suppress(RuntimeError):
+        m.large(y)
+        y = m.bn(y)
+    return y
+
+
+@pytest.mark.parametrize("forward", [_another_way, _in_a_helper, _by_a_size, _suppressed])
+def test_code_that_goes_on_after_an_exception_goes_other_ways_at_other_sizes(forward: Forward) -> None:
+    members = {"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4), "large": nn.Conv2d(4, 4, 4)}
+    assert equal(trained(Block(forward, **members))) == 0
+
+
+def test_what_does_not_depend_on_the_exception_folds() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        try:
+            return m.block(x)
+        except RuntimeError:
+            return x
+
+    block = nn.Sequential(nn.Conv2d(4, 4, 4), nn.BatchNorm2d(4))
+    assert equal(trained(Block(forward, block=block))) == 1
+
+
+def test_exceptions_that_no_size_raises_are_none_of_its_ways() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        try:
+            y = m.conv(x)
+        except TypeError:
+            y = m.conv(x, None)
+        try:
+            y = y * 1
+        except (AttributeError, TypeError):
+            y = y + 1
+        try:
+            with torch.no_grad():
+                return m.bn(sum([each * 1 for each in (y,)]))
+        finally:
+            m.eval()
+
+    assert equal(trained(Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4)))) == 1
+
+
+# --- code that asks whether gradients are recorded
+
+
+def _everywhere(model: nn.Module) -> int:
+    """How many folds are made, all of them exact with gradients, without, and in inference mode."""
+    folded = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+    for mode in (torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
+        for size in SIZES:
+            with mode:
+                x = image(*size).requires_grad_(torch.is_grad_enabled())
+                error = (model(x) - folded(x)).abs().max().item()
+            assert error < EXACT, (size, mode)
+    return len(folded.reparam_report.folds)
+
+
+def _at_hand(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return y if is_grad_enabled() else m.bn(y)
+
+
+def _in_a_step(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return y.cos() + m.other(x) if torch.is_grad_enabled() else m.bn(y) + m.other(x)
+
+
+def _unless_recorded(bias: Tensor) -> Tensor | None:
+    return None if (bias * 2).requires_grad else bias
+
+
+ASKED: dict[str, Forward] = {
+    "torch": lambda m, x: m.bn(m.conv(x).cos() if torch.is_grad_enabled() else m.conv(x)),
+    "torch, by a name of its own": _at_hand,
+    "torch, around code that is rewritten": _in_a_step,
+    "inference mode": lambda m, x: m.bn(m.conv(x)) if not torch.is_inference_mode_enabled() else m.conv(x),
+    "requires_grad": lambda m, x: m.bn(m.conv(x)) if not m.conv(x).requires_grad else m.conv(x),
+    "requires_grad of the input": lambda m, x: m.bn(m.conv(x)) if not x.requires_grad else m.conv(x),
+    "requires_grad of a weight worked out": lambda m, x: m.bn(
+        F.conv2d(x, 2 * m.conv.weight, _unless_recorded(m.conv.bias))
+    ),
+    "requires_grad of a weight": lambda m, x: m.bn(m.conv(x)) if m.conv.weight.requires_grad else m.bn(x),
+    "grad_fn": lambda m, x: m.bn(m.conv(x)) if m.conv(x).grad_fn is None else m.conv(x),
+    "is_leaf": lambda m, x: m.bn(m.conv(x)) if m.conv(x).is_leaf else m.conv(x),
+    "is_inference": lambda m, x: m.conv(x) if x.is_inference() else m.bn(m.conv(x)),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_asks_whether_gradients_are_recorded_may_go_another_way_with_them(name: str) -> None:
+    members = {"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4), "other": nn.Conv2d(4, 4, 1)}
+    model = trained(Block(ASKED[name], **members))
+    assert _everywhere(model) == 0
+    report = reparam.reparameterize(model, image(*SIZES[0])).reparam_report
+    assert any("whether gradients are recorded" in line.reason for line in report.refusals)
+    assert any("whether gradients are recorded" in look.what for look in report.baked)
+
+
+def _with_attention(m: nn.Module, x: Tensor) -> Tensor:
+    tokens = m.bn(m.conv(x)).flatten(2).transpose(1, 2)
+    tokens = m.layer(tokens + m.attention(tokens, tokens, tokens)[0])
+    return F.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+BESIDE: dict[str, Forward] = {
+    "torch's own code": _with_attention,
+    "a checkpoint": lambda m, x: checkpoint(lambda y: m.bn(m.conv(y)), x, use_reentrant=False),
+    "no gradients in a part": torch.no_grad()(lambda m, x: m.bn(m.conv(x))),
+    "code beside": lambda m, x: m.both(x.cos() if torch.is_grad_enabled() else x),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_the_same_with_gradients_folds(name: str) -> None:
+    conv, bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    members = {"both": nn.Sequential(conv, bn)} if name == "code beside" else {"conv": conv, "bn": bn}
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    assert _everywhere(trained(Block(BESIDE[name], attention=attention, layer=layer, **members))) == 1
+
+
+def test_what_stands_in_for_the_functions_of_torch_is_gone_afterwards() -> None:
+    asks = torch.is_grad_enabled, torch.is_inference_mode_enabled, is_grad_enabled
+    _everywhere(trained(Block(_at_hand, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))))
+    with pytest.raises(reparam.ModelError):
+        reparam.reparameterize(Block(lambda m, x: m.missing).eval(), image(1, 4, 3, 3))
+    assert (torch.is_grad_enabled, torch.is_inference_mode_enabled, is_grad_enabled) == asks
+
+
+# --- modules that say what another one is to do
+
+
+class _Says(nn.Module):
+    """Whether an image is high; with others, in what it returns beside a tensor."""
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__()
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> bool | tuple[Tensor, bool]:
+        high = x.shape[2] > 4
+        return (x, high) if self.beside else high
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_module_may_say_yes_or_no_by_the_size(beside: bool) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        said = m.says(x)
+        y = m.conv(x)
+        return m.bn(y) if (said[1] if beside else said) else y
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4), says=_Says(beside))
+    assert equal(trained(model)) == 0
+
+
+class _Answers(nn.Module):
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(x)
+
+
+ANSWERS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], bool]]] = {
+    "a list": (lambda x: [x] * (x.shape[2] // 3), lambda said: len(said) == 1),
+    "pieces": (lambda x: x.unbind(2), lambda said: len(said) == 5),
+    "pieces of pieces": (lambda x: (x, [*x.unbind(2)]), lambda said: len(said[1]) == 5),
+    "nothing": (lambda x: None if x.shape[2] == 5 else x, lambda said: said is None),
+    "a string": (lambda x: "high" if x.shape[2] > 6 else "low", lambda said: said == "low"),
+    "a dict": (lambda x: {"high" if x.shape[2] > 6 else "low": x}, lambda said: "low" in said),
+    "a function": (lambda x: len if x.shape[2] == 5 else max, lambda said: said is len),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_module_may_say_it_in_other_ways(name: str) -> None:
+    answer, normalizes = ANSWERS[name]
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        said = m.answers(x)
+        return m.bn(m.conv(x)) if normalizes(said) else m.conv(x)
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4), answers=_Answers(answer))
+    assert equal(trained(model)) == 0
+
+
+def test_a_module_may_return_nothing() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y, there = m.conv(x), m.answers(x)
+        return m.bn(y) if there is not None else y
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+    model.answers = _Answers(lambda x: x if x.shape[2] == 5 else None)
+    assert equal(trained(model)) == 0
+
+
+def test_what_a_module_returns_under_names_folds() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        a, b = m.answers(x)
+        return m.bn(m.conv(a)).relu() + b
+
+    model = Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+    model.answers = _Answers(lambda x: (x, x.relu().reshape(x.shape)))
+    assert equal(trained(model)) == 1
+
+
+class _Told(nn.Module):
+    """A convolution, and a norm behind it if its caller says so."""
+
+    def __init__(self, normalizes: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.normalizes = normalizes
+
+    def forward(self, x: Tensor, how: Any = None) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) if self.normalizes(how) else y
+
+
+class _Hands(_Told):
+    """The same between a caller and another."""
+
+    def forward(self, x: Tensor, how: Any = None) -> Tensor:
+        return self.inner(x, how=how)
+
+
+class _Given(_Told):
+    """A convolution, and a norm behind it if there is another image."""
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        if other is not None:
+            y = self.bn(y)
+        return y
+
+
+class _Missing(_Told):
+    def forward(self, x: Tensor, other: Tensor | None) -> Tensor:
+        y, alone = self.conv(x), other is None
+        return self.bn(y) if alone else y
+
+
+def _sizes_apart(x: Tensor) -> bool:
+    """Of the images in this file: whether it is the example."""
+    return 4 < x.shape[2] < 7
+
+
+TELLS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], bool]]] = {
+    "a flag": (_sizes_apart, bool),
+    "a string": (lambda x: "norm" if _sizes_apart(x) else "plain", lambda how: how == "norm"),
+    "a list": (lambda x: [_sizes_apart(x)], lambda how: how[0]),
+    "a dict": (lambda x: {"norm": _sizes_apart(x)}, lambda how: how["norm"]),
+    "a function": (lambda x: bool if _sizes_apart(x) else len, lambda how: how is bool),
+}
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("name", TELLS)
+def test_a_caller_that_knows_the_size_may_tell_a_module_what_to_do(name: str, between: bool) -> None:
+    tell, normalizes = TELLS[name]
+    told = _Told(normalizes)
+    if between:
+        told = _Hands(normalizes)
+        told.inner = _Told(normalizes)
+    model = trained(Block(lambda m, x: m.told(x, tell(x)), told=told))
+    assert equal(model) == 0
+
+
+@pytest.mark.parametrize(("kind", "given"), [(_Given, _sizes_apart), (_Missing, lambda x: not _sizes_apart(x))])
+def test_a_caller_that_knows_the_size_may_hand_over_nothing(kind: type[_Told], given: Callable[[Tensor], bool]) -> None:
+    assert equal(trained(Block(lambda m, x: m.told(x, x if given(x) else None), told=kind(bool)))) == 0
+
+
+def test_what_a_caller_always_says_folds() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.flag(m.other(x, x).relu().reshape(x.shape), True)
+
+    assert equal(trained(Block(forward, flag=_Told(bool), other=_Given(bool)))) == 2
+
+
+class _HandsOn(_Told):
+    """Whatever it is told is for others."""
+
+    def forward(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        y = self.bn(self.conv(x))
+        return self.inner(y.relu(), **kwargs)
+
+
+class _Counts(_Told):
+    """It asks for the number of its own modules, not for that of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(bool)
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = self.bn(self.conv(x)) if len(self._modules) == 2 else x
+        return y * self.scale
+
+
+class _Requires(_Told):
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if other is not None:
+            raise ValueError("one is enough")
+        return self.bn(self.conv(x))
+
+
+def test_what_goes_by_nothing_that_it_is_told_folds() -> None:
+    told = _HandsOn(bool)
+    told.inner = _Told(bool)
+    assert equal(trained(Block(lambda m, x: m.told(x, how=_sizes_apart(x)), told=told))) == 1
+    assert equal(trained(Block(lambda m, x: m.told(x, None if len(x) else x), told=_Requires(bool)))) == 1
+    assert equal(trained(Block(lambda m, x: m.told(x, x if len(x) else None), told=_Counts()))) == 1
+
+
+# --- attributes that are set on other modules
+
+
+class _Attribute(_Told):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) if self.how else y
+
+
+class _Rows(_Told):
+    """Tokens, of which it has to be told how many are a row of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.transpose(1, 2).unflatten(2, (self.rows, -1))
+        return self.bn(self.conv(image))
+
+
+def _sets(m: nn.Module, x: Tensor) -> Tensor:
+    m.told.how = _sizes_apart(x)
+    return m.told(x)
+
+
+def _sets_rows(m: nn.Module, x: Tensor) -> Tensor:
+    m.told.rows = x.shape[2]
+    return m.told(x.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize(("kind", "forward"), [(_Attribute, _sets), (_Rows, _sets_rows)])
+def test_a_module_may_set_attributes_of_another_one(
+    kind: type[_Told], forward: Callable[[nn.Module, Tensor], Tensor], branches: bool
+) -> None:
+    """Also where the code that sets them would be rewritten."""
+
+    def outer(m: nn.Module, x: Tensor) -> Tensor:
+        return forward(m, m.a(x) + m.b(x) if branches else x)
+
+    model = Block(outer, told=kind(bool), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 3, padding=1))
+    assert equal(trained(model, image(*SIZES[0]))) == 0
+
+
+def test_attributes_of_its_own_and_whether_it_trains_are_no_ones_order() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        m.size = x.shape
+        m.inner.eval()
+        return m.inner(x)
+
+    setting = nn.Module.__setattr__
+    assert equal(trained(Block(forward, inner=nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))))) == 1
+    assert nn.Module.__setattr__ is setting
+
+
+# --- questions whose answer is no number
+
+QUESTIONS: dict[str, Callable[[Tensor], Any]] = {
+    "is it in a set": lambda x: x.shape[2] not in {7},
+    "is it a key": lambda x: {7: False}.get(x.shape[2], True),
+    "are all of them a key": lambda x: tuple(x.shape) not in {SIZES[2]},
+    "its hash": lambda x: hash(x.shape[2]) != 7,
+    "the text of a size": lambda x: f"{x.shape[2]}" != "7",
+    "the text of all": lambda x: str(x.shape) != "torch.Size([2, 4, 7, 9])",
+    "the text of a tensor": lambda x: repr(x[0, 0, 0]).count(",") < 8,
+    "is it of one size": lambda x: x.is_same_size(torch.zeros(SIZES[0])),
+    "how many rows": lambda x: len(x.unbind(2)) == 5,
+    "how many pieces": lambda x: len(x.split(3, 2)) < 3,
+    "how many parts": lambda x: len(torch.chunk(x, 6, 2)) < 6,
+    "its memory": lambda x: x.untyped_storage().nbytes() < 8 * 300,
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_no_answer_that_depends_on_the_size_is_taken_for_the_same(name: str) -> None:
+    model = Block(lambda m, x: m.bn(m.conv(x)) if QUESTIONS[name](x) else m.conv(x))
+    model.conv, model.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    assert equal(trained(model)) == 0
+
+
+@pytest.mark.parametrize("asks", [lambda x: x.is_contiguous(), lambda x: x.stride(1) > 1, lambda x: x.stride()[1] > 1])
+def test_the_order_of_memory_may_decide(asks: Callable[[Tensor], bool]) -> None:
+    model = Block(lambda m, x: m.bn(m.conv(x)) if asks(x) else m.conv(x), conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+    folded = reparam.reparameterize(trained(model), image(*SIZES[0]), verify=False)
+    assert distance(model, folded, image(*SIZES[1]).to(memory_format=torch.channels_last)) < EXACT
+
+
+def test_texts_for_a_reader_and_parts_with_names_decide_nothing() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        torch._assert(x.shape[2] > 2, f"{x.shape[2]} rows are too few")
+        if x.shape[3] < 3:
+            raise ValueError(f"{x.shape[3]} columns")
+        a, b = m.conv(x).chunk(2, 1)
+        return m.bn(torch.cat([a, b], 1).chunk(2, 1)[0])
+
+    assert equal(trained(Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(2)))) == 1

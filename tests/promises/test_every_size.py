@@ -1,0 +1,284 @@
+"""Code whose sizes are those of the example: a fold holds for all that the original takes, or is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
+
+Function = Callable[[Tensor], Tensor]
+
+
+def test_entries_picked_by_their_number_may_be_of_more_than_there_were() -> None:
+    """Pixels that were moved to the channels: a constant picks four, whether there are five or fifty."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.conv(torch.index_select(m.block(x.relu()), 1, m.index))
+
+    block = Block(lambda m, x: x.view(x.shape[0], 2, -1).transpose(1, 2))
+    model = trained(Block(forward, block=block, index=torch.tensor([2, 6, 1, 5]), conv=nn.Conv1d(4, 3, 2)))
+    folded = reparam.reparameterize(model, image(1, 8, 5), verify=False)
+    for length in (5, 9, 4, 2):
+        assert distance(model, folded, image(2, 8, length)) < EXACT
+
+
+def agree(model: nn.Module, folded: nn.Module, *sizes: tuple[int, ...]) -> int:
+    """How many of the sizes the model takes; at all of these the folded one has to compute the same."""
+    taken = 0
+    for size in sizes:
+        try:
+            model(image(*size))
+        except RuntimeError:
+            continue
+        assert distance(model, folded, image(*size)) < EXACT, size
+        taken += 1
+    return taken
+
+
+def between(function: Function, first: nn.Module, second: nn.Module) -> nn.Module:
+    return trained(Block(lambda m, x: m.second(function(m.first(x))), first=first, second=second))
+
+
+# --- channels stay whole for the example, and others are taken for them at other sizes
+
+IMAGES = [(3, 4, 3, 4), (6, 4, 3, 4), (3, 4, 6, 4), (6, 4, 3, 2), (1, 4, 3, 12), (2, 4, 9, 5), (12, 4, 1, 3)]
+MIXING: dict[str, Function] = {
+    "the batch": lambda x: x.view(3, 4, -1),
+    "pixels": lambda x: x.view(-1, 4, 12),
+    "all sizes": lambda x: x.reshape(3, 4, 12),
+    "the batch, elsewhere": lambda x: x.reshape(3, 4, 4 * x.shape[0]),
+    "pixels for the batch": lambda x: x.reshape(x.shape[2], 4, -1),
+    "the batch for channels": lambda x: x.reshape(-1, x.shape[0] + 1, x.shape[2] * x.shape[3]),
+    "width for channels": lambda x: x.reshape(-1, x.shape[3], 12),
+    "one row after the other": lambda x: x.flatten(2).view(-1, 4, 12),
+    "like another": lambda x: x.view_as(torch.zeros(3, 4, 12)),
+    "a rounded width": lambda x: x.reshape(-1, 4, x.shape[2] // 3 * 12),
+    "a shape": lambda x: x.view([3, 4, *x.shape[2:]]).flatten(2),
+    "a literal size behind a shape": lambda x: x.view(x.shape).view(3, 4, -1),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
+def test_sizes_that_cut_channels_apart_at_other_sizes_are_kept(name: str, kind: type[nn.Module]) -> None:
+    first = kind(4) if kind is nn.BatchNorm2d else kind(4, 4, 1)
+    model = between(MIXING[name], first, nn.Conv1d(4, 5, 1))
+    folded = reparam.reparameterize(model, image(*IMAGES[0]), verify=False)
+    assert agree(model, folded, *IMAGES) > 1
+
+
+def test_a_refusal_says_what_would_fold() -> None:
+    model = between(MIXING["the batch"], nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1))
+    report = reparam.reparameterize(model, image(*IMAGES[0])).reparam_report
+    (refusal,) = (each for each in report.refusals if "not proven" in each.reason)
+    assert "x.shape" in refusal.remedy
+
+
+@pytest.mark.parametrize("pixels", [(1, 1), (1, 2), (2, 2)])
+def test_pixels_that_were_one_in_the_example(pixels: tuple[int, int]) -> None:
+    """What is flattened together with the channels, and cut in rows of as many as there are."""
+    functions: list[Function] = [
+        lambda x: x.flatten(1).view(-1, 4, 1),
+        lambda x: x.view(-1, 4, 1),
+        lambda x: x.view(x.size(0), -1).view(-1, 4, 1),
+        lambda x: F.interpolate(x, x.shape[2:]).view(-1, 4, 1),
+        lambda x: F.adaptive_avg_pool2d(x, x.shape[2]).view(-1, 4, 1),
+        lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]).view(-1, 4, 1),
+    ]
+    for function in functions:
+        model = between(function, nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1))
+        folded = reparam.reparameterize(model, image(2, 4, 1, 1), verify=False)
+        assert agree(model, folded, (2, 4, 1, 1), (2, 4, *pixels)) == 2
+
+
+def test_tokens_whose_number_is_that_of_the_channels() -> None:
+    model = trained(
+        Block(lambda m, x: m.second(m.first(x).view(-1, x.shape[1])), first=nn.Linear(4, 4), second=nn.Linear(4, 3))
+    )
+    folded = reparam.reparameterize(model, image(2, 4, 4), verify=False)
+    assert agree(model, folded, (2, 4, 4), (3, 4, 4), (4, 2, 4)) == 2
+
+
+# --- sizes that are written out, and channels are whole all the same
+
+PROVEN: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
+    "all but the batch": (lambda x: x.view(-1, 4, x.shape[2] * x.shape[3]), lambda: nn.Conv1d(4, 5, 1)),
+    "the batch": (lambda x: x.view(3, 4, x.shape[2] * x.shape[3]), lambda: nn.Conv1d(4, 5, 1)),
+    "the rest": (lambda x: x.reshape(x.shape[0], 4, -1), lambda: nn.Conv1d(4, 5, 1)),
+    "from a copy's size": (lambda x: x.detach().reshape(len(x), x.size(1), -1), lambda: nn.Conv1d(4, 5, 1)),
+    "rows of channels": (lambda x: x.permute(0, 2, 3, 1).reshape(-1, 4), lambda: nn.Linear(4, 5)),
+    "windows": (lambda x: x.permute(0, 2, 3, 1).reshape(-1, 3, 2, 4).flatten(1, 2), lambda: nn.Linear(4, 5)),
+    "a mean": (lambda x: x.mean((2, 3)).view(-1, 4), lambda: nn.Linear(4, 5)),
+    "a kept mean": (lambda x: x.mean((2, 3), keepdim=True).view(-1, 4), lambda: nn.Linear(4, 5)),
+    "a pool": (lambda x: F.adaptive_avg_pool2d(x, 1).view(-1, 4), lambda: nn.Linear(4, 5)),
+    "a pool and the rest": (lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1), lambda: nn.Linear(4, 5)),
+    "a pool of one batch": (lambda x: F.adaptive_avg_pool2d(x, (1, 1)).view(3, -1), lambda: nn.Linear(4, 5)),
+    "pixels as they were": (lambda x: x.flatten(2).view(x.shape), lambda: nn.Conv2d(4, 5, 1)),
+    "tokens to pixels": (
+        lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).reshape(x.shape[0], 4, x.shape[2], x.shape[3]),
+        lambda: nn.Conv2d(4, 5, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_a_norm_goes_through_sizes_that_leave_channels_whole(name: str) -> None:
+    function, second = PROVEN[name]
+    model = between(function, nn.BatchNorm2d(4), second())
+    folded = reparam.reparameterize(model, image(*IMAGES[0]), verify=False)
+    assert norms_ran(folded, image(*IMAGES[0])) == 0, folded.reparam_report
+    assert agree(model, folded, *IMAGES) >= 1
+
+
+def test_channels_of_another_tensor_are_those_that_its_layer_takes() -> None:
+    """The sizes are asked of the input; that it has as many channels as the norm says the convolution before it."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = m.norm((x + m.conv(x)).flatten(2).transpose(1, 2))
+        return m.head(y.view(b, h, w, c))
+
+    layers = {"conv": nn.Conv2d(6, 6, 3, padding=1), "norm": nn.LayerNorm(6), "head": nn.Linear(6, 4)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(2, 6, 4, 5))
+    assert not folded.norm.elementwise_affine, folded.reparam_report
+    assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
+
+
+def test_channels_of_a_sum_are_those_of_the_scale_in_it() -> None:
+    """Tokens back in their places in the image, whose sizes were asked of a sum (SwiftFormer)."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = x + m.before * m.conv(x.relu())
+        b, c, h, w = x.shape
+        y = m.linear(x.permute(0, 2, 3, 1).reshape(b, h * w, c).relu())
+        return x + m.behind * y.reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+    scales = {name: nn.Parameter(torch.rand(6, 1, 1) + 0.5) for name in ("before", "behind")}
+    model = trained(Block(forward, conv=nn.Conv2d(6, 6, 1), linear=nn.Linear(6, 6), **scales))
+    folded = reparam.reparameterize(model, image(2, 6, 4, 5))
+    assert folded.reparam_report.after.elementwise == folded.reparam_report.before.elementwise - 2
+    assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
+
+
+def test_what_was_repeated_for_each_image_is_not_as_long_always() -> None:
+    """The sum has as many images as positions were repeated for it, and one more where the input has (XCiT)."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = x + m.positions.repeat(x.shape[0], 1, 1, 1)
+        return m.second(m.first(x).relu().mul(m.gamma).reshape(y.shape[0], 4, -1))
+
+    layers = {"first": nn.Conv2d(4, 4, 1), "second": nn.Conv1d(4, 3, 1)}
+    scales = {"gamma": torch.rand(4, 1, 1) + 0.5, "positions": torch.rand(1, 4, 3, 4)}
+    model = trained(Block(forward, **layers, **scales))
+    folded = reparam.reparameterize(model, image(3, 4, 3, 4), verify=False)
+    assert agree(model, folded, (3, 4, 3, 4), (6, 4, 3, 4), (1, 4, 3, 4)) == 3
+
+
+def test_as_many_images_as_the_tokens_that_they_were_made_of() -> None:
+    """Tokens put in their places in the image, and back: the sizes are asked before that (XCiT)."""
+
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Conv2d(6, 6, 3, padding=1, groups=6) for _ in range(2))
+
+        def forward(self, x: Tensor, h: int, w: int) -> Tensor:
+            b, n, c = x.shape
+            x = self.second(self.first(x.permute(0, 2, 1).reshape(b, c, h, w)).relu())
+            return x.reshape(b, c, n).permute(0, 2, 1)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.norm(x.flatten(2).transpose(1, 2))
+        return y + m.gamma * m.local(y, x.shape[2], x.shape[3])
+
+    model = trained(Block(forward, norm=nn.LayerNorm(6), local=Local(), gamma=nn.Parameter(torch.rand(6))))
+    folded = reparam.reparameterize(model, image(2, 6, 4, 5))
+    assert folded.reparam_report.after.elementwise == folded.reparam_report.before.elementwise - 1
+    assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_what_is_put_back_behind_a_concatenation(literal: bool) -> None:
+    """A scale between two rearrangements goes into what is concatenated, where these are none at every size."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = torch.cat([m.first(x), m.second(x.relu())], 1)
+        z = m.scale(y.flatten(2))
+        return (z.reshape(-1, 6, 4, 5) if literal else z.reshape(y.shape)).relu()
+
+    layers = {"first": nn.Conv2d(4, 3, 1), "second": nn.Conv2d(4, 3, 1), "scale": nn.Conv1d(6, 6, 1, groups=6)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(2, 4, 4, 5), verify=False)
+    assert convs_ran(folded, image(2, 4, 4, 5)) == 2 + literal
+    assert agree(model, folded, (2, 4, 4, 5), (1, 4, 8, 5), (2, 4, 5, 4), (1, 4, 8, 10)) == 4
+
+
+class Windows(nn.Module):
+    """Windows of tokens, with numbers that the module holds and a size that it is handed (Swin)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head, self.side = nn.LayerNorm(6), nn.Linear(6, 4), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, count, c = x.shape
+        y = self.norm(x).view(b, self.side * 2, count // (self.side * 2), c)
+        b, h, w, c = y.shape
+        y = y.view(b, h // self.side, self.side, w // self.side, self.side, c).permute(0, 1, 3, 2, 4, 5)
+        return self.head(y.contiguous().view(-1, self.side, self.side, c).view(-1, self.side * self.side, c))
+
+
+def test_the_scale_of_a_norm_goes_into_what_reads_windows() -> None:
+    model = trained(Windows())
+    folded = reparam.reparameterize(model, image(2, 16, 6))
+    assert not folded.norm.elementwise_affine, folded.reparam_report
+    assert agree(model, folded, (2, 16, 6), (3, 24, 6), (2, 8, 6)) == 3
+
+
+# --- a dimension of one entry is dropped, and stays where it has more
+
+SQUEEZED: dict[str, tuple[tuple[int, ...], Function]] = {
+    "the width": ((2, 4, 5, 1), lambda x: x.squeeze(-1).transpose(1, 2)),
+    "the height": ((2, 4, 1, 5), lambda x: x.squeeze(2).transpose(1, 2)),
+    "both": ((2, 4, 1, 1), lambda x: x.squeeze(-1).squeeze(-1)),
+}
+
+
+@pytest.mark.parametrize("name", SQUEEZED)
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
+def test_pixels_that_happen_to_be_one_are_not_always_dropped(name: str, kind: type[nn.Module]) -> None:
+    size, function = SQUEEZED[name]
+    model = between(function, kind(4) if kind is nn.BatchNorm2d else kind(4, 4, 1), nn.Linear(4, 4))
+    folded = reparam.reparameterize(model, image(*size), verify=False)
+    assert agree(model, folded, size, (2, 4, 5, 4), (2, 4, 4, 4), (2, 4, 1, 4), (2, 4, 4, 1)) > 3
+
+
+@pytest.mark.parametrize("first", [nn.Sequential(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Tanh())])
+def test_pixels_that_were_pooled_to_one_are_always_dropped(first: nn.Module) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.linear(m.pool(m.bn(m.first(x))).squeeze(-1).squeeze(-1))
+
+    members = {"first": first, "bn": nn.BatchNorm2d(4), "pool": nn.AdaptiveAvgPool2d(1), "linear": nn.Linear(4, 3)}
+    model = trained(Block(forward, **members))
+    folded = reparam.reparameterize(model, image(2, 4, 5, 6), verify=False)
+    assert norms_ran(folded, image(2, 4, 5, 6)) == 0
+    assert agree(model, folded, (2, 4, 5, 4), (1, 4, 1, 1), (3, 4, 2, 7)) == 3
+
+
+def test_what_was_pixels_is_no_number_of_channels() -> None:
+    """Behind `select` dimension 1 is the height, which happens to be the 1 that a view is given."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.conv(x).relu().select(1, 0).unsqueeze(1)
+        return m.linear(y.view(y.shape[0], 1, -1).transpose(1, 2))
+
+    model = trained(Block(forward, conv=nn.Conv2d(3, 4, 4), linear=nn.Linear(1, 1)))
+    folded = reparam.reparameterize(model, image(1, 3, 4, 5), verify=False)
+    assert agree(model, folded, (1, 3, 4, 5), (2, 3, 7, 7), (1, 3, 5, 4)) == 3
