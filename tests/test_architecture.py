@@ -1,4 +1,4 @@
-"""The floors: imports go down only. And what keeps the engine general: it knows no block by name."""
+"""The rooms of the package: who may import whom. And what keeps the engine general: it knows no block by name."""
 
 from __future__ import annotations
 
@@ -7,200 +7,36 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "reparam"
+FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Every unit of the package on its floor: a file, or a folder with all its files. A new one must be given a floor here.
-FLOORS = {
-    "errors": 0,
-    "bisect": 0,
-    "queries": 0,
-    "files": 1,
-    "checked": 1,
-    "axis": 1,
-    "deferred": 1,
-    "kernels": 1,
-    "affine": 1,
-    "arrangement": 1,
-    "viewed": 1,
-    "precision": 1,
-    "inputs": 1,
-    "state": 2,
-    "split": 1,
-    "ranges": 1,
-    "likeness": 2,
-    "lent": 1,
-    "trial": 2,
-    "rules": 2,
-    "capture": 3,
-    "evaluation": 3,
-    "interpret": 3,
-    "lengths": 4,
-    "frames": 1,
-    "gradients": 2,
-    "attributes": 1,
-    "parameters": 2,
-    "sizes": 1,
-    "arguments": 4,
-    "entries": 4,
-    "twins": 4,
-    "trace": 4,
-    "branches": 4,
-    "proofs": 4,
-    "rewrite": 4,
-    "plain": 4,
-    "waiting": 4,
-    "cost": 4,
-    "fixed": 4,
-    "fold": 4,
-    "chains": 4,
-    "memory": 4,
-    "needs": 4,
-    "spread": 4,
-    "border": 4,
-    "region": 4,
-    "plan": 4,
-    "merge": 4,
-    "dead": 4,
-    "stated": 4,
-    "edits": 4,
-    "prepare": 4,
-    "places": 4,
-    "emit": 4,
-    "guess": 4,
-    "verify": 4,
-    "foldcheck": 4,
-    "prune": 5,
-    "outcome": 5,
-    "gains": 5,
-    "sketch": 5,
-    "bench": 5,
-    "data": 5,
-    "render": 5,
-    "report": 5,
-    "origin": 3,
-    "pipeline": 5,
-    "checkpoint": 6,
-    "forwards": 5,
-    "structure": 6,
-    "probe": 6,
-    "artefact": 7,
-    "export": 7,
-    "undo": 8,
-    "timm": 8,
-    "hub": 8,
-    "lightning": 8,
-    "source": 6,
-    "programs": 6,
-    "cli": 9,
-    "__init__": 9,
-}
-TOP = max(FLOORS.values())
+# The rooms, from the ground up: a file or a folder of reparam/ each. A room imports from lower rows alone, and rooms of
+# one row do not import one another. A new room gets a place here and a story in docs/architecture.md.
+ROOMS = [
+    {"errors", "nn"},
+    {"algebra", "capture"},
+    {"rules"},
+    {"plan"},
+    {"rewrite", "compare"},
+    {"report"},
+    {"convert"},
+    {"deploy"},
+    {"timm", "hub", "lightning"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
-# Imports between units of one floor: (importer, imported).
-SAME_FLOOR = {
-    ("kernels", "axis"),
-    ("affine", "axis"),
-    ("affine", "deferred"),
-    ("affine", "kernels"),
-    ("arrangement", "affine"),
-    ("arrangement", "axis"),
-    ("viewed", "affine"),
-    ("viewed", "kernels"),
-    ("viewed", "arrangement"),
-    ("inputs", "precision"),
-    ("evaluation", "capture"),
-    ("interpret", "capture"),
-    ("interpret", "evaluation"),
-    ("lengths", "cost"),
-    ("fold", "cost"),
-    ("fold", "lengths"),
-    ("spread", "cost"),
-    ("spread", "fold"),
-    ("border", "verify"),
-    ("region", "cost"),
-    ("region", "fold"),
-    ("region", "lengths"),
-    ("region", "memory"),
-    ("plan", "border"),
-    ("plan", "cost"),
-    ("plan", "fold"),
-    ("plan", "memory"),
-    ("plan", "region"),
-    ("plan", "spread"),
-    ("merge", "cost"),
-    ("merge", "fold"),
-    ("merge", "lengths"),
-    ("merge", "memory"),
-    ("merge", "plan"),
-    ("branches", "trace"),
-    ("chains", "cost"),
-    ("chains", "fold"),
-    ("proofs", "arguments"),
-    ("proofs", "branches"),
-    ("proofs", "trace"),
-    ("prepare", "proofs"),
-    ("prepare", "chains"),
-    ("prepare", "stated"),
-    ("stated", "lengths"),
-    ("stated", "trace"),
-    ("edits", "fold"),
-    ("edits", "lengths"),
-    ("edits", "trace"),
-    ("prepare", "edits"),
-    ("prepare", "lengths"),
-    ("prepare", "memory"),
-    ("prepare", "needs"),
-    ("needs", "trace"),
-    ("emit", "needs"),
-    ("memory", "trace"),
-    ("emit", "edits"),
-    ("prepare", "fold"),
-    ("prepare", "plan"),
-    ("prepare", "arguments"),
-    ("prepare", "trace"),
-    ("trace", "arguments"),
-    ("trace", "entries"),
-    ("entries", "arguments"),
-    ("trace", "twins"),
-    ("twins", "arguments"),
-    ("proofs", "twins"),
-    ("emit", "prepare"),
-    ("emit", "fold"),
-    ("emit", "plan"),
-    ("emit", "places"),
-    ("places", "trace"),
-    ("emit", "plain"),
-    ("emit", "waiting"),
-    ("waiting", "plain"),
-    ("emit", "rewrite"),
-    ("emit", "trace"),
-    ("foldcheck", "fold"),
-    ("dead", "plan"),
-    ("foldcheck", "verify"),
-    ("data", "bench"),
-    ("pipeline", "prune"),
-    ("pipeline", "sketch"),
-    ("pipeline", "report"),
-    ("sketch", "outcome"),
-    ("render", "outcome"),
-    ("render", "bench"),
-    ("report", "outcome"),
-    ("report", "gains"),
-    ("report", "sketch"),
-    ("report", "bench"),
-    ("data", "outcome"),
-    ("report", "data"),
-    ("report", "render"),
-}
+# The training-time blocks are for users: no room of the engine imports them.
+BLOCKS = "nn"
+MAY_IMPORT_BLOCKS = {"cli", "__init__"}
 
-# The training-time blocks stand apart: they import torch and one another, and only the top floor imports them.
-APART = "nn"
-
-# What may be imported besides Python's own library: the dependencies of pyproject.toml.
+# What may be imported besides Python's own library: the dependencies of pyproject.toml, and those of its extra `hub`.
 THIRD_PARTY = {"torch", "numpy", "tabulate", "typer", "safetensors", "huggingface_hub"}
 
 MAX_LINES = 600
@@ -213,18 +49,19 @@ BLOCK_NAMES = re.compile(
 )
 
 
-def unit(file: Path) -> str:
-    """The name under which a file stands in FLOORS: its folder in the package, or its own."""
+def room(file: Path) -> str:
+    """The room that a file belongs to: its folder in the package, or its own name."""
     return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-ENGINE = [file for file in FILES if unit(file) != APART]
-BLOCKS = [file for file in FILES if unit(file) == APART]
+def name(file: Path) -> str:
+    """A file as messages name it."""
+    return file.relative_to(PACKAGE.parent).as_posix()
 
 
-def name_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).as_posix()
+def dotted(file: Path) -> str:
+    """The name under which Python imports a file."""
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 @cache
@@ -232,17 +69,25 @@ def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Every dotted name that `file` imports, anywhere in it; of `from a import b` that is `a.b`."""
-    for node in ast.walk(parsed(file)):
+def imports(file: Path, *, typing: bool = True) -> Iterator[str]:
+    """Every dotted name that `file` imports, anywhere in it; of `from a import b` that is `a.b`.
+
+    `typing=False` leaves out what only a type checker imports.
+    """
+    pending: list[ast.AST] = [parsed(file)]
+    while pending:
+        node = pending.pop()
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            origin = absolute(file, node)
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
+            yield from (f"{origin(file, node)}.{alias.name}" for alias in node.names)
+        elif not typing and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse
+        else:
+            pending += ast.iter_child_nodes(node)
 
 
-def absolute(file: Path, node: ast.ImportFrom) -> str:
+def origin(file: Path, node: ast.ImportFrom) -> str:
     """The module of `from module import ...`, with leading dots resolved."""
     if node.level == 0:
         return node.module or ""
@@ -250,17 +95,18 @@ def absolute(file: Path, node: ast.ImportFrom) -> str:
     return ".".join([*package, *([node.module] if node.module else [])])
 
 
-def imported_units(file: Path) -> set[str]:
-    """The units of this package that `file` imports."""
-    inside = [name.split(".")[1:] for name in imports(file) if name.split(".")[0] == "reparam"]
-    known = FLOORS.keys() | {APART}
-    return {parts[0] if parts and parts[0] in known else "__init__" for parts in inside}
+MODULES = {dotted(file): file for file in FILES}
 
 
-def goes_down(importer: str, imported: str) -> bool:
-    if imported == APART:
-        return FLOORS[importer] == TOP
-    return imported == importer or FLOORS[imported] < FLOORS[importer] or (importer, imported) in SAME_FLOOR
+def module(imported: str) -> str | None:
+    """The module of this package that an imported name is, or stands in."""
+    return next((part for part in (imported, imported.rpartition(".")[0]) if part in MODULES), None)
+
+
+def inside(file: Path, *, typing: bool = True) -> set[str]:
+    """The modules of this package that `file` imports."""
+    found = (module(imported) for imported in imports(file, typing=typing))
+    return {imported for imported in found if imported is not None and imported != dotted(file)}
 
 
 def code(file: Path) -> str:
@@ -281,54 +127,154 @@ def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-def test_there_is_something_to_check() -> None:
-    assert ENGINE
+def forbidden(importer: str, imported: str) -> str | None:
+    """Why one room may not import another; None if it may."""
+    if imported == importer:
+        return None
+    if imported == BLOCKS:
+        return None if importer in MAY_IMPORT_BLOCKS else "the blocks are for users; the engine folds what it sees"
+    if FLOOR[imported] < FLOOR[importer]:
+        return None
+    where = "beside" if FLOOR[imported] == FLOOR[importer] else "above"
+    return f"{imported} stands {where} {importer}; move the name down or hand the value in as an argument"
 
 
-@pytest.mark.parametrize("file", ENGINE, ids=name_of)
-def test_every_file_has_a_floor(file: Path) -> None:
-    assert unit(file) in FLOORS, f"give {name_of(file)} a floor in {Path(__file__).name}"
+def none_of(violations: list[str]) -> None:
+    """Fails with every violation on a line of its own."""
+    if violations:
+        pytest.fail("\n".join(sorted(violations)), pytrace=False)
 
 
-@pytest.mark.parametrize("file", ENGINE, ids=name_of)
-def test_imports_go_down_only(file: Path) -> None:
-    importer = unit(file)
-    wrong = [imported for imported in imported_units(file) if not goes_down(importer, imported)]
-    assert not wrong, f"{name_of(file)} stands on floor {FLOORS[importer]} and may not import {sorted(wrong)}"
+def test_every_file_is_in_a_room() -> None:
+    none_of(
+        [f"{name(file)}: give the room {room(file)!r} a place in ROOMS" for file in FILES if room(file) not in FLOOR]
+    )
+    assert {room(file) for file in FILES} == FLOOR.keys(), "a room of ROOMS is empty"
 
 
-@pytest.mark.parametrize("file", BLOCKS, ids=name_of)
-def test_blocks_import_torch_and_one_another_alone(file: Path) -> None:
-    assert imported_units(file) <= {APART}
-    assert {name.split(".")[0] for name in imports(file)} <= {"torch", "reparam"} | sys.stdlib_module_names
+def test_a_room_imports_lower_rooms_alone() -> None:
+    none_of(
+        [
+            f"{name(file)} imports {imported}: {why}"
+            for file in FILES
+            for imported in inside(file)
+            if (why := forbidden(room(file), room(MODULES[imported])))
+        ]
+    )
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_only_declared_dependencies_are_imported(file: Path) -> None:
-    outside = {name.split(".")[0] for name in imports(file)} - {"reparam"} - sys.stdlib_module_names
-    assert outside <= THIRD_PARTY
+def test_no_file_imports_itself_in_a_circle() -> None:
+    graph = {dotted(file): inside(file, typing=False) for file in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("imports run in a circle: " + " <- ".join(error.args[1]), pytrace=False)
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_a_file_can_be_read_in_one_sitting(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) < MAX_LINES
+def test_a_room_tells_its_story() -> None:
+    """The first lines of a room: what it takes, what it gives, what it never does."""
+    none_of(
+        [
+            f"{name(file)}: its docstring has to say in two sentences or more what the room takes, gives and never does"
+            for file in FILES
+            if file.name == "__init__.py" and file.parent != PACKAGE
+            if len(re.findall(r"[.!?](?=\s|$)", ast.get_docstring(parsed(file)) or "")) < 2
+        ]
+    )
 
 
-@pytest.mark.parametrize("file", ENGINE, ids=name_of)
-def test_the_engine_knows_no_block_by_name(file: Path) -> None:
-    found = sorted({match.group() for match in BLOCK_NAMES.finditer(code(file))})
-    assert not found, f"{name_of(file)} names {found}; a region is found by what it computes"
+def private(file: Path) -> Iterator[tuple[int, str]]:
+    """Names with a leading underscore that a file takes from other files of this package."""
+    modules = {}
+    for node in ast.walk(parsed(file)):
+        if isinstance(node, ast.ImportFrom) and origin(file, node).partition(".")[0] == "reparam":
+            for alias in node.names:
+                if alias.name.startswith("_") and not alias.name.startswith("__"):
+                    yield node.lineno, f"{origin(file, node)}.{alias.name}"
+                elif (imported := f"{origin(file, node)}.{alias.name}") in MODULES:
+                    modules[alias.asname or alias.name] = imported
+    for node in ast.walk(parsed(file)):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if node.value.id in modules and node.attr.startswith("_") and not node.attr.startswith("__"):
+            yield node.lineno, f"{modules[node.value.id]}.{node.attr}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_checkpoints_are_read_as_data(file: Path) -> None:
-    for called, call in calls(file):
-        if called == "torch.load":
-            options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            assert options.get("weights_only") == "True", f"{name_of(file)}:{call.lineno} may run a checkpoint's code"
+def test_private_names_stay_in_their_file() -> None:
+    none_of(
+        [
+            f"{name(file)}:{line} uses {used}: drop the underscore or leave it where it is"
+            for file in FILES
+            for line, used in private(file)
+        ]
+    )
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_no_guessing_by_attribute(file: Path) -> None:
-    guesses = [call.lineno for called, call in calls(file) if called == "hasattr"]
-    assert not guesses, f"{name_of(file)} calls hasattr on lines {guesses}; ask for the type"
+def test_blocks_import_torch_and_one_another_alone() -> None:
+    allowed = {"torch", "reparam"} | sys.stdlib_module_names
+    blocks = [file for file in FILES if room(file) == BLOCKS]
+    assert blocks
+    none_of(
+        [
+            f"{name(file)} imports {imported}: a block needs torch alone"
+            for file in blocks
+            for imported in imports(file)
+            if imported.partition(".")[0] not in allowed
+        ]
+    )
+
+
+def test_only_declared_dependencies_are_imported() -> None:
+    none_of(
+        [
+            f"{name(file)} imports {imported}, which pyproject.toml does not declare"
+            for file in FILES
+            for imported in imports(file)
+            if imported.partition(".")[0] not in {"reparam"} | THIRD_PARTY | sys.stdlib_module_names
+        ]
+    )
+
+
+def test_a_file_can_be_read_in_one_sitting() -> None:
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    none_of(
+        [
+            f"{name(file)} has {count} lines: split it below {MAX_LINES}"
+            for file, count in lines.items()
+            if count >= MAX_LINES
+        ]
+    )
+
+
+def test_the_engine_knows_no_block_by_name() -> None:
+    none_of(
+        [
+            f"{name(file)} names {match.group()!r}: a region is found by what it computes"
+            for file in FILES
+            if room(file) != BLOCKS
+            for match in BLOCK_NAMES.finditer(code(file))
+        ]
+    )
+
+
+def test_checkpoints_are_read_as_data() -> None:
+    none_of(
+        [
+            f"{name(file)}:{call.lineno} may run a checkpoint's code: torch.load needs weights_only=True"
+            for file in FILES
+            for called, call in calls(file)
+            if called == "torch.load"
+            if {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}.get("weights_only") != "True"
+        ]
+    )
+
+
+def test_types_are_asked_for_and_attributes_are_not_guessed() -> None:
+    none_of(
+        [
+            f"{name(file)}:{call.lineno} calls hasattr: ask for the type"
+            for file in FILES
+            for called, call in calls(file)
+            if called == "hasattr"
+        ]
+    )
