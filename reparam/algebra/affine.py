@@ -40,7 +40,7 @@ from reparam.algebra.kernels import (
     regroup,
     rows,
 )
-from reparam.algebra.lazy import Deferred as Deferred
+from reparam.algebra.lazy import Lazy as Lazy
 from reparam.algebra.lazy import Made, taken
 from reparam.algebra.lazy import Read as Read
 from reparam.errors import BorderRefusal, Refusal
@@ -50,12 +50,12 @@ from reparam.errors import BorderRefusal, Refusal
 ROUNDING = 2.0**-40
 
 
-Number = Deferred[Tensor]
+Number = Lazy[Tensor]
 
 
 def known(value: Tensor) -> Number:
     """A number that needs no work."""
-    return Deferred(lambda: value)
+    return Lazy(lambda: value)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class AffineConv:
     def of(anchor: Anchor, spatial: int) -> AffineConv:
         """The anchor as the convolution of itself that changes nothing, seen with `spatial` spatial axes."""
         channels = anchor.shape[1 if spatial else -1]
-        kernel = Deferred(lambda: torch.ones(channels, 1, *[1] * spatial, dtype=torch.float64))
+        kernel = Lazy(lambda: torch.ones(channels, 1, *[1] * spatial, dtype=torch.float64))
         return AffineConv(anchor, channels, channels, channels, (Axis(),) * spatial, kernel, identity=True)
 
     @staticmethod
@@ -227,7 +227,7 @@ class AffineConv:
             sums = outer.kernel().flatten(1).view(outer.groups, -1, each.shape[1]) @ each
             return sums.flatten() + outer.bias_value()
 
-        number = outer.bias if self.bias is None else Deferred(bias, self.bias)
+        number = outer.bias if self.bias is None else Lazy(bias, self.bias)
         return replace(
             self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Made(kernel, self.kernel),
             bias=number, identity=False, mean=False,
@@ -243,7 +243,7 @@ class AffineConv:
             scaled = here if scale is None else column(scale(), here.dim()) * here
             return scaled if shift is None else scaled + column(shift(), scaled.dim())
 
-        number = None if self.bias is None and shift is None else Deferred(bias, self.bias)
+        number = None if self.bias is None and shift is None else Lazy(bias, self.bias)
         scaled = self.kernel if scale is None else Made(lambda: rows(taken(self.kernel), scale()), self.kernel)
         return replace(self, kernel=scaled, bias=number, identity=False, mean=False)
 
@@ -271,7 +271,7 @@ class AffineConv:
 
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
-        number = Deferred(lambda: self.biases(mapped) + other.biases(mapped), self.bias) if biased else None
+        number = Lazy(lambda: self.biases(mapped) + other.biases(mapped), self.bias) if biased else None
         laid_out = Made(kernel, self.kernel)
         return AffineConv(
             self.anchor, self.in_channels, self.out_channels, groups, axes, laid_out, number, mapped=mapped
@@ -290,7 +290,7 @@ class AffineConv:
 
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
-        number = Deferred(lambda: torch.cat([self.biases(mapped), other.biases(mapped)]), self.bias) if biased else None
+        number = Lazy(lambda: torch.cat([self.biases(mapped), other.biases(mapped)]), self.bias) if biased else None
         many, joined = self.out_channels + other.out_channels, Made(kernel, self.kernel)
         return AffineConv(self.anchor, self.in_channels, many, 1, axes, joined, number, mapped=mapped)
 
@@ -301,7 +301,7 @@ class AffineConv:
         groups = _groups_of(rows, self.out_channels, self.groups)
         index = torch.tensor(rows, dtype=torch.long)  # of none as well
         kernel = Made(lambda: regroup(self.kernel(), self.groups, groups)[index])
-        number = None if self.bias is None else Deferred(lambda: self.bias_value()[index])
+        number = None if self.bias is None else Lazy(lambda: self.bias_value()[index])
         return AffineConv(
             self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number, mapped=self.mapped
         )
@@ -318,10 +318,10 @@ class AffineConv:
             held = 0.0 if value is None else value().item()
             return F.pad(self.bias_value().movedim(0, -1), (front, end), value=held).movedim(-1, 0)
 
-        number = None if self.bias is None and value is None else Deferred(bias)
+        number = None if self.bias is None and value is None else Lazy(bias)
         out_channels = self.out_channels + front + end
         return AffineConv(
-            self.anchor, self.in_channels, out_channels, 1, self.axes, Deferred(kernel), number, mapped=self.mapped
+            self.anchor, self.in_channels, out_channels, 1, self.axes, Lazy(kernel), number, mapped=self.mapped
         )
 
     def pad(self, pads: Sequence[tuple[int, int]], value: Number | None = None) -> AffineConv | Bordered:
@@ -348,7 +348,7 @@ class AffineConv:
         extended = replace(self, axes=tuple(axis.padded(*p) for axis, p in zip(self.axes, pads, strict=True)))
         extended = replace(extended, identity=False, mean=False)
         if self.mapped:
-            return replace(extended, bias=Deferred(lambda: reframed(self.bias_value(), pads, value)))
+            return replace(extended, bias=Lazy(lambda: reframed(self.bias_value(), pads, value)))
         if self._holds(value) or not any(side > 0 for p in pads for side in p):
             return extended
         faces = frozenset((i, side) for i, p in enumerate(pads) for side in (0, 1) if p[side] > 0)
@@ -409,7 +409,7 @@ class AffineConv:
                 (slice(None),) * (axis + 1) + (slice(None, None, step),)
             ]
 
-        return replace(self, axes=axes, bias=Deferred(bias))
+        return replace(self, axes=axes, bias=Lazy(bias))
 
     def fed(self, inner: AffineConv) -> AffineConv:
         """This, which pads and reads its anchor, reading `inner` instead: what padding makes of that is for its law."""
@@ -437,7 +437,7 @@ class AffineConv:
         if axes == self.axes:
             return self
         return replace(
-            self, axes=axes, kernel=Deferred(lambda: laid(self.kernel(), self.axes, axes)), identity=False, mean=False
+            self, axes=axes, kernel=Lazy(lambda: laid(self.kernel(), self.axes, axes)), identity=False, mean=False
         )
 
     def deployable(self) -> tuple[list[tuple[str, list[int]]], AffineConv]:
@@ -529,7 +529,7 @@ class Bordered:
             before = [size - lo - hi for size, (lo, hi) in zip(inside.shape()[2:], self.pads, strict=True)]
             return reframed(around.expand(-1, *before), self.pads, self.value)
 
-        return replace(inside, bias=Deferred(bias), mapped=True)
+        return replace(inside, bias=Lazy(bias), mapped=True)
 
     @property
     def why(self) -> Refusal:

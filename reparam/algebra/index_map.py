@@ -15,7 +15,7 @@ from functools import reduce
 
 import torch
 
-from reparam.algebra.affine import AffineConv, Constant, Deferred
+from reparam.algebra.affine import AffineConv, Constant, Lazy
 from reparam.algebra.axis import Axis
 from reparam.errors import Refusal
 
@@ -203,7 +203,7 @@ def space_to_depth(value: AffineConv, blocks: Sequence[int]) -> AffineConv:
     if count == 1:
         return value
     shape = (value.out_channels * count, 1, *blocks)
-    kernel = Deferred(lambda: torch.eye(count, dtype=torch.float64).repeat(value.out_channels, 1).view(shape))
+    kernel = Lazy(lambda: torch.eye(count, dtype=torch.float64).repeat(value.out_channels, 1).view(shape))
     cut = value.then(AffineConv.conv(Constant(shape, kernel), stride=blocks, groups=value.out_channels))
     return replace(cut, axes=tuple(map(_up_to_whole, cut.axes, value.axes, blocks)))
 

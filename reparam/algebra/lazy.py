@@ -20,7 +20,7 @@ _SMALL = 2**20  # bytes, of numbers that are always kept until the end
 _UNKNOWN: Any = object()
 
 
-class Deferred(Generic[T]):
+class Lazy(Generic[T]):
     """A number worked out when it is first asked for: once, and at most twice within `passing`.
 
     first: another number, which the work asks for before any that is large or far. It is worked out before the work is
@@ -29,7 +29,7 @@ class Deferred(Generic[T]):
 
     __slots__ = ("_first", "_value", "_work", "depth")
 
-    def __init__(self, work: Callable[[], T], first: Deferred[Any] | None = None) -> None:
+    def __init__(self, work: Callable[[], T], first: Lazy[Any] | None = None) -> None:
         self._work: Callable[[], T] | None = work
         self._first = first
         self._value: T = _UNKNOWN
@@ -46,7 +46,7 @@ class Deferred(Generic[T]):
         value = self._value
         if value is not _UNKNOWN:
             return value
-        chain: list[Deferred[Any]] = [self]
+        chain: list[Lazy[Any]] = [self]
         while (before := chain[-1]._first) is not None and before.missing:
             chain.append(before)
         while len(chain) > 1:
@@ -73,7 +73,7 @@ class Deferred(Generic[T]):
         self._value = _UNKNOWN
 
 
-class Made(Deferred[Tensor]):
+class Made(Lazy[Tensor]):
     """A tensor that its work makes anew: none of its memory is that of any other tensor."""
 
     __slots__ = ()
@@ -90,7 +90,7 @@ class Read(Made):
         return self._work()
 
 
-def taken(number: Deferred[Tensor]) -> Tensor:
+def taken(number: Lazy[Tensor]) -> Tensor:
     """What a number is, in memory of the caller's own, who may write into it.
 
     That is the very tensor where it has been made for this alone, and kept for nobody; else it is a copy.
@@ -112,11 +112,11 @@ class _Kept:
     """
 
     def __init__(self) -> None:
-        self.every: set[Deferred[Any]] = set()
-        self.latest: Deferred[Any] | None = None
-        self.unseen: Deferred[Any] | None = None
+        self.every: set[Lazy[Any]] = set()
+        self.latest: Lazy[Any] | None = None
+        self.unseen: Lazy[Any] | None = None
 
-    def add(self, number: Deferred[Any], value: Tensor) -> None:
+    def add(self, number: Lazy[Any], value: Tensor) -> None:
         if number in self.every or value.numel() * value.element_size() <= _SMALL:
             self.every.add(number)  # the second time it stays: nothing is worked out three times
             return

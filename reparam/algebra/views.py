@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reparam.algebra.affine import AffineConv, Anchor, Constant, Deferred
+from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy
 from reparam.algebra.index_map import Arrangement, Move, Moved, Permuted, Picked, Reshaped
 from reparam.algebra.kernels import repeated
 from reparam.errors import Refusal
@@ -159,8 +159,8 @@ class Viewed:
         if places is None:
             return self.inside.then(outer.with_axes(len(self.inside.axes)))
         if outer.pointwise:
-            scale = Deferred(lambda: outer.kernel().flatten()[list(places)])
-            shift = Deferred(lambda: outer.bias_value()[list(places)])
+            scale = Lazy(lambda: outer.kernel().flatten()[list(places)])
+            shift = Lazy(lambda: outer.bias_value()[list(places)])
             return self.inside.scale_shift(scale, None if outer.bias is None else shift)
         if outer.in_channels == 1:  # a dimension that the steps have made: they would make one of length 1 again
             raise Refusal("it makes channels where there was but one entry, and where none of the channels are")
@@ -192,8 +192,8 @@ def _repeated(outer: AffineConv, times: int) -> AffineConv:
     many = outer.out_channels * times
     shape = (many, outer.in_channels * times // groups, *[1] * len(outer.axes))
     bias = outer.bias
-    shift = None if bias is None else Constant((many,), Deferred(lambda: bias().repeat_interleave(times)))
-    kernel = Deferred(lambda: repeated(outer.kernel(), times, apart=outer.pointwise).view(shape))
+    shift = None if bias is None else Constant((many,), Lazy(lambda: bias().repeat_interleave(times)))
+    kernel = Lazy(lambda: repeated(outer.kernel(), times, apart=outer.pointwise).view(shape))
     return AffineConv.conv(Constant(shape, kernel), shift, groups=groups)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from reparam.algebra.affine import AffineConv, Anchor, Deferred, Number
+from reparam.algebra.affine import AffineConv, Anchor, Lazy, Number
 from reparam.algebra.axis import Axis
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.plan.cost import KERNELS
@@ -193,4 +193,4 @@ def _part(map_: AffineConv, side: Node, start: int, stop: int, shifted: bool = T
 
 
 def _flat(number: Number, part: slice = slice(None)) -> Number:
-    return Deferred(lambda: number().flatten()[part])
+    return Lazy(lambda: number().flatten()[part])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Bordered, Deferred
+from reparam.algebra.affine import AffineConv, Bordered, Lazy
 from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
 from reparam.rules.table import (
@@ -97,7 +97,7 @@ def add(input: Value, other: Value, *, alpha: float = 1) -> AffineConv:
     if isinstance(other, (int, float)) and other == 0:
         return x
     shift = per_channel(other, x)
-    return x.scale_shift(shift=Deferred(lambda: shift() * alpha))
+    return x.scale_shift(shift=Lazy(lambda: shift() * alpha))
 
 
 @rule(
@@ -193,7 +193,7 @@ def div(input: Value, other: Value, *, rounding_mode: str | None = None) -> Affi
         raise Refusal("it divides by something that depends on the input")
     x = laid_for(affine(input), other)
     factor = per_channel(other, x)
-    return x.scale_shift(scale=Deferred(lambda: 1 / factor()))
+    return x.scale_shift(scale=Lazy(lambda: 1 / factor()))
 
 
 @rule(

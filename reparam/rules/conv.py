@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.algebra.affine import AffineConv, Constant, Deferred
+from reparam.algebra.affine import AffineConv, Constant, Lazy
 from reparam.algebra.kernels import transposed
 from reparam.rules.table import Case, Op, Value, affine, constant, each, optional, rule
 
@@ -108,7 +108,7 @@ def conv_transpose(
     """
     given = constant(weight, "kernel")
     ins, outs, *taps = given.shape
-    turned = Deferred(lambda: transposed(given.value(), groups))
+    turned = Lazy(lambda: transposed(given.value(), groups))
     kernel = Constant((outs * groups, ins // groups, *taps), turned)
     outer = AffineConv.conv(kernel, optional(bias, "bias"), None, each(dilation, len(taps)), groups)
     fronts = [axis.span - 1 - cut for axis, cut in zip(outer.axes, each(padding, len(taps)), strict=True)]

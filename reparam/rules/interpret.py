@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reparam.algebra.affine import AffineConv, Anchor, Constant, Deferred, Number, Read
+from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy, Number, Read
 from reparam.algebra.kernels import float64_copy
 from reparam.algebra.views import Viewed, viewed
 from reparam.capture.evaluate import evaluate
@@ -251,5 +251,5 @@ def _number(constant: Node) -> Number:
     """What a constant is, in float64; of a parameter or buffer that is a copy, which laws may write into."""
     held = constant.tensor
     if held is None or not held.is_floating_point():
-        return Deferred(lambda: evaluate(constant, {}))
+        return Lazy(lambda: evaluate(constant, {}))
     return Read(lambda: float64_copy(held))

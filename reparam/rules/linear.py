@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Constant, Deferred
+from reparam.algebra.affine import AffineConv, Constant, Lazy
 from reparam.errors import Refusal
 from reparam.rules.arithmetic import add, mul
 from reparam.rules.table import Case, Op, Value, affine, channels_at, constant, each, optional, rule
@@ -41,12 +41,12 @@ def _mapped(x: AffineConv, dim: int, matrix: Constant) -> AffineConv:
     """A matrix of shape (in, out) applied along dimension `dim`."""
     seen = channels_at(x, dim)
     shape = (*reversed(matrix.shape), *[1] * len(seen.axes))
-    kernel = Deferred(lambda: matrix.value().to(torch.float64).T.reshape(shape))
+    kernel = Lazy(lambda: matrix.value().to(torch.float64).T.reshape(shape))
     return seen.then(AffineConv.conv(Constant(shape, kernel)))
 
 
 def _transposed(matrix: Constant) -> Constant:
-    return Constant(matrix.shape[::-1], Deferred(lambda: matrix.value().T))
+    return Constant(matrix.shape[::-1], Lazy(lambda: matrix.value().T))
 
 
 def _matrix(factor: Constant, x: AffineConv) -> Constant:
@@ -64,7 +64,7 @@ def _matrix(factor: Constant, x: AffineConv) -> Constant:
 
     if not one and not bool((factor.value() == first()).all()):
         raise Refusal("the constant factor holds another matrix for every entry of the batch")
-    return Constant(factor.shape[-2:], Deferred(first))
+    return Constant(factor.shape[-2:], Lazy(first))
 
 
 def _product(input: Value, other: Value) -> AffineConv:
@@ -193,7 +193,7 @@ def einsum(equation: str, *operands: Value) -> AffineConv:
         if theirs != shared or result != mine:
             raise Refusal("it sums over entries of the constant, or gives the dimensions another order")
         seen = channels_at(x, dim)
-        return seen.scale_shift(scale=Deferred(lambda: weight.value().to(torch.float64)))
+        return seen.scale_shift(scale=Lazy(lambda: weight.value().to(torch.float64)))
     new = [label for label in theirs if label != channel]
     if len(new) != 1 or result != [new[0] if label == channel else label for label in mine]:
         raise Refusal(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Deferred
+from reparam.algebra.affine import AffineConv, Lazy
 from reparam.capture.norms import affine_part
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule
@@ -65,13 +65,13 @@ def batch_norm(
         inverse = (var.value() + eps).rsqrt()
         return inverse if gamma is None else inverse * gamma.value()
 
-    scale = Deferred(gain)
+    scale = Lazy(gain)
 
     def shift() -> Tensor:
         moved = -mean.value() * scale()
         return moved if beta is None else moved + beta.value()
 
-    return affine(input).channels_first().scale_shift(scale, Deferred(shift))
+    return affine(input).channels_first().scale_shift(scale, Lazy(shift))
 
 
 @rule(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.algebra.affine import AffineConv, Constant, Deferred
+from reparam.algebra.affine import AffineConv, Constant, Lazy
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, each, rule
 
@@ -35,7 +35,7 @@ def _average(
     if ceil_mode and any(step > 1 for step in strides):
         raise Refusal("ceil_mode=True adds windows that depend on the size of the input", "ceil_mode=False would fold")
     shape, share = (x.out_channels, 1, *taps), 1 / (divisor or math.prod(taps))
-    kernel = Constant(shape, Deferred(lambda: torch.full(shape, share, dtype=torch.float64)))
+    kernel = Constant(shape, Lazy(lambda: torch.full(shape, share, dtype=torch.float64)))
     outer = AffineConv.conv(kernel, stride=strides, groups=x.out_channels)
     pooled = affine(x.seen_with(spatial).pad([(p, p) for p in pads])).then(outer)
     return replace(pooled, mean=x.identity and not any(pads) and divisor is None)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Bordered, Constant, Deferred, Number, known
+from reparam.algebra.affine import AffineConv, Bordered, Constant, Lazy, Number, known
 from reparam.algebra.index_map import Moved
 from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
@@ -171,7 +171,7 @@ def per_channel(value: Value, x: AffineConv) -> Number:
             f"a constant of shape {given.shape} does not hold one value per channel of {x.out_channels}",
             "a scalar, or one value per channel, would fold",
         )
-    return Deferred(lambda: given.value().to(torch.float64).flatten())
+    return Lazy(lambda: given.value().to(torch.float64).flatten())
 
 
 def dimension(dim: int, x: AffineConv) -> int:

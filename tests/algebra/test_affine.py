@@ -19,7 +19,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.algebra.affine import AffineConv, Anchor, Bordered, Constant, Deferred, known
+from reparam.algebra.affine import AffineConv, Anchor, Bordered, Constant, Lazy, known
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.errors import Refusal
 from reparam.rewrite.layers import plain
@@ -653,7 +653,7 @@ def test_laws_work_out_no_kernel() -> None:
     def never() -> Tensor:
         raise AssertionError("a kernel was worked out")
 
-    v = AffineConv(anchor(2), CHANNELS, CHANNELS, 2, (Axis(3, lo=2, hi=2),) * 2, Deferred(never))
+    v = AffineConv(anchor(2), CHANNELS, CHANNELS, 2, (Axis(3, lo=2, hi=2),) * 2, Lazy(never))
     outer = replace(v, axes=(Axis(3),) * 2)
     padded_twice = v.pad([(1, 1), (1, 1)])
     assert isinstance(padded_twice, AffineConv)
@@ -666,7 +666,7 @@ def test_laws_work_out_no_kernel() -> None:
 
 def test_a_number_is_worked_out_once() -> None:
     made: list[int] = []
-    number = Deferred(lambda: made.append(1) or torch.ones(1))
+    number = Lazy(lambda: made.append(1) or torch.ones(1))
     assert torch.equal(number(), number())
     assert made == [1]
 

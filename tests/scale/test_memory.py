@@ -22,7 +22,7 @@ import reparam.algebra.lazy as deferred
 import reparam.rewrite.apply as emit
 import reparam.rewrite.weights as waiting
 from reparam.algebra.affine import AffineConv, Anchor, Constant, known
-from reparam.algebra.lazy import Deferred, Made, Read, passing, taken
+from reparam.algebra.lazy import Lazy, Made, Read, passing, taken
 from reparam.errors import ModelError
 from reparam.nn import RepVGGBlock
 from reparam.rewrite.weights import aliases, own
@@ -36,9 +36,9 @@ def network(blocks: int = 4) -> nn.Module:
     return trained(nn.Sequential(*(RepVGGBlock(8, 8) for _ in range(blocks))), X)
 
 
-def counted(size: int = LARGE) -> tuple[Deferred[Tensor], list[int]]:
+def counted(size: int = LARGE) -> tuple[Lazy[Tensor], list[int]]:
     calls: list[int] = []
-    return Deferred(lambda: calls.append(1) or torch.zeros(size)), calls  # type: ignore[func-returns-value]
+    return Lazy(lambda: calls.append(1) or torch.zeros(size)), calls  # type: ignore[func-returns-value]
 
 
 def test_numbers_are_forgotten_behind_the_passage() -> None:
@@ -75,7 +75,7 @@ def test_small_numbers_are_worked_out_once() -> None:
 def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
     made = list[Tensor]()
     number = Made(lambda: made.append(torch.zeros(LARGE)) or made[-1])  # type: ignore[func-returns-value]
-    behind = Deferred(lambda: taken(number).add_(1), number)
+    behind = Lazy(lambda: taken(number).add_(1), number)
     with passing():
         assert behind() is made[0]
         assert torch.equal(number(), torch.zeros(LARGE))  # made anew
@@ -85,7 +85,7 @@ def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
 @pytest.mark.parametrize("seen", ["before", "small", "kept", "outside", "not its own"])
 def test_a_number_that_others_know_is_copied(seen: str) -> None:
     held = torch.zeros(8 if seen == "small" else LARGE)
-    number = Deferred(lambda: held) if seen == "not its own" else Made(lambda: held.clone())
+    number = Lazy(lambda: held) if seen == "not its own" else Made(lambda: held.clone())
     with passing() if seen != "outside" else nullcontext():
         before = number() if seen == "before" else None
         if seen == "kept":
