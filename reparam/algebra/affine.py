@@ -40,9 +40,9 @@ from reparam.algebra.kernels import (
     regroup,
     rows,
 )
+from reparam.algebra.lazy import Fresh, taken
 from reparam.algebra.lazy import Lazy as Lazy
-from reparam.algebra.lazy import Made, taken
-from reparam.algebra.lazy import Read as Read
+from reparam.algebra.lazy import Uncached as Uncached
 from reparam.errors import BorderRefusal, Refusal
 
 # Two constants that stand for the same number may have been computed by different formulas, each a handful of float64
@@ -229,7 +229,7 @@ class AffineConv:
 
         number = outer.bias if self.bias is None else Lazy(bias, self.bias)
         return replace(
-            self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Made(kernel, self.kernel),
+            self, out_channels=outer.out_channels, groups=groups, axes=axes, kernel=Fresh(kernel, self.kernel),
             bias=number, identity=False, mean=False,
         )  # fmt: skip
 
@@ -244,7 +244,7 @@ class AffineConv:
             return scaled if shift is None else scaled + column(shift(), scaled.dim())
 
         number = None if self.bias is None and shift is None else Lazy(bias, self.bias)
-        scaled = self.kernel if scale is None else Made(lambda: rows(taken(self.kernel), scale()), self.kernel)
+        scaled = self.kernel if scale is None else Fresh(lambda: rows(taken(self.kernel), scale()), self.kernel)
         return replace(self, kernel=scaled, bias=number, identity=False, mean=False)
 
     def __add__(self, other: AffineConv) -> AffineConv:
@@ -272,7 +272,7 @@ class AffineConv:
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
         number = Lazy(lambda: self.biases(mapped) + other.biases(mapped), self.bias) if biased else None
-        laid_out = Made(kernel, self.kernel)
+        laid_out = Fresh(kernel, self.kernel)
         return AffineConv(
             self.anchor, self.in_channels, self.out_channels, groups, axes, laid_out, number, mapped=mapped
         )
@@ -291,7 +291,7 @@ class AffineConv:
         biased = self.bias is not None or other.bias is not None
         mapped = self.mapped or other.mapped
         number = Lazy(lambda: torch.cat([self.biases(mapped), other.biases(mapped)]), self.bias) if biased else None
-        many, joined = self.out_channels + other.out_channels, Made(kernel, self.kernel)
+        many, joined = self.out_channels + other.out_channels, Fresh(kernel, self.kernel)
         return AffineConv(self.anchor, self.in_channels, many, 1, axes, joined, number, mapped=mapped)
 
     def take(self, rows: Sequence[int]) -> AffineConv:
@@ -300,7 +300,7 @@ class AffineConv:
             return self
         groups = _groups_of(rows, self.out_channels, self.groups)
         index = torch.tensor(rows, dtype=torch.long)  # of none as well
-        kernel = Made(lambda: regroup(self.kernel(), self.groups, groups)[index])
+        kernel = Fresh(lambda: regroup(self.kernel(), self.groups, groups)[index])
         number = None if self.bias is None else Lazy(lambda: self.bias_value()[index])
         return AffineConv(
             self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number, mapped=self.mapped
@@ -427,7 +427,7 @@ class AffineConv:
         if not self.pixelwise:
             raise Refusal("it reads neighbouring pixels")
         ones = [1] * spatial
-        kernel = Made(lambda: taken(self.kernel).reshape(self.out_channels, -1, *ones), self.kernel)
+        kernel = Fresh(lambda: taken(self.kernel).reshape(self.out_channels, -1, *ones), self.kernel)
         return replace(self, axes=(Axis(),) * spatial, kernel=kernel, mean=False)
 
     def widened(self) -> AffineConv:

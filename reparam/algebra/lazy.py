@@ -73,13 +73,13 @@ class Lazy(Generic[T]):
         self._value = _UNKNOWN
 
 
-class Made(Lazy[Tensor]):
+class Fresh(Lazy[Tensor]):
     """A tensor that its work makes anew: none of its memory is that of any other tensor."""
 
     __slots__ = ()
 
 
-class Read(Made):
+class Uncached(Fresh):
     """A copy of what lies elsewhere, made each time it is asked for and never kept."""
 
     __slots__ = ()
@@ -96,9 +96,9 @@ def taken(number: Lazy[Tensor]) -> Tensor:
     That is the very tensor where it has been made for this alone, and kept for nobody; else it is a copy.
     """
     value, kept = number._known(), _KEPT.get()
-    if isinstance(number, Read):
+    if isinstance(number, Uncached):
         return value
-    if kept is None or kept.unseen is not number or not isinstance(number, Made):
+    if kept is None or kept.unseen is not number or not isinstance(number, Fresh):
         return value.clone()
     kept.latest = kept.unseen = None
     number.forget()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy, Number, Read
+from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy, Number, Uncached
 from reparam.algebra.kernels import float64_copy
 from reparam.algebra.views import Viewed, viewed
 from reparam.capture.evaluate import evaluate
@@ -252,4 +252,4 @@ def _number(constant: Node) -> Number:
     held = constant.tensor
     if held is None or not held.is_floating_point():
         return Lazy(lambda: evaluate(constant, {}))
-    return Read(lambda: float64_copy(held))
+    return Uncached(lambda: float64_copy(held))

@@ -22,7 +22,7 @@ import reparam.algebra.lazy as deferred
 import reparam.rewrite.apply as emit
 import reparam.rewrite.weights as waiting
 from reparam.algebra.affine import AffineConv, Anchor, Constant, known
-from reparam.algebra.lazy import Lazy, Made, Read, passing, taken
+from reparam.algebra.lazy import Fresh, Lazy, Uncached, passing, taken
 from reparam.errors import ModelError
 from reparam.nn import RepVGGBlock
 from reparam.rewrite.weights import aliases, own
@@ -74,7 +74,7 @@ def test_small_numbers_are_worked_out_once() -> None:
 
 def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
     made = list[Tensor]()
-    number = Made(lambda: made.append(torch.zeros(LARGE)) or made[-1])  # type: ignore[func-returns-value]
+    number = Fresh(lambda: made.append(torch.zeros(LARGE)) or made[-1])  # type: ignore[func-returns-value]
     behind = Lazy(lambda: taken(number).add_(1), number)
     with passing():
         assert behind() is made[0]
@@ -85,7 +85,7 @@ def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
 @pytest.mark.parametrize("seen", ["before", "small", "kept", "outside", "not its own"])
 def test_a_number_that_others_know_is_copied(seen: str) -> None:
     held = torch.zeros(8 if seen == "small" else LARGE)
-    number = Lazy(lambda: held) if seen == "not its own" else Made(lambda: held.clone())
+    number = Lazy(lambda: held) if seen == "not its own" else Fresh(lambda: held.clone())
     with passing() if seen != "outside" else nullcontext():
         before = number() if seen == "before" else None
         if seen == "kept":
@@ -100,7 +100,7 @@ def test_a_number_that_others_know_is_copied(seen: str) -> None:
 
 def test_what_is_read_is_never_kept_and_never_what_lies_there() -> None:
     weight = nn.Parameter(torch.randn(LARGE, dtype=torch.float64))
-    number = Read(lambda: kernels.float64_copy(weight))
+    number = Uncached(lambda: kernels.float64_copy(weight))
     before = weight.detach().clone()
     with passing():
         first, second = taken(number), number()
@@ -130,7 +130,7 @@ def test_copies_in_float64(monkeypatch: pytest.MonkeyPatch, large: bool, shape: 
 
 def padded_conv(taps: int, groups: int) -> AffineConv:
     weight = torch.randn(8, 8 // groups, taps, taps, dtype=torch.float64)
-    number = Read(lambda: kernels.float64_copy(weight))
+    number = Uncached(lambda: kernels.float64_copy(weight))
     padded = AffineConv.of(Anchor("x", (1, 8, 9, 9)), 2).pad([(taps // 2, taps // 2)] * 2)
     assert isinstance(padded, AffineConv)
     return padded.then(AffineConv.conv(Constant(weight.shape, number), groups=groups))
