@@ -324,12 +324,12 @@ class AffineConv:
             self.anchor, self.in_channels, out_channels, 1, self.axes, Lazy(kernel), number, mapped=self.mapped
         )
 
-    def pad(self, pads: Sequence[tuple[int, int]], value: Number | None = None) -> AffineConv | Bordered:
+    def pad(self, pads: Sequence[tuple[int, int]], value: Number | None = None) -> AffineConv | PendingBorder:
         """(lo, hi) more outputs per axis, reading `value` per channel (None: zero); negative amounts crop.
 
         Exact where the value, continued outside its extent, reads nothing but zeros (`lo >= span - stride`,
         `hi >= span - 1`) and so equals its bias there, and where the padding holds that very bias. Where only the
-        last is missing, a `Bordered` comes back, which may still be filled.
+        last is missing, a `PendingBorder` comes back, which may still be filled.
         """
         if not any(map(any, pads)):
             return self
@@ -352,7 +352,7 @@ class AffineConv:
         if self._holds(value) or not any(side > 0 for p in pads for side in p):
             return extended
         faces = frozenset((i, side) for i, p in enumerate(pads) for side in (0, 1) if p[side] > 0)
-        return Bordered(extended, tuple(pads), faces, value)
+        return PendingBorder(extended, tuple(pads), faces, value)
 
     def continued(self, pads: Sequence[tuple[int, int]], mode: str) -> AffineConv:
         """(lo, hi) more outputs per axis, none of them negative, copied from the others by `mode` (not "zeros").
@@ -420,7 +420,7 @@ class AffineConv:
             value = value.continued(sides, mode)
         ends = [(min(a.lo, 0), min(a.hi, 0)) if a.copies else (a.lo, a.hi) for a in self.axes]
         framed = value.pad(ends)
-        return (framed.settled() if isinstance(framed, Bordered) else framed).then(self)
+        return (framed.settled() if isinstance(framed, PendingBorder) else framed).then(self)
 
     def with_axes(self, spatial: int) -> AffineConv:
         """A pixelwise map with another number of spatial axes: what it does to channels, nothing to pixels."""
@@ -505,7 +505,7 @@ class AffineConv:
 
 
 @dataclass(frozen=True)
-class Bordered:
+class PendingBorder:
     """An AffineConv in a frame of padding whose `faces` (axis, end) do not hold its bias yet.
 
     Blocks that pad by hand write zeros first and then fill the border, face by face, with what batch norm makes of
@@ -539,13 +539,13 @@ class Bordered:
             "images of one size) fixed_size=True, would fold",
         )
 
-    def fill(self, axis: int, side: int, width: int, value: Number) -> AffineConv | Bordered:
+    def fill(self, axis: int, side: int, width: int, value: Number) -> AffineConv | PendingBorder:
         """The whole face at `side` (0 front, 1 end) of a spatial axis, `width` pixels deep, overwritten by `value`."""
         if width != self.pads[axis][side]:
             raise Refusal(f"a border of {self.pads[axis][side]} pixels is overwritten to a depth of {width}")
         right = self.inside._holds(value)
         faces = self.faces - {(axis, side)} if right else self.faces | {(axis, side)}
-        return Bordered(self.inside, self.pads, faces, written=True) if faces else self.inside
+        return PendingBorder(self.inside, self.pads, faces, written=True) if faces else self.inside
 
 
 def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:

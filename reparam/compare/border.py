@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reparam.algebra.affine import AffineConv, Bordered
+from reparam.algebra.affine import AffineConv, PendingBorder
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
 from reparam.compare.error import relative_error
@@ -74,7 +74,7 @@ def _border(found: Interpretation, node: Node) -> Border | None:
         try:
             step(node, {operand: inner}, found.fixed)
         except BorderRefusal:
-            inner = inner.inside if isinstance(inner, Bordered) else inner
+            inner = inner.inside if isinstance(inner, PendingBorder) else inner
             plain = isinstance(inner, AffineConv) and not inner.mapped and len(inner.axes) == len(outer.axes)
             return _naive(base, node, inner, outer) if plain else None
         except Refusal:

@@ -17,7 +17,7 @@ from itertools import combinations
 from operator import itemgetter
 from typing import Any
 
-from reparam.algebra.affine import AffineConv, Bordered
+from reparam.algebra.affine import AffineConv, PendingBorder
 from reparam.algebra.axis import Axis
 from reparam.algebra.views import Viewed
 from reparam.capture.graph import Node, Record
@@ -306,7 +306,7 @@ class Region:
     def tensor(self, node: Node) -> bool:
         """Whether the node is a tensor by itself, not parts of one, nor one whose border is being written."""
         value = self.found.value(self.found.base[node], node)
-        padded = isinstance(value, Bordered) and not (node.written or node.inplace)
+        padded = isinstance(value, PendingBorder) and not (node.written or node.inplace)
         return padded or isinstance(value, (AffineConv, Viewed))
 
     def starts(self, node: Node) -> bool:

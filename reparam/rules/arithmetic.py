@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Bordered, Lazy
+from reparam.algebra.affine import AffineConv, Lazy, PendingBorder
 from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
 from reparam.rules.table import (
@@ -165,7 +165,7 @@ def mul(input: Value, other: Value) -> AffineConv:
     """A scaling by a number or by one constant per channel."""
     if isinstance(input, AffineConv) and isinstance(other, AffineConv):
         raise Refusal("both factors depend on the input")
-    swapped = isinstance(other, (AffineConv, Bordered))
+    swapped = isinstance(other, (AffineConv, PendingBorder))
     x, factor = (affine(other), input) if swapped else (affine(input), other)
     x = laid_for(x, factor)
     if isinstance(factor, (int, float)) and factor == 1:
@@ -189,7 +189,7 @@ def div(input: Value, other: Value, *, rounding_mode: str | None = None) -> Affi
     """A division by a number or by one constant per channel."""
     if rounding_mode is not None:
         raise Refusal("it rounds")
-    if isinstance(other, (AffineConv, Bordered)):
+    if isinstance(other, (AffineConv, PendingBorder)):
         raise Refusal("it divides by something that depends on the input")
     x = laid_for(affine(input), other)
     factor = per_channel(other, x)

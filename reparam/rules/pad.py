@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Bordered
+from reparam.algebra.affine import AffineConv, PendingBorder
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, each, per_channel, rule
 
@@ -85,7 +85,7 @@ def _one_pixel(m: Any, x: Tensor) -> Tensor:
         (Case(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.ZeroPad2d(1)), smallest=3), "border"),
     ],
 )
-def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | Bordered:
+def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | PendingBorder:
     """Padding with a constant, where negative amounts crop, or by reflection, replication or wrapping round."""
     inside = affine(input)
     amounts = each(pad, 2)
@@ -141,9 +141,9 @@ def _face(index: Value, axes: int) -> tuple[int, int, int]:
         (Case(Op(_one_pixel, nn.BatchNorm2d(4))), "one face"),
     ],
 )
-def setitem(x: Value, index: Value, value: Value) -> AffineConv | Bordered:
+def setitem(x: Value, index: Value, value: Value) -> AffineConv | PendingBorder:
     """A face of a padded map overwritten with one value per channel."""
-    if not isinstance(x, Bordered):
+    if not isinstance(x, PendingBorder):
         raise Refusal("it writes into a tensor that is not a border waiting for its value")
     axis, side, width = _face(index, len(x.inside.axes))
     return x.fill(axis, side, width, per_channel(value, x.inside))

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Bordered, Constant, Lazy, Number, known
+from reparam.algebra.affine import AffineConv, Constant, Lazy, Number, PendingBorder, known
 from reparam.algebra.index_map import Moved
 from reparam.algebra.views import Viewed
 from reparam.errors import Refusal
@@ -30,9 +30,9 @@ class Stack:
     dim: int
 
 
-# What a rule is handed: an AffineConv, Bordered, Stack or Constant where torch had a tensor, all else as torch had it.
+# What a rule is handed: an AffineConv, PendingBorder, Stack or Constant where torch had a tensor, all else as torch had it.
 Value: TypeAlias = Any
-Result: TypeAlias = AffineConv | Bordered | Stack | Viewed | Moved | tuple[AffineConv | Moved, ...]
+Result: TypeAlias = AffineConv | PendingBorder | Stack | Viewed | Moved | tuple[AffineConv | Moved, ...]
 RuleFunction: TypeAlias = Callable[..., Result]
 Function = TypeVar("Function", bound=RuleFunction)
 
@@ -107,7 +107,7 @@ def affine(x: Value) -> AffineConv:
     """The argument as a convolution, or a refusal."""
     if isinstance(x, AffineConv):
         return x
-    if isinstance(x, Bordered):
+    if isinstance(x, PendingBorder):
         return x.settled()
     raise Refusal("it reads something that is not a feature map")
 
@@ -160,7 +160,7 @@ def per_channel(value: Value, x: AffineConv) -> Number:
     """A number or constant that broadcasts over `x` as one value per channel: (out_channels,) or (1,), float64."""
     if isinstance(value, (bool, int, float)):
         return known(torch.tensor([float(value)], dtype=torch.float64))
-    if isinstance(value, Bordered):
+    if isinstance(value, PendingBorder):
         raise value.why
     given = constant(value, "factor or summand")
     position = len(given.shape) - 1 - len(x.axes)

@@ -19,7 +19,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.algebra.affine import AffineConv, Anchor, Bordered, Constant, Lazy, known
+from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy, PendingBorder, known
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.errors import Refusal
 from reparam.rewrite.layers import plain
@@ -430,12 +430,12 @@ def test_pad_is_exact_or_refused_of_necessity(data: st.DataObject, spatial: int,
     naive = extended(v, pads)
     equal = all(torch.equal(naive(x), padded(v(x), pads, value)) for x in tries)
     try:
-        law: AffineConv | Bordered | Refusal = v.pad(pads, None if value is None else known(value))
+        law: AffineConv | PendingBorder | Refusal = v.pad(pads, None if value is None else known(value))
     except Refusal as refusal:
         law = refusal
     if not v.stretched or equal is False:  # zeros between the pixels may hide what the window reads
         assert isinstance(law, AffineConv) == equal
-    why = law.why if isinstance(law, Bordered) else law
+    why = law.why if isinstance(law, PendingBorder) else law
     assert not isinstance(why, Refusal) or "border" in why.reason
 
 
@@ -566,7 +566,7 @@ def test_a_border_stands_once_every_face_holds_the_bias(
 
 def test_a_face_of_another_depth_is_refused() -> None:
     v = AffineConv.of(anchor(2), 2).scale_shift(shift=known(integers(CHANNELS))).pad([(1, 1), (1, 1)])
-    assert isinstance(v, Bordered)
+    assert isinstance(v, PendingBorder)
     with pytest.raises(Refusal, match="depth of 2"):
         v.fill(0, 0, 2, known(integers(CHANNELS)))
 

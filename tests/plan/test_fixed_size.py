@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reparam
-from reparam.algebra.affine import AffineConv, Anchor, Bordered, Constant, known
+from reparam.algebra.affine import AffineConv, Anchor, Constant, PendingBorder, known
 from reparam.errors import Refusal
 from tests.helpers import EXACT, Block, distance, image, norms_ran, ran, trained
 
@@ -71,8 +71,8 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
     return lambda v: v.take(rows), lambda x: x[:, list(rows)]
 
 
-def settled(value: AffineConv | Bordered) -> AffineConv:
-    return value.settled() if isinstance(value, Bordered) else value
+def settled(value: AffineConv | PendingBorder) -> AffineConv:
+    return value.settled() if isinstance(value, PendingBorder) else value
 
 
 @given(st.lists(steps(), min_size=1, max_size=5))
