@@ -74,7 +74,7 @@ class Digit:
 
 
 @dataclass(frozen=True)
-class Reshaped:
+class Reshape:
     """The same entries in the same order: the dimensions from `start` to `stop` made to others of these lengths."""
 
     lengths: tuple[int, ...]
@@ -87,25 +87,25 @@ class Reshaped:
 
 
 @dataclass(frozen=True)
-class Permuted:
+class Permute:
     """The dimensions in another order."""
 
     order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Picked:
+class Select:
     """The entries at one place of a dimension, which is dropped."""
 
     dim: int
     index: int
 
 
-Move = Reshaped | Permuted | Picked
+Move = Reshape | Permute | Select
 
 
 @dataclass(frozen=True)
-class Moved:
+class Rearranged:
     """What moves make of a tensor: how a rule says that entries have changed places, and nothing else."""
 
     input: AffineConv
@@ -113,7 +113,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Arrangement:
+class IndexMap:
     """A tensor whose entries are those of another: `dims[d]` are the digits of its index d, the first one outermost.
 
     picked: digits that have one value, as only the entries there were taken.
@@ -123,29 +123,29 @@ class Arrangement:
     picked: tuple[tuple[Digit, int], ...] = ()
 
     @staticmethod
-    def of(value: AffineConv, moves: Sequence[Move] = ()) -> Arrangement:
+    def of(value: AffineConv, moves: Sequence[Move] = ()) -> IndexMap:
         """The result of a convolution, moved. Raises Refusal where a move is none of digits."""
         channel = 1 if value.axes else len(value.anchor.shape) - 1
         constant = range(1, len(value.axes) + 2) if value.anchor.fixed and value.axes else [channel]
         dims = ((Digit(i, 1, size, i not in constant),) for i, size in enumerate(value.shape()))
-        return reduce(Arrangement.moved, moves, Arrangement(tuple(map(_joined, dims))))
+        return reduce(IndexMap.moved, moves, IndexMap(tuple(map(_joined, dims))))
 
-    def moved(self, move: Move) -> Arrangement:
+    def moved(self, move: Move) -> IndexMap:
         match move:
-            case Reshaped(lengths, start, stop):
+            case Reshape(lengths, start, stop):
                 cut = _cut([digit for dim in self.dims[start:stop] for digit in dim], lengths)
                 return replace(self, dims=(*self.dims[:start], *map(_joined, cut), *self.dims[stop:]))
-            case Permuted(order):
+            case Permute(order):
                 return replace(self, dims=tuple(self.dims[dim] for dim in order))
-            case Picked(dim, index):
+            case Select(dim, index):
                 return self._picked(dim, index)
 
-    def _picked(self, dim: int, index: int) -> Arrangement:
+    def _picked(self, dim: int, index: int) -> IndexMap:
         digits = self.dims[dim]
         if any(digit.grows for digit in digits):
             raise Refusal("it picks an entry of the batch or of the pixels, whose channels were cut apart")
         values = zip(digits, _values(digits, index), strict=True)
-        return Arrangement((*self.dims[:dim], *self.dims[dim + 1 :]), (*self.picked, *values))
+        return IndexMap((*self.dims[:dim], *self.dims[dim + 1 :]), (*self.picked, *values))
 
     def channels(self, source: int) -> int | None:
         """The dimension, of those that layers read as channels, that holds nothing but digits of dimension `source`."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy
-from reparam.algebra.index_map import Arrangement, Move, Moved, Permuted, Picked, Reshaped
+from reparam.algebra.index_map import IndexMap, Move, Permute, Rearranged, Reshape, Select
 from reparam.algebra.kernels import repeated
 from reparam.errors import Refusal
 
 
 @dataclass(frozen=True)
-class Viewed:
+class View:
     """A map of channels behind `steps` operations that treat all channels alike: steps(inside(anchor)).
 
     Reshapes and transposes that leave the channels whole, and means over pixels, commute with every map of channels
@@ -35,16 +35,16 @@ class Viewed:
     moves: tuple[Move, ...] | None = None
 
     @staticmethod
-    def of(moved: Moved) -> Viewed | AffineConv:
+    def of(moved: Rearranged) -> View | AffineConv:
         """What a rule has moved; a convolution where all pixels are in their places again, or blocks of them."""
         x, moves = moved.input, moved.moves
         source = 1 if x.axes else len(x.anchor.shape) - 1
         shape, channel = followed(x.shape(), source, moves)
         if channel is not None:
-            return Viewed(x, shape, channel, moves=moves)
+            return View(x, shape, channel, moves=moves)
         if not x.axes:
             raise _apart()
-        arrangement = Arrangement.of(x, moves)
+        arrangement = IndexMap.of(x, moves)
         if not any(digit.source == source for digits in arrangement.dims for digit in digits):
             raise Refusal("it drops the channels") if arrangement.picked else _apart()
         convolved = arrangement.convolved(x)
@@ -52,7 +52,7 @@ class Viewed:
             return convolved
         at = arrangement.channels(source)
         places = None if at is None else arrangement.places(at, x.out_channels)
-        return Viewed(x, shape, at, places=places, moves=moves)
+        return View(x, shape, at, places=places, moves=moves)
 
     @property
     def readable(self) -> bool:
@@ -79,26 +79,26 @@ class Viewed:
             where = f"dimension {self.channel} of {len(self.shape)}"
             raise Refusal(f"its channels are on {where}, where no layer reads them")
 
-    def then(self, result: object) -> Viewed | AffineConv | tuple[object, ...]:
+    def then(self, result: object) -> View | AffineConv | tuple[object, ...]:
         """What a rule has made of `seen()`, put behind this."""
         if isinstance(result, tuple):
             return tuple(map(self.then, result))
-        if isinstance(result, Moved):
+        if isinstance(result, Rearranged):
             return self._again(result.moves)
         if isinstance(result, AffineConv) and result.identity:
             return self
         self.require_readable()
-        made = result.inside if isinstance(result, Viewed) else result
+        made = result.inside if isinstance(result, View) else result
         if isinstance(made, AffineConv) and len(made.axes) != len(self.seen().axes):
             raise Refusal("it reads other dimensions as channels than those that hold them")
         return self._read(result)
 
-    def _read(self, result: object) -> Viewed:
-        if isinstance(result, Viewed) and result.inside.pixelwise:
+    def _read(self, result: object) -> View:
+        if isinstance(result, View) and result.inside.pixelwise:
             result.require_readable()
             inside, steps = self._mapped(result.inside), self.steps + result.steps
             places = _one_by_one(self._still(inside), result.places)
-            return Viewed(inside, result.shape, result.channel, steps, places, self.ahead)
+            return View(inside, result.shape, result.channel, steps, places, self.ahead)
         if isinstance(result, AffineConv) and result.mean:
             return replace(self, shape=result.shape(), steps=self.steps + 1, moves=None)
         if isinstance(result, AffineConv) and result.pixelwise:
@@ -130,10 +130,10 @@ class Viewed:
     @property
     def _of_one_size(self) -> bool:
         """Whether nothing that grows is among the pixels: at a fixed size, none of the images of a batch."""
-        dims = () if self.moves is None else Arrangement.of(self.inside, self.moves).dims[2:]
+        dims = () if self.moves is None else IndexMap.of(self.inside, self.moves).dims[2:]
         return bool(dims) and not any(digit.grows for dim in dims for digit in dim)
 
-    def _again(self, moves: tuple[Move, ...]) -> Viewed | AffineConv:
+    def _again(self, moves: tuple[Move, ...]) -> View | AffineConv:
         """This with its entries in other places."""
         steps = self.steps + 1
         shape, channel = followed(self.shape, self.channel, moves)
@@ -143,10 +143,10 @@ class Viewed:
                 return self.inside
             return replace(self, shape=shape, channel=channel, steps=steps, moves=together)
         if self.moves is not None:
-            found = Viewed.of(Moved(self.inside, (*self.moves, *moves)))
-            return replace(found, steps=steps) if isinstance(found, Viewed) else found
-        last = Viewed.of(Moved(self.seen(), moves)) if self.readable else None
-        if not isinstance(last, Viewed) or last.places is None:
+            found = View.of(Rearranged(self.inside, (*self.moves, *moves)))
+            return replace(found, steps=steps) if isinstance(found, View) else found
+        last = View.of(Rearranged(self.seen(), moves)) if self.readable else None
+        if not isinstance(last, View) or last.places is None:
             raise _apart()
         places = _one_by_one(self.places, last.places)
         return replace(self, shape=last.shape, channel=last.channel, steps=steps, places=places)
@@ -201,7 +201,7 @@ def viewed(result: object) -> object:
     """What a rule has made: tensors that it has moved, each with its channels."""
     if isinstance(result, tuple):
         return tuple(map(viewed, result))
-    return Viewed.of(result) if isinstance(result, Moved) else result
+    return View.of(result) if isinstance(result, Rearranged) else result
 
 
 def _one_by_one(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -212,7 +212,7 @@ def _one_by_one(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -
 def _in_place(value: AffineConv, moves: Sequence[Move]) -> bool:
     """Whether all entries are where they were after some moves."""
     try:
-        return Arrangement.of(value, moves) == Arrangement.of(value)
+        return IndexMap.of(value, moves) == IndexMap.of(value)
     except Refusal:
         return False
 
@@ -225,17 +225,17 @@ def followed(shape: tuple[int, ...], channel: int | None, moves: Sequence[Move])
     """The shape and where the channels are (as long as they are whole) after some moves."""
     for move in moves:
         match move:
-            case Reshaped():
+            case Reshape():
                 shape, channel = move.shape(shape), _kept(shape, channel, move)
-            case Permuted(order):
+            case Permute(order):
                 shape, channel = tuple(shape[dim] for dim in order), None if channel is None else order.index(channel)
-            case Picked(dim):
+            case Select(dim):
                 shape = (*shape[:dim], *shape[dim + 1 :])
                 channel = None if channel is None or channel == dim else channel - (dim < channel)
     return shape, channel
 
 
-def _kept(before: Sequence[int], channel: int | None, move: Reshaped) -> int | None:
+def _kept(before: Sequence[int], channel: int | None, move: Reshape) -> int | None:
     """Where the channels are after a reshape: they stay whole where equally many elements stand before them."""
     if channel is None or channel < move.start:
         return channel

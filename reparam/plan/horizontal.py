@@ -20,7 +20,7 @@ from typing import Any
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import constant, lengths_of
-from reparam.algebra.views import Viewed
+from reparam.algebra.views import View
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.errors import Refusal
 from reparam.plan import cost
@@ -244,7 +244,7 @@ class _Merger:
             price = cost.total([price, *map(self._kernel, between(before, [start]))])
             start = before
             values = [self.found.value(start, part.fold.sink) for part in parts]
-            insides = [value.inside if isinstance(value, Viewed) else value for value in values]
+            insides = [value.inside if isinstance(value, View) else value for value in values]
             if start not in self.gone and self._together(insides) < price:
                 return True
         return False

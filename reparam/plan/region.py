@@ -19,7 +19,7 @@ from typing import Any
 
 from reparam.algebra.affine import AffineConv, PendingBorder
 from reparam.algebra.axis import Axis
-from reparam.algebra.views import Viewed
+from reparam.algebra.views import View
 from reparam.capture.graph import Node, Record
 from reparam.capture.ops import _NAMING, MOVING
 from reparam.errors import Refusal
@@ -74,7 +74,7 @@ class Region:
         self.anchor = self.found.root[next(iter(self.sinks))]
         self.nodes = between(self.anchor, self.sinks)
         self.prices = {node: cost.of_node(self.judge, node) for node in self.nodes}
-        self.values: dict[tuple[Node, Node], AffineConv | Viewed | None] = {}
+        self.values: dict[tuple[Node, Node], AffineConv | View | None] = {}
         self.whole: dict[tuple[Node, Node], cost.Price] = {}
         self.copies: dict[Node, frozenset[Node]] = {}
         self.starting: dict[Node, bool] = {}
@@ -128,7 +128,7 @@ class Region:
             chosen |= made
         return total, [(base, node) for node, base in chosen.items() if base is not None]
 
-    def value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
+    def value(self, base: Node, node: Node) -> AffineConv | View | None:
         """`node` as one convolution of `base`, possibly behind steps, if it is one that can be written back."""
         if (base, node) not in self.values:
             try:
@@ -138,11 +138,11 @@ class Region:
                 self._refuse(base, node, refusal)
         return self.values[base, node]
 
-    def _value(self, base: Node, node: Node) -> AffineConv | Viewed | None:
+    def _value(self, base: Node, node: Node) -> AffineConv | View | None:
         """Raises Refusal where there is a layer that could take it all, and it cannot be written back."""
         value = self.found.value(base, node)
         nodes = between(base, [node])
-        if isinstance(value, Viewed):
+        if isinstance(value, View):
             place = self._place(base, node, value)
             if place is None:
                 return None
@@ -173,7 +173,7 @@ class Region:
             return
         nodes = between(base, [node])
         value = self.found.value(base, node)
-        inside, steps = (value.inside, self.steps(base, node)) if isinstance(value, Viewed) else (value, ())
+        inside, steps = (value.inside, self.steps(base, node)) if isinstance(value, View) else (value, ())
         assert isinstance(inside, AffineConv)
         own = cost.total(cost.of_node(cost.CPU, each) for each in nodes if each not in steps)
         if cost.of_fold(cost.CPU, inside) < own:
@@ -222,7 +222,7 @@ class Region:
                 return self._counted(start, dim)
             # A linear layer leaves dimension 1 as it is, which may be of pixels.
             return dim == (1 if value.axes else len(base.shape) - 1)
-        return not isinstance(value, Viewed) or value.channel == dim
+        return not isinstance(value, View) or value.channel == dim
 
     def _decides(self, node: Node) -> bool:
         """Whether it says what its dimensions are, whatever it is computed from."""
@@ -238,7 +238,7 @@ class Region:
             return True
         return bool(value.axes) and value.groups == value.in_channels and not value.pointwise
 
-    def _movable(self, base: Node, node: Node, value: Viewed, place: Sequence[Node]) -> bool:
+    def _movable(self, base: Node, node: Node, value: View, place: Sequence[Node]) -> bool:
         """Whether the steps go with a map that stands at its `place` among them.
 
         Those before that place then see as many channels as the base has, and those behind it as many as the map
@@ -255,7 +255,7 @@ class Region:
             if step.op in _NAMING
         )
 
-    def _place(self, base: Node, node: Node, value: Viewed) -> tuple[Node, tuple[Node, ...]] | None:
+    def _place(self, base: Node, node: Node, value: View) -> tuple[Node, tuple[Node, ...]] | None:
         """What a map behind steps takes the place of, and the tensor that it reads there: the last place that can be.
 
         What reads neighbours stands between the very steps where it stood; what is there several times for each channel
@@ -273,7 +273,7 @@ class Region:
             if own is not found[-1][1] and not all(map(within, nodes[nodes.index(own[-1]) : -1])):
                 return None
             here = None if start is base else self.found.value(base, start)
-            whole = not isinstance(here, Viewed) or here.whole
+            whole = not isinstance(here, View) or here.whole
             before = sum(nodes.index(step) < nodes.index(own[0]) for step in steps)
             if whole and (value.inside.pixelwise or before == value.ahead):
                 return start, own
@@ -282,7 +282,7 @@ class Region:
     def _channels(self, base: Node, node: Node) -> int | None:
         """How many channels the node has, None for the base itself."""
         value = None if node is base else self.found.value(base, node)
-        inside = value.inside if isinstance(value, Viewed) else value
+        inside = value.inside if isinstance(value, View) else value
         return inside.out_channels if isinstance(inside, AffineConv) else None
 
     def steps(self, base: Node, node: Node) -> tuple[Node, ...]:
@@ -297,7 +297,7 @@ class Region:
             if isinstance(value, AffineConv):
                 found.clear()  # what was rearranged is a convolution again
                 before = 0
-            count = value.steps if isinstance(value, Viewed) else before
+            count = value.steps if isinstance(value, View) else before
             copies = count > 0 and each.op == "contiguous"
             found += [each] if count > before or copies else []
             before = count
@@ -307,7 +307,7 @@ class Region:
         """Whether the node is a tensor by itself, not parts of one, nor one whose border is being written."""
         value = self.found.value(self.found.base[node], node)
         padded = isinstance(value, PendingBorder) and not (node.written or node.inplace)
-        return padded or isinstance(value, (AffineConv, Viewed))
+        return padded or isinstance(value, (AffineConv, View))
 
     def starts(self, node: Node) -> bool:
         """Whether a convolution may start from it: asked again and again, and found out once."""
@@ -319,13 +319,13 @@ class Region:
         """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
         if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
             return False
-        behind = isinstance(self.found.value(self.found.base[node], node), Viewed)
+        behind = isinstance(self.found.value(self.found.base[node], node), View)
         if behind or node.op in _JOINING:
             return False
         value = self.value(node, node.readers[0])
         return isinstance(value, AffineConv) and value.pointwise
 
-    def price(self, base: Node, node: Node, value: AffineConv | Viewed, paid: Collection[Node] = ()) -> cost.Price:
+    def price(self, base: Node, node: Node, value: AffineConv | View, paid: Collection[Node] = ()) -> cost.Price:
         """What `value` costs instead of everything between the two; `paid` steps are computed anyway."""
         if isinstance(value, AffineConv):
             if (base, node) not in self.whole:
@@ -352,12 +352,12 @@ class Region:
         sizes = {base: start, **{node: _size(each, space) for node, each in values.items()}}
         told = extents(self.found, base, nodes)
         if isinstance(value, AffineConv):
-            sizes.update((node, None) for node, each in values.items() if isinstance(each, Viewed))
+            sizes.update((node, None) for node, each in values.items() if isinstance(each, View))
             return Fold(base, sink, value, nodes, (), sizes, extents=told)
         place = self._place(base, sink, value)
         assert place is not None
         here = self.found.value(base, place[1][-1])
-        read = here.seen() if isinstance(here, Viewed) else here
+        read = here.seen() if isinstance(here, View) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
         return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), extents=told)
@@ -370,12 +370,12 @@ def _require(fine: bool, otherwise: tuple[str, str]) -> None:
 
 def _in_parts(value: Value) -> bool:
     """Whether it is several rearranged tensors: what takes them apart is no step of one."""
-    return isinstance(value, tuple) and any(isinstance(part, Viewed) for part in value)
+    return isinstance(value, tuple) and any(isinstance(part, View) for part in value)
 
 
 def _size(value: Value, space: bool) -> Any:
     """What is equal for two values of one tensor if they have equally many channels and, in space, pixels."""
-    if isinstance(value, Viewed):
+    if isinstance(value, View):
         value = value.inside
     if not isinstance(value, AffineConv) or not (space or value.pixelwise):
         return None

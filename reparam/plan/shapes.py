@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.index_map import Arrangement, Length, Move, Moved, Permuted, Picked, Reshaped, constant, lengths_of
-from reparam.algebra.views import Viewed, followed
+from reparam.algebra.index_map import IndexMap, Length, Move, Permute, Rearranged, Reshape, Select, constant, lengths_of
+from reparam.algebra.views import View, followed
 from reparam.capture.graph import Node
 from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
 from reparam.errors import Refusal
@@ -56,10 +56,10 @@ class Extents:
 def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents:
     """Those of `base` and of `nodes` behind it. Raises Refusal where they cannot be told."""
     values: dict[Node, Value] = {node: found.value(base, node) for node in nodes}
-    views = [value for value in values.values() if isinstance(value, Viewed)]
+    views = [value for value in values.values() if isinstance(value, View)]
     named = [node for node in nodes if node.op in GIVEN_SIZES]
     squeezed = [node for node in nodes if node.op == "squeeze"]
-    ended = (n for n in nodes if isinstance(values.get(n.operands[0]), Viewed) and not isinstance(values[n], Viewed))
+    ended = (n for n in nodes if isinstance(values.get(n.operands[0]), View) and not isinstance(values[n], View))
     start = _start(found, base, values.values())
     if named and start.axes and _reduced(base, found.first):
         raise Refusal(*_REDUCED)
@@ -116,7 +116,7 @@ def _fixed(node: Node, dim: int) -> bool:
 def _start(found: Interpretation, base: Node, values: Iterable[Value]) -> AffineConv:
     """The base, with its channels where they are read."""
     for value in values:
-        inside = value.inside if isinstance(value, Viewed) else value
+        inside = value.inside if isinstance(value, View) else value
         if isinstance(inside, AffineConv) and not (inside is value and inside.identity):
             return AffineConv.of(anchored(base, found.fixed).anchor, len(inside.axes))
     return anchored(base, found.fixed)
@@ -130,13 +130,13 @@ def _apart(
     for node in nodes:
         value, before = values[node], values.get(node.operands[0])
         made = None
-        if isinstance(before, Viewed) and before.moves is not None:
+        if isinstance(before, View) and before.moves is not None:
             result = read(node, before)
-            made = Moved(before.inside, (*before.moves, *result.moves)) if isinstance(result, Moved) else None
-        if made is None and isinstance(value, Viewed) and value.moves is not None:
-            made = Moved(value.inside, value.moves)
+            made = Rearranged(before.inside, (*before.moves, *result.moves)) if isinstance(result, Rearranged) else None
+        if made is None and isinstance(value, View) and value.moves is not None:
+            made = Rearranged(value.inside, value.moves)
         if made is not None:
-            known[node] = Arrangement.of(made.input, made.moves).lengths(lengths_of(made.input))
+            known[node] = IndexMap.of(made.input, made.moves).lengths(lengths_of(made.input))
         elif isinstance(value, AffineConv):
             known[node] = known[base] if value.identity else lengths_of(value)
     return Extents(known, {node: known.get(node, ()) for node in named})
@@ -174,20 +174,20 @@ class _Followed:
                 self.known[node] = self.known[self.base] if value.identity else lengths_of(value)
                 if node.op in GIVEN_SIZES:
                     self.shown[node] = self.known[node]
-            elif isinstance(value, Viewed):
+            elif isinstance(value, View):
                 self.known[node] = self._behind(node, value)
         return Extents(self.known, self.shown)
 
-    def _behind(self, node: Node, value: Viewed) -> Lengths:
+    def _behind(self, node: Node, value: View) -> Lengths:
         """The lengths of a rearranged tensor, from those of the one that was read."""
         operand = node.operands[0]
         was = self.values.get(operand, self.start)
-        if operand not in self.known or len(node.operands) > 1 or not isinstance(was, (AffineConv, Viewed)):
+        if operand not in self.known or len(node.operands) > 1 or not isinstance(was, (AffineConv, View)):
             return self._unknown(node, value)
         before = self.known[operand]
-        channel = was.channel if isinstance(was, Viewed) else channel_dimension(was)
-        result = read(node, was) if isinstance(was, Viewed) else value
-        moves = result.moves if isinstance(result, (Moved, Viewed)) else None
+        channel = was.channel if isinstance(was, View) else channel_dimension(was)
+        result = read(node, was) if isinstance(was, View) else value
+        moves = result.moves if isinstance(result, (Rearranged, View)) else None
         assert channel is not None
         if isinstance(result, AffineConv) and result.pixelwise:
             return before if result.identity else _put(before, channel, constant(value.shape[channel]))
@@ -198,7 +198,7 @@ class _Followed:
             before, shape, channel = self._moved(node, move, before, shape, channel)
         return before
 
-    def _resized(self, node: Node, value: Viewed, before: Lengths) -> Lengths:
+    def _resized(self, node: Node, value: View, before: Lengths) -> Lengths:
         """The lengths after what averages pixels, or reads their neighbours."""
         name = node.op
         if name == "mean":
@@ -211,7 +211,7 @@ class _Followed:
             return (*before[:1], constant(value.shape[1]), *ones)
         return self._unknown(node, value, before[:1] if name.startswith(_BATCHED) else ())
 
-    def _unknown(self, node: Node, value: Viewed, batch: Lengths = ()) -> Lengths:
+    def _unknown(self, node: Node, value: View, batch: Lengths = ()) -> Lengths:
         """Nothing but how many channels there are, and the batch, if it is known."""
         sizes = enumerate(value.shape)
         fresh = tuple(constant(size) if dim == value.channel else _new(node, dim) for dim, size in sizes)
@@ -224,15 +224,15 @@ class _Followed:
         after, at = followed(shape, channel, [move])
         assert at is not None
         match move:
-            case Permuted(order):
+            case Permute(order):
                 made = tuple(before[dim] for dim in order)
-            case Picked(dim):
+            case Select(dim):
                 made = (*before[:dim], *before[dim + 1 :])
-            case Reshaped(_, start, stop):
+            case Reshape(_, start, stop):
                 made = (*before[:start], *self._reshaped(node, move, before, channel, at), *before[stop:])
         return made, after, at
 
-    def _reshaped(self, node: Node, move: Reshaped, before: Lengths, channel: int, at: int) -> Lengths:
+    def _reshaped(self, node: Node, move: Reshape, before: Lengths, channel: int, at: int) -> Lengths:
         """What a reshape makes of the dimensions that it reads."""
         start, stop, count = move.start, move.stop, len(move.lengths)
         if not start <= channel < stop:
@@ -249,7 +249,7 @@ class _Followed:
     def _counted(self, node: Node) -> bool:
         """Whether something reads the channels, as they are seen here, that takes no other number of them."""
         for reader in node.readers:
-            if reader not in self.values or not isinstance(self.values[reader], Viewed):
+            if reader not in self.values or not isinstance(self.values[reader], View):
                 continue
             name = reader.op
             if name in _COUNTING or (name not in _JOINING and self._counted(reader)):

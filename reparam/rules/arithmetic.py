@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv, Lazy, PendingBorder
-from reparam.algebra.views import Viewed
+from reparam.algebra.views import View
 from reparam.errors import Refusal
 from reparam.rules.table import (
     Case,
@@ -294,7 +294,7 @@ def stack_sum(input: Value, dim: Value = None, keepdim: bool = False) -> AffineC
         (Case(Op(lambda m, x: x.mean())), "channels"),
     ],
 )
-def mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv | Viewed:
+def mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv | View:
     """The mean over the dimension along which branches were stacked, or over pixels."""
     if isinstance(input, Stack):
         total, count = _summed(input, dim, keepdim)
@@ -306,4 +306,4 @@ def mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv |
     if dims & {0, channel}:
         raise Refusal("it averages over channels or the batch")
     shape = [1 if i in dims else size for i, size in enumerate(x.shape()) if keepdim or i not in dims]
-    return Viewed(x, tuple(shape), channel if keepdim else channel - sum(d < channel for d in dims))
+    return View(x, tuple(shape), channel if keepdim else channel - sum(d < channel for d in dims))

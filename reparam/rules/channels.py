@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from reparam.algebra.affine import AffineConv, Constant
-from reparam.algebra.index_map import Moved, Picked
-from reparam.algebra.views import Viewed
+from reparam.algebra.index_map import Rearranged, Select
+from reparam.algebra.views import View
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, constant, dimension, each, rule
 
@@ -138,10 +138,10 @@ def chunk(input: Value, chunks: int, dim: int = 0) -> tuple[AffineConv, ...]:
         (Case(Op(lambda m, x: x[:, :, : torch.tensor(3)])), "computed"),
     ],
 )
-def getitem(x: Value, index: Value) -> AffineConv | Viewed | Moved:
+def getitem(x: Value, index: Value) -> AffineConv | View | Rearranged:
     """An entry of a tuple, a range of channels, a crop, pixels or tokens by their number, channels of one group."""
     if isinstance(x, tuple):
-        return cast(AffineConv | Viewed, x[index])
+        return cast(AffineConv | View, x[index])
     value = affine(x)
     entries = list(index) if isinstance(index, tuple) else [index]
     rank = len(value.anchor.shape)
@@ -153,7 +153,7 @@ def getitem(x: Value, index: Value) -> AffineConv | Viewed | Moved:
         raise Refusal("it slices at a position that is computed from a tensor", "a fixed position would fold")
     picks = [dim for dim, part in enumerate(entries) if type(part) is int]
     if picks and all(part == slice(None) for part in entries if type(part) is not int):
-        return Moved(value, tuple(Picked(dim, entries[dim] % value.shape()[dim]) for dim in reversed(picks)))
+        return Rearranged(value, tuple(Select(dim, entries[dim] % value.shape()[dim]) for dim in reversed(picks)))
     if not all(_shifts(value, dim, part) for dim, part in enumerate(entries)):
         return _picked(value, entries)
     for dim, part in enumerate(entries):
@@ -171,7 +171,7 @@ def _shifts(x: AffineConv, dim: int, part: Value) -> bool:
     return part == slice(None) or (dim > 1 and bool(x.axes) and ends)
 
 
-def _picked(x: AffineConv, entries: Sequence[Value]) -> Viewed:
+def _picked(x: AffineConv, entries: Sequence[Value]) -> View:
     """Pixels, tokens or entries of the batch, whichever these are: dimensions go or come, the channels stay whole."""
     shape: list[int] = []
     dims, channel = iter(enumerate(x.shape())), 0
@@ -193,7 +193,7 @@ def _picked(x: AffineConv, entries: Sequence[Value]) -> Viewed:
             )
     if 0 in shape:
         raise Refusal("it takes nothing at this size")
-    return Viewed(x, tuple(shape), channel)
+    return View(x, tuple(shape), channel)
 
 
 @rule(
@@ -204,13 +204,13 @@ def _picked(x: AffineConv, entries: Sequence[Value]) -> Viewed:
     ],
     keeps=lambda: [(Case(Op(lambda m, x: x.select(1, 0))), "drops the channels")],
 )
-def select(input: Value, dim: int, index: Value) -> Moved:
+def select(input: Value, dim: int, index: Value) -> Rearranged:
     """One of the dimensions that channels were cut into, at one place."""
     x = affine(input)
     if not isinstance(index, int):
         raise Refusal("it picks a place that is computed from a tensor", "a fixed place would fold")
     at = dimension(dim, x)
-    return Moved(x, (Picked(at, index % x.shape()[at]),))
+    return Rearranged(x, (Select(at, index % x.shape()[at]),))
 
 
 @rule(
@@ -221,11 +221,11 @@ def select(input: Value, dim: int, index: Value) -> Moved:
     ],
     keeps=lambda: [(Case(Op(lambda m, x: x.unbind(1)[0])), "drops the channels")],
 )
-def unbind(input: Value, dim: int = 0) -> tuple[Moved, ...]:
+def unbind(input: Value, dim: int = 0) -> tuple[Rearranged, ...]:
     """One of the dimensions that channels were cut into, at every place."""
     x = affine(input)
     at = dimension(dim, x)
-    return tuple(Moved(x, (Picked(at, place),)) for place in range(x.shape()[at]))
+    return tuple(Rearranged(x, (Select(at, place),)) for place in range(x.shape()[at]))
 
 
 def _listed(index: Value, count: int) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 
 from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy, Number, Uncached
 from reparam.algebra.kernels import float64_copy
-from reparam.algebra.views import Viewed, viewed
+from reparam.algebra.views import View, viewed
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
 from reparam.errors import Refusal
@@ -80,10 +80,10 @@ class Interpretation:
 
     def _step(self, node: Node, known: Mapping[Node, Value]) -> Value:
         """`step`; what joins tensors behind rearranged pixels is put behind the tensor that all of them come from."""
-        views = [operand for operand in node.operands if isinstance(known.get(operand), Viewed)]
+        views = [operand for operand in node.operands if isinstance(known.get(operand), View)]
         nearest = self._meet(node.operands) if len(node.operands) > 1 and views else None
         view = None if nearest is None else known.get(nearest)
-        joined = self.value(nearest, node) if nearest is not None and isinstance(view, Viewed) else None
+        joined = self.value(nearest, node) if nearest is not None and isinstance(view, View) else None
         return step(node, known, self.fixed) if joined is None else view.then(joined)  # type: ignore[union-attr]
 
     def _ruled(self, node: Node) -> bool:
@@ -163,7 +163,7 @@ def step(node: Node, values: Mapping[Node, Value], fixed: Collection[Node] = ())
     if any(values.get(operand, node) is None for operand in node.operands):
         return None
     rule = RULES[node.op]
-    view = next((values[operand] for operand in node.operands if isinstance(values.get(operand), Viewed)), None)
+    view = next((values[operand] for operand in node.operands if isinstance(values.get(operand), View)), None)
     if view is None:
         value = viewed(rule(*_looked_up(node.args, values, fixed), **_looked_up(node.kwargs, values, fixed)))
     elif len(node.operands) > 1:
@@ -204,7 +204,7 @@ def anchored(node: Node, fixed: Collection[Node] = ()) -> AffineConv:
     return AffineConv.of(Anchor(node, node.shape, node in fixed), rank - 2 if 3 <= rank <= 5 else 0)
 
 
-def read(node: Node, before: Viewed) -> object:
+def read(node: Node, before: View) -> object:
     """What the rule of a node makes of the rearranged tensor that it reads; None where it is refused."""
     seen = {node.operands[0]: before.seen()}
     try:

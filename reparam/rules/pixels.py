@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.index_map import Moved, Permuted, Reshaped, space_to_depth
+from reparam.algebra.index_map import Permute, Rearranged, Reshape, space_to_depth
 from reparam.rules.table import Case, Value, affine, rule
 
 
@@ -35,9 +35,9 @@ def pixel_unshuffle(input: Value, downscale_factor: int) -> AffineConv:
         (Case(nn.PixelShuffle(2), spatial=3, smallest=4, fixed=True), "2 spatial axes"),
     ],
 )  # fmt: skip
-def pixel_shuffle(input: Value, upscale_factor: int) -> Moved:
+def pixel_shuffle(input: Value, upscale_factor: int) -> Rearranged:
     """Every r * r channels moved into a block of pixels: a map of single pixels may stand before it."""
     x, r = affine(input).seen_with(2), upscale_factor
     _, channels, high, wide = x.shape()
-    cut = Reshaped((channels // (r * r), r, r), 1, 2)
-    return Moved(x, (cut, Permuted((0, 1, 4, 2, 5, 3)), Reshaped((high * r,), 2, 4), Reshaped((wide * r,), 3, 5)))
+    cut = Reshape((channels // (r * r), r, r), 1, 2)
+    return Rearranged(x, (cut, Permute((0, 1, 4, 2, 5, 3)), Reshape((high * r,), 2, 4), Reshape((wide * r,), 3, 5)))

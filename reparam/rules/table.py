@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv, Constant, Lazy, Number, PendingBorder, known
-from reparam.algebra.index_map import Moved
-from reparam.algebra.views import Viewed
+from reparam.algebra.index_map import Rearranged
+from reparam.algebra.views import View
 from reparam.errors import Refusal
 
 
@@ -32,7 +32,7 @@ class Stack:
 
 # What a rule is handed: an AffineConv, PendingBorder, Stack or Constant where torch had a tensor, all else as torch had it.
 Value: TypeAlias = Any
-Result: TypeAlias = AffineConv | PendingBorder | Stack | Viewed | Moved | tuple[AffineConv | Moved, ...]
+Result: TypeAlias = AffineConv | PendingBorder | Stack | View | Rearranged | tuple[AffineConv | Rearranged, ...]
 RuleFunction: TypeAlias = Callable[..., Result]
 Function = TypeVar("Function", bound=RuleFunction)
 

@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.index_map import Moved, Permuted, Reshaped
-from reparam.algebra.views import Viewed
+from reparam.algebra.index_map import Permute, Rearranged, Reshape
+from reparam.algebra.views import View
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, channel_dimension, each, rule
 
 
-def _permuted(x: AffineConv, order: Sequence[int]) -> AffineConv | Moved:
+def _permuted(x: AffineConv, order: Sequence[int]) -> AffineConv | Rearranged:
     rank = len(x.anchor.shape)
     places = tuple(dim % rank for dim in order)
-    return x if places == tuple(range(rank)) else Moved(x, (Permuted(places),))
+    return x if places == tuple(range(rank)) else Rearranged(x, (Permute(places),))
 
 
-def _reshaped(x: AffineConv, shape: Sequence[int]) -> AffineConv | Moved:
+def _reshaped(x: AffineConv, shape: Sequence[int]) -> AffineConv | Rearranged:
     """The same elements in the same order."""
     before = x.shape()
     known = math.prod(size for size in shape if size != -1)
     after = tuple(math.prod(before) // max(known, 1) if size == -1 else size for size in shape)
     if tuple(shape) == (-1, before[channel_dimension(x)]) and after == before:
         return x  # at every size; any other shape that is written out is that of one size
-    return Moved(x, (Reshaped(after, 0, len(before)),))
+    return Rearranged(x, (Reshape(after, 0, len(before)),))
 
 
 @rule(
@@ -48,7 +48,7 @@ def _reshaped(x: AffineConv, shape: Sequence[int]) -> AffineConv | Moved:
         (Case(nn.Sequential(Op(lambda m, x: x.transpose(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours"),
     ],
 )
-def transpose(input: Value, dim0: int, dim1: int) -> AffineConv | Moved:
+def transpose(input: Value, dim0: int, dim1: int) -> AffineConv | Rearranged:
     """Two dimensions exchanged."""
     x = affine(input)
     order = list(range(len(x.anchor.shape)))
@@ -64,7 +64,7 @@ def transpose(input: Value, dim0: int, dim1: int) -> AffineConv | Moved:
     ],
     keeps=lambda: [(Case(nn.Sequential(Op(lambda m, x: x.permute(0, 1, 3, 2)), nn.Conv2d(4, 4, 3))), "neighbours")],
 )
-def permute(input: Value, *dims: Value) -> AffineConv | Moved:
+def permute(input: Value, *dims: Value) -> AffineConv | Rearranged:
     """Dimensions in another order."""
     return _permuted(affine(input), dims[0] if isinstance(dims[0], (tuple, list, torch.Size)) else dims)
 
@@ -78,7 +78,7 @@ def permute(input: Value, *dims: Value) -> AffineConv | Moved:
     ],
     keeps=lambda: [(Case(nn.Sequential(Op(lambda m, x: x.movedim(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours")],
 )
-def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Moved:
+def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Rearranged:
     """Dimensions moved to other places, the others in their order."""
     x = affine(input)
     rank = len(x.anchor.shape)
@@ -114,7 +114,7 @@ def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Mov
         (Case(nn.Sequential(nn.Linear(4, 4), Op(lambda m, x: x.view(len(x), -1, 2, 2))), channels_last=True), "apart"),
     ],
 )
-def reshape(input: Value, *shape: Value) -> AffineConv | Moved:
+def reshape(input: Value, *shape: Value) -> AffineConv | Rearranged:
     """The same elements under another shape."""
     return _reshaped(affine(input), shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
 
@@ -132,14 +132,14 @@ def reshape(input: Value, *shape: Value) -> AffineConv | Moved:
         )
     ],
 )
-def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> AffineConv | Moved:
+def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> AffineConv | Rearranged:
     """Neighbouring dimensions made one."""
     x = affine(input)
     shape = x.shape()
     start, end = start_dim % len(shape), end_dim % len(shape)
     if start == end:
         return x
-    return Moved(x, (Reshaped((math.prod(shape[start : end + 1]),), start, end + 1),))
+    return Rearranged(x, (Reshape((math.prod(shape[start : end + 1]),), start, end + 1),))
 
 
 @rule(
@@ -158,13 +158,13 @@ def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> AffineConv |
         (Case(nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))), channels_last=True), "cuts channels apart"),
     ],
 )
-def unflatten(input: Value, dim: int, sizes: Value) -> Moved:
+def unflatten(input: Value, dim: int, sizes: Value) -> Rearranged:
     """One dimension cut into several."""
     x = affine(input)
     at = dim % len(x.shape())
     count = x.shape()[at]
     known = math.prod(size for size in sizes if size != -1)
-    return Moved(x, (Reshaped(tuple(count // known if size == -1 else size for size in sizes), at, at + 1),))
+    return Rearranged(x, (Reshape(tuple(count // known if size == -1 else size for size in sizes), at, at + 1),))
 
 
 @rule(
@@ -179,11 +179,11 @@ def unflatten(input: Value, dim: int, sizes: Value) -> Moved:
         )
     ],
 )
-def unsqueeze(input: Value, dim: int) -> Moved:
+def unsqueeze(input: Value, dim: int) -> Rearranged:
     """A new dimension of length 1."""
     x = affine(input)
     at = dim % (len(x.shape()) + 1)
-    return Moved(x, (Reshaped((1,), at, at),))
+    return Rearranged(x, (Reshape((1,), at, at),))
 
 
 @rule(
@@ -200,7 +200,7 @@ def unsqueeze(input: Value, dim: int) -> Moved:
         (Case(Op(lambda m, x: x.squeeze(-1)), smallest=2), "some sizes"),
     ],
 )
-def squeeze(input: Value, dim: Value = None) -> Moved:
+def squeeze(input: Value, dim: Value = None) -> Rearranged:
     """A dimension of length 1 dropped."""
     x = affine(input)
     if not isinstance(dim, int):
@@ -211,7 +211,7 @@ def squeeze(input: Value, dim: Value = None) -> Moved:
         raise Refusal("it drops the channels or the batch")
     if shape[at] != 1:
         raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
-    return Moved(x, (Reshaped((), at, at + 1),))
+    return Rearranged(x, (Reshape((), at, at + 1),))
 
 
 @rule(
@@ -227,7 +227,7 @@ def squeeze(input: Value, dim: Value = None) -> Moved:
         (Case(nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Conv2d(4, 4, 3))), "neighbours"),
     ],
 )
-def adaptive_avg_pool(input: Value, output_size: Value) -> Viewed:
+def adaptive_avg_pool(input: Value, output_size: Value) -> View:
     """A mean over as many windows as asked for, whatever the size: linear in pixels, the same for every channel."""
     x = affine(input)
     shape = x.shape()
@@ -235,7 +235,7 @@ def adaptive_avg_pool(input: Value, output_size: Value) -> Viewed:
         raise Refusal("it pools over channels")
     sizes = output_size if isinstance(output_size, (tuple, list)) else [output_size] * len(x.axes)
     after = [old if new is None else new for old, new in zip(shape[2:], sizes, strict=True)]
-    return Viewed(x, (*shape[:2], *after), 1)
+    return View(x, (*shape[:2], *after), 1)
 
 
 @rule(
@@ -258,7 +258,7 @@ def interpolate(
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
-) -> Viewed:
+) -> View:
     """New pixels are means of old ones, with weights that sum to 1 and are the same for every channel."""
     x = affine(input)
     if not x.axes:
@@ -267,4 +267,4 @@ def interpolate(
     given = size if size is not None else scale_factor
     values = list(given) if isinstance(given, (tuple, list)) else [given] * count
     new = values if size is not None else [math.floor(length * by) for length, by in zip(old, values, strict=True)]
-    return Viewed(x, (*x.shape()[:2], *new), 1)
+    return View(x, (*x.shape()[:2], *new), 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.views import Viewed
+from reparam.algebra.views import View
 from reparam.capture.evaluate import evaluate
 from reparam.capture.float64 import double
 from reparam.capture.graph import Node, Record
@@ -59,7 +59,7 @@ def interpreted(model: nn.Module, x: Tensor) -> tuple[Record, Node, Node, Interp
 def is_value_of(found: Interpretation, base: Node, node: Node) -> bool:
     """Whether the interpreter says that `node` is one convolution of `base`."""
     inside = found.root.get(node, node) is base and found.dominates(base, node)
-    return inside and isinstance(found.value(base, node), (AffineConv, Viewed))
+    return inside and isinstance(found.value(base, node), (AffineConv, View))
 
 
 def behind_steps(found: Interpretation, base: Node, node: Node, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def behind_steps(found: Interpretation, base: Node, node: Node, x: Tensor) -> Te
             x = evaluate(each, {each.operands[0]: x})
         elif each is place:
             here = found.value(base, each)
-            spatial = len((here.seen() if isinstance(here, Viewed) else here).axes)
+            spatial = len((here.seen() if isinstance(here, View) else here).axes)
             x = (whole.inside.with_axes(spatial) if whole.inside.pixelwise else whole.inside)(x)
     return x
 
@@ -109,7 +109,7 @@ def test_folds(case: Case) -> None:
     assert is_value_of(found, given, output), found.refusals
     value = found.value(given, output)
     for x in inputs(case):
-        if isinstance(value, Viewed):  # the steps hold the sizes of their run
+        if isinstance(value, View):  # the steps hold the sizes of their run
             _, given, output, found = interpreted(model, x)
             ours = behind_steps(found, given, output, x)
         else:
