@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import reparam
 from reparam.capture.tree import tensors
 from reparam.nn import draw_constants, draw_statistics
+from reparam.report.report import Report
 
 # A few hundred float64 additions in another order; verification itself allows a thousand times as much.
 EXACT = 1e-12
+
+Forward = Callable[[nn.Module, Tensor], Tensor]  # what `Block` makes a module of
 
 
 class Block(nn.Module):
@@ -33,6 +37,34 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
+
+
+def conv(*args: int, bias: bool = False, **kwargs: Any) -> nn.Conv2d:
+    """A convolution as it stands in front of a batch norm: without a bias."""
+    return nn.Conv2d(*args, bias=bias, **kwargs)
+
+
+def same_conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, **kwargs: Any) -> nn.Conv2d:
+    """A convolution with a bias, padded so that it keeps the size if its kernel is odd and its stride one."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, **kwargs)
+
+
+def bn(channels: int = 4, **kwargs: Any) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, **kwargs)
+
+
+def seq(*modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*modules)
+
+
+def summed(*branches: nn.Module) -> nn.Module:
+    """An activation of the sum of branches that read one tensor."""
+    return Block(lambda m, x: F.relu(sum(branch(x) for branch in m.branches)), branches=nn.ModuleList(branches))
+
+
+def between(function: Callable[[Tensor], Tensor], first: nn.Module, second: nn.Module) -> nn.Module:
+    """A function, written out in a forward, between two layers."""
+    return Block(lambda m, x: m.second(function(m.first(x))), first=first, second=second)
 
 
 def trained(model: nn.Module, *inputs: Any, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -54,6 +86,38 @@ def accepted(model: nn.Module, channels: int, sizes: Iterable[Sequence[int]]) ->
         except (RuntimeError, ValueError):
             continue
         yield x
+
+
+def converted(model: nn.Module, *inputs: Tensor, **options: Any) -> nn.Module:
+    """The model converted on `inputs`."""
+    return reparam.reparameterize(model, inputs, **options)
+
+
+def trained_and_converted(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """The model in float32, with the numbers that a trained one would have, and then converted."""
+    return converted(trained(model, dtype=torch.float32), *inputs)
+
+
+def report_of(model: nn.Module) -> Report:
+    """The report of a converted model."""
+    report = model.reparam_report
+    assert isinstance(report, Report)
+    return report
+
+
+def fold_exactly(
+    model: nn.Module, *images: Tensor, convs: int | None = None, norms: int | None = None, **options: Any
+) -> nn.Module:
+    """The model converted on the first image: it computes the same on every image.
+
+    `convs` and `norms` are how many convolutions and batch norms have to be left, where that matters.
+    """
+    folded = reparam.reparameterize(model, images[0], **options)
+    for count, left in ((convs_ran, convs), (norms_ran, norms)):
+        assert left is None or count(folded, images[0]) == left, folded.reparam_report
+    for x in images:
+        assert distance(model, folded, x) < EXACT, tuple(x.shape)
+    return folded
 
 
 class _Operations(TorchDispatchMode):

@@ -606,7 +606,7 @@ def test_a_candidate_that_is_no_module_and_returns_whole_numbers() -> None:
 
 def test_a_fold_whose_result_has_another_shape_is_not_exact() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    (fold,) = plan(record(model, Inputs.of(torch.randn(2, 3, 7, 5))), ()).folds
+    (fold,) = plan(record(model, Inputs.of(torch.randn(2, 3, 7, 5)))).folds
     generator = torch.Generator().manual_seed(0)
     assert fold_error(fold, generator) <= EXACT
     assert fold_error(replace(fold, value=fold.value.take([0, 1])), generator) == float("inf")

@@ -26,6 +26,7 @@ from reparam.plan.cost import CPU, CUDA, Cost, MeasuredCost, ParamsCost, Price, 
 from reparam.plan.cost.sample import Sample, Shaped
 from reparam.plan.cost.timing import Setting, Stopwatch, timed
 from reparam.plan.cost.work import of_fold, of_node
+from reparam.plan.liveness import alive
 from reparam.plan.plan import plan
 from reparam.report.report import Report
 from reparam.rules.interpret import Interpretation
@@ -72,7 +73,7 @@ def test_an_operation_is_what_it_multiplies_and_holds(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("norm", "pool", "view", "product")])
 def test_a_fold_of_one_layer_is_that_layer(name: str) -> None:
     recorded = record(KINDS[name][0].eval(), Inputs.of(X))
-    planned = plan(recorded, set())
+    planned = plan(recorded)
     assert not planned.folds  # it is what it was
     (node,) = [node for node in recorded.nodes if node.function is not None]
     value = Interpretation(recorded.nodes, set(), (), set()).value(recorded.nodes[0], node)
@@ -193,7 +194,7 @@ def drawn(key: str) -> float:
 def running(model: nn.Module, x: Tensor) -> Iterator[Work]:
     """Everything that runs, counted from a recording of the model alone."""
     recorded = record(model, Inputs.of(x))
-    live = plan(recorded, recorded.nodes).live
+    live = alive(recorded)
     for node in recorded.nodes:
         if node in live and node.function is not None and not node.constant:
             yield from of_node(node)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
+from reparam.plan.fold import JoinFold, SideFold
 from reparam.plan.plan import plan
 from tests.helpers import EXACT, Block, distance, image, norms_ran, ran, trained
 
@@ -185,10 +186,11 @@ def test_what_must_stay_available_keeps_its_values() -> None:
 
 def test_part_of_a_plan_spreads_a_norm_as_a_whole_or_not_at_all() -> None:
     recorded = record(trained(TAKEN["nested"][0]()), Inputs.of(image(2, 4, 7, 9)))
-    whole = plan(recorded, set()).folds
+    whole = plan(recorded).folds
     for only in range(len(whole) + 1):
-        part = plan(recorded, set(), only=only).folds
-        assert any(fold.given for fold in part) == any(fold.advance for fold in part) == (only == len(whole))
+        part = plan(recorded, only=only).folds
+        kinds = {type(fold) for fold in part}
+        assert (JoinFold in kinds) == (SideFold in kinds) == (only == len(whole))
 
 
 def test_what_is_read_on_the_way_is_not_computed_in_advance() -> None:

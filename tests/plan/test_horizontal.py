@@ -17,8 +17,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.plan import cost
-from reparam.plan import horizontal as merge
+from reparam.plan import cost, horizontal
 from reparam.plan.plan import plan
 from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
 from tests.plan.test_plan import CHANNELS, STEPS, Network, Step
@@ -373,8 +372,8 @@ LAYERS = st.lists(st.tuples(st.sampled_from([1, 8, 500, 4000]), st.booleans()), 
 def test_no_set_of_parts_saves_more(layers: list[tuple[int, bool]], length: int) -> None:
     model = Plain([width for width, _ in layers], [copied for _, copied in layers]).eval()
     recorded = record(model, Inputs.of(image(2, length, 8, dtype=torch.float32)))
-    planned = plan(recorded, set())
-    better = merge.merged(recorded, planned, cost.CPU, ())
+    planned = plan(recorded)
+    better = horizontal.fused(recorded, planned, cost.CPU, ())
     saved = cost.FREE if better is None else planned.after - better.after
 
     def layer(width: int) -> float:

@@ -90,7 +90,7 @@ def regions(model: nn.Module, x: Tensor) -> list[Region]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(plan_module, "Region", Noted)
-        plan_module.plan(record(model, Inputs.of(x)), set())
+        plan_module.plan(record(model, Inputs.of(x)))
     return list(met)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -9,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 
 import reparam
-from tests.helpers import EXACT, Block, distance, image, trained
+from tests.helpers import EXACT, Block, Forward, convs_ran, distance, image, norms_ran, trained, trained_and_converted
 
-Forward = Callable[[nn.Module, Tensor], Tensor]
 SIZES = [(2, 4, 5, 6), (1, 4, 3, 3), (2, 4, 7, 9)]
 
 
@@ -169,90 +168,6 @@ def test_exceptions_that_no_size_raises_are_none_of_its_ways() -> None:
 
 
 # --- code that asks whether gradients are recorded
-
-
-def _everywhere(model: nn.Module) -> int:
-    """How many folds are made, all of them exact with gradients, without, and in inference mode."""
-    folded = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
-    for mode in (torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
-        for size in SIZES:
-            with mode:
-                x = image(*size).requires_grad_(torch.is_grad_enabled())
-                error = (model(x) - folded(x)).abs().max().item()
-            assert error < EXACT, (size, mode)
-    return len(folded.reparam_report.folds)
-
-
-def _at_hand(m: nn.Module, x: Tensor) -> Tensor:
-    y = m.conv(x)
-    return y if is_grad_enabled() else m.bn(y)
-
-
-def _in_a_step(m: nn.Module, x: Tensor) -> Tensor:
-    y = m.conv(x)
-    return y.cos() + m.other(x) if torch.is_grad_enabled() else m.bn(y) + m.other(x)
-
-
-def _unless_recorded(bias: Tensor) -> Tensor | None:
-    return None if (bias * 2).requires_grad else bias
-
-
-ASKED: dict[str, Forward] = {
-    "torch": lambda m, x: m.bn(m.conv(x).cos() if torch.is_grad_enabled() else m.conv(x)),
-    "torch, by a name of its own": _at_hand,
-    "torch, around code that is rewritten": _in_a_step,
-    "inference mode": lambda m, x: m.bn(m.conv(x)) if not torch.is_inference_mode_enabled() else m.conv(x),
-    "requires_grad": lambda m, x: m.bn(m.conv(x)) if not m.conv(x).requires_grad else m.conv(x),
-    "requires_grad of the input": lambda m, x: m.bn(m.conv(x)) if not x.requires_grad else m.conv(x),
-    "requires_grad of a weight worked out": lambda m, x: m.bn(
-        F.conv2d(x, 2 * m.conv.weight, _unless_recorded(m.conv.bias))
-    ),
-    "requires_grad of a weight": lambda m, x: m.bn(m.conv(x)) if m.conv.weight.requires_grad else m.bn(x),
-    "grad_fn": lambda m, x: m.bn(m.conv(x)) if m.conv(x).grad_fn is None else m.conv(x),
-    "is_leaf": lambda m, x: m.bn(m.conv(x)) if m.conv(x).is_leaf else m.conv(x),
-    "is_inference": lambda m, x: m.conv(x) if x.is_inference() else m.bn(m.conv(x)),
-}
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_what_asks_whether_gradients_are_recorded_may_go_another_way_with_them(name: str) -> None:
-    members = {"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4), "other": nn.Conv2d(4, 4, 1)}
-    model = trained(Block(ASKED[name], **members))
-    assert _everywhere(model) == 0
-    report = reparam.reparameterize(model, image(*SIZES[0])).reparam_report
-    assert any("whether gradients are recorded" in line.reason for line in report.refusals)
-    assert any("whether gradients are recorded" in look.what for look in report.baked)
-
-
-def _with_attention(m: nn.Module, x: Tensor) -> Tensor:
-    tokens = m.bn(m.conv(x)).flatten(2).transpose(1, 2)
-    tokens = m.layer(tokens + m.attention(tokens, tokens, tokens)[0])
-    return F.scaled_dot_product_attention(tokens, tokens, tokens)
-
-
-BESIDE: dict[str, Forward] = {
-    "torch's own code": _with_attention,
-    "a checkpoint": lambda m, x: checkpoint(lambda y: m.bn(m.conv(y)), x, use_reentrant=False),
-    "no gradients in a part": torch.no_grad()(lambda m, x: m.bn(m.conv(x))),
-    "code beside": lambda m, x: m.both(x.cos() if torch.is_grad_enabled() else x),
-}
-
-
-@pytest.mark.parametrize("name", BESIDE)
-def test_what_is_the_same_with_gradients_folds(name: str) -> None:
-    conv, bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-    members = {"both": nn.Sequential(conv, bn)} if name == "code beside" else {"conv": conv, "bn": bn}
-    attention = nn.MultiheadAttention(4, 2, batch_first=True)
-    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-    assert _everywhere(trained(Block(BESIDE[name], attention=attention, layer=layer, **members))) == 1
-
-
-def test_what_stands_in_for_the_functions_of_torch_is_gone_afterwards() -> None:
-    asks = torch.is_grad_enabled, torch.is_inference_mode_enabled, is_grad_enabled
-    _everywhere(trained(Block(_at_hand, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))))
-    with pytest.raises(reparam.ModelError):
-        reparam.reparameterize(Block(lambda m, x: m.missing).eval(), image(1, 4, 3, 3))
-    assert (torch.is_grad_enabled, torch.is_inference_mode_enabled, is_grad_enabled) == asks
 
 
 # --- modules that say what another one is to do
@@ -535,3 +450,121 @@ def test_texts_for_a_reader_and_parts_with_names_decide_nothing() -> None:
         return m.bn(torch.cat([a, b], 1).chunk(2, 1)[0])
 
     assert equal(trained(Block(forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(2)))) == 1
+
+
+class _AddsToAConstant(nn.Module):
+    """What it is handed, if anything, is added to a table: a constant otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.table = nn.Parameter(torch.randn(1, 1, 8, 8))
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        table = self.table.sigmoid()
+        if more is not None:
+            table = table + more
+        return (self.first(x) + self.second(x)).relu() * table
+
+
+def test_an_argument_that_was_none_is_no_tensor() -> None:
+    """To a symbolic trace every argument is something; the code that is written out must not compute with None."""
+    x = torch.randn(2, 4, 8, 8)
+    folded = trained_and_converted(nn.Sequential(_AddsToAConstant()), x)
+    assert convs_ran(folded, x) == 1
+
+
+class _PadsBySize(nn.Module):
+    """As TensorFlow pads: by more on one side, depending on whether the stride divides the size."""
+
+    def __init__(self, strays: bool = False) -> None:
+        super().__init__()
+        self.strays = strays
+        self.conv = nn.Conv2d(4, 4, 3, stride=2)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        down = 1 if height % 2 == 0 else 2
+        right = 1 if width % 2 == 0 else 2
+        y = self.conv(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2)))
+        if self.strays and width > 100:
+            return y
+        return self.bn(y)
+
+
+def test_branches_on_sizes_that_come_to_the_same_are_followed() -> None:
+    # transformers mobilenet_v1, mobilenet_v2: all batch norms were left.
+    x = torch.randn(2, 4, 9, 8)
+    model = nn.Sequential(_PadsBySize(), nn.ReLU())
+    folded = trained_and_converted(model, x)
+    assert (convs_ran(folded, x), norms_ran(folded, x)) == (1, 0)
+    for size in ((9, 9), (8, 9), (8, 8), (3, 10)):
+        other = torch.randn(1, 4, *size)
+        torch.testing.assert_close(folded(other), model(other), atol=1e-5, rtol=1e-5)
+
+
+def test_a_branch_on_sizes_that_leads_elsewhere_is_no_proof() -> None:
+    x = torch.randn(2, 4, 9, 8)
+    model = nn.Sequential(_PadsBySize(strays=True), nn.ReLU())
+    folded = trained_and_converted(model, x)
+    assert norms_ran(folded, x) == 1
+    wide = torch.randn(1, 4, 9, 120)
+    torch.testing.assert_close(folded(wide), model(wide))
+
+
+class _NormedIfLarge(nn.Module):
+    """Hands its input on at some sizes; `how` says in what, the input first."""
+
+    def __init__(self, how: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.how = how
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> object:
+        return self.how(self.norm(x) if x.shape[-1] > 5 else x)
+
+
+class _WithinAnother(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> object:
+        return self.inner(x), x.sigmoid()
+
+
+def _summed(m: nn.Module, x: Tensor) -> Tensor:
+    return m.first(x) + m.second(m.between(x)[0])
+
+
+def _one_behind_another(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(m.between(m.first(x))[0])
+
+
+@pytest.mark.parametrize("forward", [_summed, _one_behind_another])
+@pytest.mark.parametrize(
+    "between",
+    [
+        nn.Sequential(_NormedIfLarge(lambda y: y), nn.Unflatten(0, (1, -1))),
+        _NormedIfLarge(lambda y: (y, y.relu())),
+        _NormedIfLarge(lambda y: [y]),
+        _WithinAnother(_NormedIfLarge(lambda y: y)),
+    ],
+    ids=["alone", "with another", "in a list", "by a module inside"],
+)
+def test_a_module_between_operations_hands_on_another_tensor_at_other_sizes(
+    between: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    layers = {"first": nn.Conv2d(4, 4, 1), "between": copy.deepcopy(between), "second": nn.Conv2d(4, 4, 1)}
+    model = trained(Block(forward, **layers))
+    folded = reparam.reparameterize(model, image(1, 4, 4, 4), verify=False)
+    for size in [(4, 4), (1, 1), (7, 7), (3, 6)]:
+        assert distance(model, folded, image(2, 4, *size)) < EXACT
+
+
+def test_a_module_that_always_hands_its_input_on_is_in_no_way() -> None:
+    layers = {"first": nn.Conv2d(4, 4, 1), "between": _WithinAnother(nn.Identity()), "second": nn.Conv2d(4, 4, 1)}
+    model = trained(Block(_one_behind_another, **layers))
+    folded = reparam.reparameterize(model, image(1, 4, 4, 4))
+    assert convs_ran(folded, image(1, 4, 4, 4)) == 1

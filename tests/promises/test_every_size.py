@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
+from reparam.nn import draw_constants
+from tests.helpers import (
+    EXACT,
+    Block,
+    bn,
+    conv,
+    converted,
+    convs_ran,
+    distance,
+    image,
+    norms_ran,
+    trained,
+)
 
 Function = Callable[[Tensor], Tensor]
 
@@ -282,3 +295,137 @@ def test_what_was_pixels_is_no_number_of_channels() -> None:
     model = trained(Block(forward, conv=nn.Conv2d(3, 4, 4), linear=nn.Linear(1, 1)))
     folded = reparam.reparameterize(model, image(1, 3, 4, 5), verify=False)
     assert agree(model, folded, (1, 3, 4, 5), (2, 3, 7, 7), (1, 3, 5, 4)) == 3
+
+
+class _SizeAsChannels(nn.Module):
+    """The channels that are read are a part of what is a size of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(x.transpose(1, -1)[:, :1])
+        return result
+
+
+def test_a_size_is_no_number_of_channels() -> None:
+    model = draw_constants(_SizeAsChannels()).double().eval()
+    folded = reparam.reparameterize(model, torch.randn(1, 3, 3, 3, 1, dtype=torch.float64))
+    x = torch.randn(2, 3, 3, 3, 4, dtype=torch.float64)
+    assert torch.allclose(folded(x), model(x), rtol=0, atol=1e-12)
+
+
+def test_a_sum_of_what_was_moved_to_the_channels_repeats_a_single_pixel() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.transpose(1, -1)
+        return m.conv(y * 0.5 + y + m.shift)
+
+    model = trained(Block(forward, shift=torch.randn(1, 2, 1, 1), conv=nn.Conv2d(2, 2, 1)))
+    folded = reparam.reparameterize(model, image(1, 1, 2, 2))
+    for size in [(2, 2), (1, 1), (5, 1), (3, 2)]:
+        assert distance(model, folded, image(3, 1, *size)) < EXACT
+
+
+def test_a_scale_behind_which_pixels_are_cut_off_repeats_a_single_pixel() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.conv(x.transpose(1, -1) * m.scale)[:, :, :, :2]
+
+    model = trained(Block(forward, scale=torch.rand(2, 1, 1) + 0.5, conv=nn.Conv2d(2, 2, 1)))
+    folded = reparam.reparameterize(model, image(1, 1, 2, 2))
+    for size in [(2, 2), (1, 1), (5, 1), (3, 2)]:
+        assert distance(model, folded, image(3, 1, *size)) < EXACT
+
+
+def test_a_dimension_of_the_example_that_is_dropped_is_refused() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        n, c, h, w = m.conv(x).shape
+        return m.conv(x).reshape(n * c // 2, 2, h, w)[:, 1].reshape(n, c // 2, h, w).squeeze(-1)[:, :, :]
+
+    model = trained(Block(forward, conv=nn.Conv2d(2, 4, 2)))
+    folded = reparam.reparameterize(model, image(1, 2, 4, 2))
+    for size in [(4, 2), (3, 2), (5, 6)]:
+        assert distance(model, folded, image(3, 2, *size)) < EXACT
+
+
+def test_a_scale_per_row_behind_a_linear_layer_repeats_a_single_row() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.conv(m.scale * m.linear(x.permute(0, 2, 3, 1).relu()))
+
+    scale = nn.Parameter(torch.tensor([0.5, 2.0]).view(1, 2, 1, 1))
+    model = trained(Block(forward, linear=nn.Linear(6, 6), scale=scale, conv=nn.Conv2d(2, 2, 3, padding=1)))
+    folded = reparam.reparameterize(model, image(1, 6, 2, 2))
+    for size in [(2, 2), (1, 1), (1, 5), (2, 7)]:
+        assert distance(model, folded, image(1, 6, *size)) < EXACT
+
+
+@pytest.mark.parametrize("written", ["index_select", "getitem"])
+def test_an_index_that_picks_all_there_is_picks_a_part_elsewhere(written: str) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        rows = x.transpose(1, 2)
+        return m.conv(rows.index_select(1, m.index) if written == "index_select" else rows[:, m.index])
+
+    model = trained(Block(forward, index=torch.tensor([0, 1]), conv=nn.Conv1d(2, 1, 3, padding=2)))
+    folded = reparam.reparameterize(model, image(1, 4, 2), verify=False)
+    for length in (2, 5, 3):
+        assert distance(model, folded, image(2, 4, length)) < EXACT
+
+
+def test_a_fold_that_fits_one_batch_alone_is_checked_with_it() -> None:
+    model = trained(Block(lambda m, x: x.view(3, 4, 5, 6).relu()), dtype=torch.float32)
+    assert (
+        distance(
+            model,
+            reparam.reparameterize(model, image(3, 4, 5, 6, dtype=torch.float32)),
+            image(3, 4, 5, 6, dtype=torch.float32),
+        )
+        == 0
+    )
+
+
+def left_of_nothing(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(m.first(F.pad(x[:, :, : x.shape[2] // 2], [1, 1, 1, 1])))
+
+
+def test_what_is_left_of_a_small_image_may_be_nothing() -> None:
+    model = trained(Block(left_of_nothing, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 1)))
+    for example in (image(2, 4, 1, 3), image(2, 4, 6, 3)):
+        folded = reparam.reparameterize(model, example)
+        for height in (1, 2, 5):
+            assert distance(model, folded, image(2, 4, height, 3)) < EXACT
+
+
+def scaled_pixels(m: nn.Module, x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1) / m.c * (m.c * 2 + 1)
+
+
+def scaled_pixels_read(m: nn.Module, x: Tensor) -> Tensor:
+    return m.conv(x.permute(0, 2, 3, 1) / m.c)
+
+
+@pytest.mark.parametrize("function", [scaled_pixels, scaled_pixels_read])
+def test_one_pixel_is_repeated_along_a_constant(function: Callable[[Any, Tensor], Any]) -> None:
+    model = trained(Block(function, c=torch.rand(3, 1, 1) + 0.5, conv=nn.Conv2d(3, 2, 1)))
+    folded = reparam.reparameterize(model, image(2, 1, 3, 5))
+    for height in (1, 3):
+        assert distance(model, folded, image(2, 1, height, 5)) < EXACT
+
+
+def test_a_cache_of_the_first_call_is_not_baked_in() -> None:
+    """A constant that depends on the input's size and is kept from the first call on."""
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.cache = conv(4, 4, 3, padding=1), bn(), {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            key = tuple(x.shape[2:])
+            if key not in self.cache:
+                self.cache[key] = torch.arange(key[0] * key[1], dtype=x.dtype).view(1, 1, *key)
+            return F.relu(self.bn(self.conv(x))) + self.cache[key]
+
+    model = trained(Cached())
+    folded = converted(model, image(2, 4, 9, 7))
+    for size in ((9, 7), (5, 6)):
+        assert distance(model, folded, image(1, 4, *size)) < EXACT

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import reparam
 from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, ran, trained
+from tests.networks import X, network
 
 
 def settled(model: nn.Module, *others: Tensor, like: Tensor) -> nn.Module:
@@ -234,3 +235,12 @@ def test_a_fold_that_another_draws_into_code_that_cannot_be_rewritten_is_made_wh
     x = image(2, 4, 9, 7)
     folded = settled(model, image(1, 4, 3, 3), image(3, 4, 12, 5), like=x)
     assert (convs_ran(folded, x), norms_ran(folded, x)) == (2, 0)
+
+
+def test_a_second_conversion_finds_nothing() -> None:
+    folded = reparam.reparameterize(network(), X)
+    again = reparam.reparameterize(folded, X)
+    assert again.reparam_report.folds == ()
+    assert "Nothing to fold" in str(again.reparam_report)
+    assert torch.equal(again(X), folded(X))
+    assert again.reparam_report.before == again.reparam_report.after

@@ -1,0 +1,111 @@
+"""A wrong fold is found, named and undone; `verify=` chooses how much is checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+import reparam
+import reparam.convert as pipeline
+from reparam.errors import InputError, VerificationError
+from reparam.rules import RULES
+from tests.helpers import EXACT, distance, trained
+from tests.networks import Network, X, network, same, snapshot
+
+
+@pytest.fixture
+def wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule for batch norm that forgets epsilon."""
+    import dataclasses
+
+    right = RULES["batch_norm"]
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return right.apply(*args[:7], eps=0.0)
+
+    monkeypatch.setitem(RULES, "batch_norm", dataclasses.replace(right, apply=apply))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_wrong_rule_is_caught(wrong_norm: None, inplace: bool) -> None:
+    model = network()
+    before = snapshot(model)
+    with pytest.raises(VerificationError, match=r"stem\.0 is not exact.*Leave it out with keep"):
+        reparam.reparameterize(model, X, inplace=inplace)
+    assert same(before, snapshot(model))
+    assert "reparam_report" not in vars(model)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("guilty", ["head", "blocks.1"])
+def test_a_wrong_edit_is_caught_and_named(monkeypatch: pytest.MonkeyPatch, inplace: bool, guilty: str) -> None:
+    """Each fold is right by itself, but what is written into the model is not."""
+    from reparam.rewrite import apply as emit
+
+    model = trained(nn.Sequential(Network(), nn.Linear(5, 3), nn.Identity(), nn.Linear(3, 2)))
+    right = emit.plain
+
+    def wrong(value: Any, like: Tensor) -> Any:
+        module, exact = right(value, like)
+        mine = isinstance(module, nn.Linear) if guilty == "head" else value.anchor.key.where.startswith("0.blocks.0")
+        if mine:
+            for parameter in exact:
+                exact[parameter] = exact[parameter] * 1.001
+                parameter.data.mul_(1.001)
+        return module, exact
+
+    monkeypatch.setattr(emit, "plain", wrong)
+    before = snapshot(model)
+    word = r"Guilty: (3|1|0\.head|the model)" if guilty == "head" else r"Guilty: 0\.blocks\.1"
+    with pytest.raises(VerificationError, match=word):
+        reparam.reparameterize(model, X, inplace=inplace)
+    assert same(before, snapshot(model))
+
+
+def test_without_verification_nobody_looks(wrong_norm: None) -> None:
+    model = network()
+    folded = reparam.reparameterize(model, X, verify=False)
+    assert folded.reparam_report.verification is None
+    assert "Not verified" in str(folded.reparam_report)
+    assert distance(model, folded, X) > EXACT
+
+
+def test_folds_alone_are_verified_without_running_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(pipeline, "verify_models", lambda *_, **__: runs.append(1))
+    model = network()
+    reports = {
+        how: reparam.reparameterize(model, X, verify=how).reparam_report
+        for how in (False, "folds")  # type: ignore[arg-type]
+    }
+    assert not runs
+    assert [report.checked for report in reports.values()] == ["none", "folds"]
+    assert all(fold.error is None for fold in reports[False].folds)
+    assert all(fold.error is not None and fold.error <= EXACT for fold in reports["folds"].folds)
+    text = str(reports["folds"])
+    assert "Each fold verified alone: float64 error " in text
+    assert "the whole models were not compared" in text
+    assert "Verified: " not in text
+
+
+def test_folds_alone_find_a_wrong_fold(wrong_norm: None) -> None:
+    model = network()
+    before = snapshot(model)
+    with pytest.raises(VerificationError, match="is not exact"):
+        reparam.reparameterize(model, X, verify="folds", inplace=True)
+    assert same(before, snapshot(model))
+
+
+def test_full_is_what_true_means() -> None:
+    model = network()
+    reports = [reparam.reparameterize(model, X, verify=how).reparam_report for how in (True, "full")]  # type: ignore[arg-type]
+    assert reports[0].verification == reports[1].verification
+    assert reports[0].checked == reports[1].checked == "full"
+
+
+@pytest.mark.parametrize("wrong", ["fold", "none", "", None, 2])
+def test_what_cannot_be_chosen_is_refused_with_the_choices(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"verify=.*'full'.*'folds'.*False"):
+        reparam.reparameterize(network(), X, verify=wrong)
