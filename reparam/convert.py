@@ -25,25 +25,23 @@ from reparam.capture.snapshot import copied
 from reparam.compare.bisect import bisect
 from reparam.compare.border import Border, borders
 from reparam.compare.folds import fold_error
-from reparam.compare.levels import FULL, NOTHING, Checked, Verify, chosen
+from reparam.compare.levels import FULL, NONE, Level, Verify, level_of
 from reparam.compare.verification import EXACT, Verification
 from reparam.compare.verify import verify as verify_models
-from reparam.errors import InputError, ModelError, Refusal, VerificationError
+from reparam.errors import InputError, ModelError, VerificationError
 from reparam.plan import cost as costs
 from reparam.plan.cost import Cost, MeasuredCost, Setting
-from reparam.plan.fold import Fold, Wide
-from reparam.plan.horizontal import merged
+from reparam.plan.fold import Fold, Fusion
+from reparam.plan.horizontal import fused
 from reparam.plan.liveness import Dead, around, dead_weight
 from reparam.plan.plan import Plan, plan
 from reparam.report.quantisation import Ranges, Weights
 from reparam.report.report import report
 from reparam.report.steps import weighed
 from reparam.rewrite.apply import Emitted, emit
-from reparam.rewrite.edits import Edits
-from reparam.rewrite.lowering import prepare
 from reparam.rewrite.origin import Origin, digests, key_map, named, skeleton
-from reparam.rewrite.proofs import Proofs
 from reparam.rewrite.prune import REMOVED, Pruner
+from reparam.rewrite.settle import Settled, settle
 from reparam.rewrite.weights import Waiting, aliases, fill, loosened, own, same
 
 
@@ -91,7 +89,7 @@ def reparameterize(
     changed then (but see `inplace` for the one error that comes later).
     """
     say = _speaker(progress)
-    checked = chosen(verify)
+    level = level_of(verify)
     _require_usable(model)
     judge = costs.chosen(cost, next((each.device.type for each in model.parameters()), "cpu"))
     if isinstance(model, nn.DataParallel):
@@ -112,7 +110,7 @@ def reparameterize(
     asked = _Asked(keep, judge, prune, fixed_size)
     named_cost = cost if isinstance(cost, str) else cost.name
     options = {"keep": list(_patterns(keep)), "cost": named_cost, "prune": prune, "fixed_size": fixed_size}
-    folded, waiting = _folded(model, inputs, asked, checked, options, inplace, say)
+    folded, waiting = _folded(model, inputs, asked, level, options, inplace, say)
     if inplace:
         _moved_into(model, folded)
         fill(waiting)
@@ -124,7 +122,7 @@ def _folded(
     model: nn.Module,
     inputs: Inputs,
     asked: _Asked,
-    checked: Checked,
+    level: Level,
     options: dict[str, Any],
     inplace: bool,
     say: Callable[[str], object],
@@ -133,17 +131,17 @@ def _folded(
 
     All else that has been found out is forgotten here: it holds the old weights.
     """
-    looks = _Looks(checked != NOTHING)
+    looks = _Looks(level != NONE)
     lent = same(model) if inplace else aliases(model)
-    later = inplace and checked != FULL and not asked.prune  # else the folded model is run while there is the old one
+    later = inplace and level != FULL and not asked.prune  # else the folded model is run while there is the old one
     with _uncollected():
-        conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=checked == FULL, later=later)
-    stopped = borders(conversion.plan.found, conversion.plan.live)
-    naive = _naive_errors(stopped) if checked != NOTHING else {}
+        conversion = _convert(_copied(model, lent), inputs, asked, say, looks, exact=level == FULL, later=later)
+    stopped = borders(conversion.plan.walk, conversion.plan.live)
+    naive = _naive_errors(stopped) if level != NONE else {}
     verification = None
-    if checked != NOTHING:
+    if level != NONE:
         _require_exact(looks.errors, conversion)
-    if checked == FULL and conversion.changed:
+    if level == FULL and conversion.changed:
         say("comparing the models")
         verification = verify_models(
             model, conversion.emitted.model, inputs, exact=conversion.emitted.exact, fixed_size=asked.fixed_size
@@ -184,7 +182,7 @@ class _Conversion:
     emitted: Emitted
     dead: dict[Dead, str]
     keys: dict[str, tuple[str, ...]]  # old to new
-    steps: Sequence[Fold | Wide]  # what was done one by one: so many of them can be done again
+    settled: Settled
 
     @property
     def changed(self) -> bool:
@@ -228,35 +226,18 @@ def _convert(
     recorded.walls.update(around(recorded, kept))
     fixed = of_one_size(target, inputs, recorded) if asked.fixed_size else ()
 
-    def priced(each: Cost) -> None:
-        merged(recorded, plan(recorded, recorded.opaque, each, fixed=fixed), each, ())
+    def priced(judge: Cost) -> None:
+        fused(recorded, plan(recorded, judge, fixed=fixed), judge, ())
 
     judge = _judge(target, inputs, asked, say, priced)
     say("planning")
-    refused: dict[Node, Refusal] = {}
-    cuts: dict[Node, Refusal] = {}
-    proofs = Proofs(recorded)
-    while True:
-        with passing():
-            planned = plan(recorded, {*recorded.opaque, *refused}, judge, only=only, fixed=fixed, cuts=cuts)
-            edits = prepare(recorded, planned, proofs, kept, cuts)
-        if edits.whole:
-            break
-        refused.update(edits.refused)
-        cuts.update(edits.cuts)
-    steps: list[Fold | Wide] = list(planned.folds)
-    merges = None if only is None else max(0, only - len(steps))
-    with passing():
-        planned, edits = _merged(
-            recorded, planned, edits, lambda each: prepare(recorded, each, proofs, kept, cuts), merges, judge
-        )
-    steps += dict.fromkeys(fold.wide for fold in planned.folds if fold.wide is not None)
+    settled = settle(recorded, judge, kept, fixed, only)
+    planned = settled.plan
     say(f"folding {len(planned.folds)} regions")
-    planned = replace(planned, refusals={**planned.refusals, **_behind(cuts), **refused})
     dead = dead_weight(target, recorded, planned.live)
     pruner = Pruner(target, dead)
     before = named(target)
-    emitted = emit(target, recorded, edits, planned.live, look, exact, later)
+    emitted = emit(target, recorded, settled.edits, planned.live, look, exact, later)
     for fold in planned.folds:  # those that have become nothing by themselves
         with passing():
             look(fold)
@@ -265,7 +246,7 @@ def _convert(
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, inputs, kept)
     made = [(name, leaves_of(fold.nodes)) for fold, name in emitted.names.items()]
-    return _Conversion(recorded, judge, planned, emitted, fates, key_map(before, emitted.model, made), steps)
+    return _Conversion(recorded, judge, planned, emitted, fates, key_map(before, emitted.model, made), settled)
 
 
 def _judge(
@@ -281,28 +262,6 @@ def _judge(
     setting = Setting.of(model, inputs)
     with passing():
         return asked.cost.timed(priced, setting, costs.DEVICES.get(setting.device.type, costs.CPU), say)
-
-
-def _merged(
-    recorded: Record,
-    planned: Plan,
-    edits: Edits,
-    prepared: Callable[[Plan], Edits],
-    only: int | None,
-    judge: Cost,
-) -> tuple[Plan, Edits]:
-    """A plan that can be carried out with convolutions merged on top, `only` so many if given, and its edits."""
-    apart = set[Node]()
-    while True:
-        tried = merged(recorded, planned, judge, apart, only)
-        if tried is None:
-            return planned, edits
-        ready = prepared(tried)
-        if ready.whole:
-            return tried, ready
-        if not ready.apart:  # it is in the way of another fold
-            return planned, edits
-        apart |= ready.apart
 
 
 @contextmanager
@@ -323,11 +282,6 @@ def _uncollected() -> Iterator[None]:
 
 def _origin(model: nn.Module, conversion: _Conversion, inputs: Inputs, options: dict[str, Any]) -> Origin:
     return Origin(skeleton(model), digests(model), conversion.keys, likeness(inputs), options)
-
-
-def _behind(cuts: Mapping[Node, Refusal]) -> dict[Node, Refusal]:
-    """The refusals of cuts, for what reads the tensors there."""
-    return {reader: refusal for node, refusal in cuts.items() for reader in node.readers}
 
 
 def _copied(model: nn.Module, memo: Mapping[int, torch.Tensor] | None = None) -> nn.Module:
@@ -389,15 +343,15 @@ def _guilty(
 
     again = replace(asked, cost=conversion.judge)
 
-    def fails(steps: Sequence[Fold | Wide]) -> bool:
+    def fails(steps: Sequence[Fold | Fusion]) -> bool:
         target, ignored = _copied(model), lambda _: None
         tried = _convert(target, inputs, again, ignored, ignored, exact=True, only=len(steps)).emitted
         return not verify_models(model, tried.model, inputs, exact=tried.exact, fixed_size=asked.fixed_size).ok
 
-    guilty = bisect(conversion.steps, fails)
+    guilty = bisect(conversion.settled.choices, fails)
     pruned = any(fate == REMOVED for fate in conversion.dead.values())
     other = "what prune=True has removed" if pruned else "no single fold"
-    name = other if guilty is None else (guilty.sinks[0] if isinstance(guilty, Wide) else guilty.sink).where
+    name = other if guilty is None else (guilty.sinks[0] if isinstance(guilty, Fusion) else guilty.sink).where
     return VerificationError(
         f"the folded model is not equal to the original: {verification.worst}. Guilty: {name}. Nothing has been "
         "changed. Leave it out with keep=, and please report it"

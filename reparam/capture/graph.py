@@ -90,10 +90,14 @@ class Node:
         return next((reader for reader in self.readers if reader.function is affine_part), None)
 
     @property
+    def path(self) -> str:
+        """The module whose forward computed it."""
+        return (self.call.path if self.call is not None else "") or "the model itself"
+
+    @property
     def where(self) -> str:
         """The module whose forward computed it, and by which operation."""
-        path = self.call.path if self.call is not None else ""
-        return f"{path or 'the model itself'} ({self.name.rpartition('.')[2]})"
+        return f"{self.path} ({self.name.rpartition('.')[2]})"
 
 
 @dataclass(eq=False, slots=True)

@@ -24,7 +24,7 @@ from reparam.algebra.views import View
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.errors import Refusal
 from reparam.plan import cost
-from reparam.plan.fold import Fold, Wide
+from reparam.plan.fold import Fold, Fusion, HorizontalFold, JoinFold, SideFold
 from reparam.plan.liveness import computed
 from reparam.plan.plan import Plan
 from reparam.plan.shapes import Extents, Lengths, Whole
@@ -49,12 +49,12 @@ _WHEREVER = frozenset(
 )
 
 
-def merged(
+def fused(
     record: Record, plan: Plan, judge: cost.Cost, apart: Collection[Node], only: int | None = None
 ) -> Plan | None:
-    """The plan with convolutions merged wherever that is cheaper; None where it is nowhere.
+    """The plan with convolutions of one tensor fused wherever that is cheaper; None where it is nowhere.
 
-    `apart` are sinks that are not merged; `only` so many merges are made, if given.
+    apart: sinks that are not fused. only: the first so many fusions, if given.
     """
     merges = list(_Merger(record, plan, judge, apart).merges())[:only]
     if not merges:
@@ -72,7 +72,7 @@ def merged(
 class _Part:
     """A convolution that could be one of several.
 
-    alone: its price; extra: what comes on top where it is a part; views: see `Wide`.
+    alone: its price; extra: what comes on top where it is a part; views: see `Fusion`.
     """
 
     fold: Fold
@@ -108,7 +108,7 @@ class _Merge:
 class _Merger:
     def __init__(self, record: Record, plan: Plan, judge: cost.Cost, apart: Collection[Node]) -> None:
         self.record = record
-        self.found = plan.found
+        self.walk = plan.walk
         self.live = plan.live
         self.judge = judge
         self.apart = apart
@@ -141,15 +141,15 @@ class _Merger:
         if node not in self.live or node in self.apart:
             return None
         fold = self.folds.get(node) or self._kept(node)
-        if fold is None or fold.steps or fold.given or fold.advance is not None:
+        if fold is None or fold.steps or isinstance(fold, (SideFold, JoinFold)):
             return None
         return None if fold.value.identity or fold.value.mapped or fold.value.stretched else fold
 
     def _kept(self, node: Node) -> Fold | None:
-        if node.op not in cost.KERNELS or node in self.gone or node not in self.found.above:
+        if node.op not in cost.KERNELS or node in self.gone or node not in self.walk.above:
             return None
         base, *others = node.operands
-        value = self.found.value(base, node)
+        value = self.walk.value(base, node)
         if others or not isinstance(value, AffineConv):
             return None
         # Where others read its weight as well, that would be held twice; but in another call it may be merged as well.
@@ -226,7 +226,7 @@ class _Merger:
         if best is None:
             return None
         saved, chosen = best
-        return None if self._goes_further(chosen.parts) else _Merge(self._wide(chosen.parts), saved)
+        return None if self._goes_further(chosen.parts) else _Merge(self._fused(chosen.parts), saved)
 
     def _goes_further(self, parts: Sequence[_Part]) -> bool:
         """Whether the wide convolution would cost even less as one of a tensor before its base, if that is all its own.
@@ -238,12 +238,12 @@ class _Merger:
             return False
         start, price = base, cost.of_fold(self.judge, _joined(parts))
         for _ in range(REACH):
-            if start not in self.found.above:
+            if start not in self.walk.above:
                 return False
-            before = self.found.above[start]
+            before = self.walk.above[start]
             price = cost.total([price, *map(self._kernel, between(before, [start]))])
             start = before
-            values = [self.found.value(start, part.fold.sink) for part in parts]
+            values = [self.walk.value(start, part.fold.sink) for part in parts]
             insides = [value.inside if isinstance(value, View) else value for value in values]
             if start not in self.gone and self._together(insides) < price:
                 return True
@@ -264,13 +264,13 @@ class _Merger:
         except Refusal:
             return _NEVER
 
-    def _wide(self, parts: Sequence[_Part]) -> tuple[Fold, ...]:
+    def _fused(self, parts: Sequence[_Part]) -> tuple[Fold, ...]:
         parts = sorted(parts, key=lambda part: self.order[part.fold.sink])
         known = {node: each for part in parts for node, each in part.views.lengths.items()}
         views = Extents(known, {view: each for part in parts for view, each in part.views.shown.items()})
         sinks = tuple(part.fold.sink for part in parts)
-        wide = Wide(_joined(parts), sinks, tuple(part.fold.value.out_channels for part in parts), views)
-        return tuple(replace(part.fold, wide=wide) for part in parts)
+        fusion = Fusion(_joined(parts), sinks, tuple(part.fold.value.out_channels for part in parts), views)
+        return tuple(_part_of(fusion, part.fold) for part in parts)
 
 
 def _sets(parts: Sequence[_Part]) -> Iterator[_Set]:
@@ -283,3 +283,7 @@ def _sets(parts: Sequence[_Part]) -> Iterator[_Set]:
 
 def _joined(parts: Sequence[_Part]) -> AffineConv:
     return reduce(AffineConv.cat, (part.fold.value for part in parts))
+
+
+def _part_of(fusion: Fusion, fold: Fold) -> HorizontalFold:
+    return HorizontalFold(fold.base, fold.sink, fold.value, fold.nodes, fold.sizes, fold.extents, fusion=fusion)

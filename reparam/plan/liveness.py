@@ -166,7 +166,7 @@ def _number(node: Node) -> bool:
     return node.dtype is None and not node.readers
 
 
-def _asked_alone(node: Node, live: Collection[Node]) -> bool:
+def asked_alone(node: Node, live: Collection[Node]) -> bool:
     """Whether nothing but its size is needed."""
     return node.measured and not node.constant and not any(reader in live for reader in node.readers)
 
@@ -176,7 +176,7 @@ def computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> s
     bases = {fold.sink: (fold.base,) for fold in folds}
     inside = {node for fold in folds for node in fold.nodes}
     roots = [n for n in live if n in record.walls or (n not in inside and (n.inplace or _number(n)))]
-    roots += [node for node in live if _asked_alone(node, live)]
+    roots += [node for node in live if asked_alone(node, live)]
     return _reached([*record.outputs, *roots], bases)
 
 

@@ -1,25 +1,51 @@
 """What to fold: the cheapest way to compute the tensors that somebody needs.
 
 Folding everything is wrong as often as folding nothing: a depthwise 3x3 followed by a pointwise convolution would
-become a dense 3x3. Whatever is linear in one tensor is a region, and for each the cheapest way is searched
-(`region.py`); what is spread over the sides of a join comes on top (`spread.py`). Last, once all that is known to be
-possible, several convolutions of one tensor become one (`merge.py`).
+become a dense 3x3. Three searches follow one another. In each region, which is whatever is linear in one tensor, the
+cheapest way is searched (`region.py`). Scales behind a join are distributed over its sides (`distribute.py`). Once a
+plan is known to be possible, convolutions of one tensor are fused (`horizontal.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reparam.capture.graph import Node, Record
 from reparam.errors import Refusal
 from reparam.plan import cost
-from reparam.plan.distribute import Spread, spreads
+from reparam.plan.distribute import Distribution, distributions
 from reparam.plan.fold import Fold
-from reparam.plan.liveness import _asked_alone, alive, computed
+from reparam.plan.liveness import alive, asked_alone, computed
 from reparam.plan.region import Region, Unplaced
 from reparam.plan.strides import relied_on
 from reparam.rules.interpret import Interpretation
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What plans have to respect, as lowering has found out. Each round adds to them and takes nothing away.
+
+    opaque: the operations that no fold may stand for, and why.
+    barriers: the tensors that no fold may lead through, and why.
+    apart: the sinks of folds that cannot be fused with others.
+    """
+
+    opaque: Mapping[Node, Refusal] = field(default_factory=dict)
+    barriers: Mapping[Node, Refusal] = field(default_factory=dict)
+    apart: frozenset[Node] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.opaque or self.barriers or self.apart)
+
+    def __or__(self, more: Constraints) -> Constraints:
+        return Constraints({**self.opaque, **more.opaque}, {**self.barriers, **more.barriers}, self.apart | more.apart)
+
+    @property
+    def refusals(self) -> dict[Node, Refusal]:
+        """Why operations stay: those that read a tensor behind which no fold goes on, and those that are opaque."""
+        readers = {reader: why for node, why in self.barriers.items() for reader in node.readers}
+        return {**readers, **self.opaque}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +55,7 @@ class Plan:
     live: every node that an output depends on; removed: those of them that need not be computed any more.
     before, after: the price of all regions, by the cost chosen.
     unplaced: folds that are exact, and that the model has no place for.
-    found: what every tensor is.
+    walk: what every tensor is.
     """
 
     folds: tuple[Fold, ...]
@@ -39,79 +65,89 @@ class Plan:
     before: cost.Price
     after: cost.Price
     unplaced: tuple[Unplaced, ...]
-    found: Interpretation
+    walk: Interpretation
 
 
 def plan(
     record: Record,
-    opaque: Collection[Node],
     judge: cost.Cost = cost.CPU,
-    only: int | None = None,
+    constraints: Constraints = Constraints(),
+    *,
     fixed: Collection[Node] = (),
-    cuts: Collection[Node] = (),
+    only: int | None = None,
 ) -> Plan:
-    """Choose the folds of a record by `judge`; `opaque` nodes are left as they are, and none passes through `cuts`.
+    """Choose the folds of a record that cost least by `judge`, within the constraints.
 
-    `only` the first so many folds, if given; `fixed` are the nodes whose recorded sizes are the only ones.
+    fixed: the nodes whose recorded sizes are the only ones. only: the first so many folds, if given.
     """
-    stops = {*record.walls, *cuts}
-    found = Interpretation(record.nodes, opaque, fixed, stops)
+    barriers = {*record.walls, *constraints.barriers}
+    walk = Interpretation(record.nodes, {*record.opaque, *constraints.opaque}, fixed, barriers)
     live = alive(record)
-    demanded = _demanded(record, found, live) | (stops & live)
-    regions: dict[Node, dict[Node, None]] = {}
-    for node in record.nodes:
-        if node in demanded and node in found.above:
-            regions.setdefault(found.root[node], {})[node] = None
     order = {node: i for i, node in enumerate(record.nodes)}
     relied = relied_on(record)
     folds: list[Fold] = []
-    refused: list[Unplaced] = []
+    unplaced: list[Unplaced] = []
     before = after = cost.FREE
-    for sinks in regions.values():
-        region = Region(record, order, found, sinks, judge, relied)
-        chosen, old, new = region.best()
-        folds += chosen
-        refused += region.unplaced.values()
+    for sinks in _regions(record, walk, _demanded(record, walk, live) | (barriers & live)):
+        region = Region(record, order, walk, sinks, judge, relied)
+        cheapest, old, new = region.best()
+        folds += cheapest
+        unplaced += region.unplaced.values()
         before, after = before + old, after + new
-    planned = {fold.sink: fold for fold in folds}
-    spread = []
-    for each in spreads(record, found, planned, live):
-        old = cost.total(_price(judge, planned.get(fold.sink), fold.nodes) for fold in each.folds)
-        new = cost.total(_price(judge, fold, ()) for fold in each.folds)
+    by_sink = {fold.sink: fold for fold in folds}
+    paying: list[Distribution] = []
+    for distribution in distributions(record, walk, by_sink, live):
+        old = cost.total(_price(judge, by_sink.get(fold.sink), fold.nodes) for fold in distribution.folds)
+        new = cost.total(fold.price(judge) for fold in distribution.folds)
         if new < old:
-            spread.append(each)
+            paying.append(distribution)
             after = after - old + new
-    folds = _first(planned, spread, order, only)
-    refusals = {node: refusal for node, refusal in found.refusals.items() if node in live}
-    removed = live - computed(record, folds, live)
-    parts = before, after, tuple(refused), found
-    return Plan(tuple(folds), refusals, frozenset(live), frozenset(removed), *parts)
+    folds = _first(by_sink, paying, order, only)
+    return Plan(
+        folds=tuple(folds),
+        refusals={node: refusal for node, refusal in walk.refusals.items() if node in live},
+        live=frozenset(live),
+        removed=frozenset(live - computed(record, folds, live)),
+        before=before,
+        after=after,
+        unplaced=tuple(unplaced),
+        walk=walk,
+    )
+
+
+def _regions(record: Record, walk: Interpretation, demanded: set[Node]) -> Iterable[dict[Node, None]]:
+    """The demanded tensors of each region, in order."""
+    regions: dict[Node, dict[Node, None]] = {}
+    for node in record.nodes:
+        if node in demanded and node in walk.above:
+            regions.setdefault(walk.root[node], {})[node] = None
+    return regions.values()
 
 
 def _price(judge: cost.Cost, fold: Fold | None, nodes: Iterable[Node]) -> cost.Price:
     """Of a fold, or without one of the operations as they are."""
-    return cost.total(cost.of_node(judge, node) for node in nodes) if fold is None else cost.of_fold(judge, fold.value)
+    return cost.total(cost.of_node(judge, node) for node in nodes) if fold is None else fold.price(judge)
 
 
 def _first(
-    planned: Mapping[Node, Fold], spread: list[Spread], order: Mapping[Node, int], only: int | None
+    by_sink: Mapping[Node, Fold], paying: list[Distribution], order: Mapping[Node, int], only: int | None
 ) -> list[Fold]:
-    """The folds in order, `only` the first so many if given; what is spread is there as a whole or not at all."""
-    chosen = {**planned, **{fold.sink: fold for each in spread for fold in each.folds}}
+    """The folds in order, `only` the first so many if given; a distribution is there as a whole or not at all."""
+    chosen = {**by_sink, **{fold.sink: fold for distribution in paying for fold in distribution.folds}}
     first = sorted(chosen.values(), key=lambda fold: order[fold.sink])[:only]
-    whole = [each for each in spread if each.gone in first]
-    return first if len(whole) == len(spread) else _first(planned, whole, order, only)
+    whole = [distribution for distribution in paying if distribution.join in first]
+    return first if len(whole) == len(paying) else _first(by_sink, whole, order, only)
 
 
-def _demanded(record: Record, found: Interpretation, live: set[Node]) -> set[Node]:
+def _demanded(record: Record, walk: Interpretation, live: set[Node]) -> set[Node]:
     """Every node whose tensor has to exist: it is an output, or is read by an operation that stays as it is.
 
     A write that nobody reads runs all the same.
     """
     demanded = {*record.outputs, *record.walls, *(node for node in live if node.inplace and not node.readers)}
     for node in live:
-        if _asked_alone(node, live):
+        if asked_alone(node, live):
             demanded.add(node)
-        if not node.constant and node not in found.above:
+        if not node.constant and node not in walk.above:
             demanded.update(node.operands)
     return demanded

@@ -24,7 +24,7 @@ from reparam.capture.graph import Node, Record
 from reparam.capture.ops import _NAMING, MOVING
 from reparam.errors import Refusal
 from reparam.plan import cost
-from reparam.plan.fold import Fold, last_kernel, stretches
+from reparam.plan.fold import Fold, ViewedFold, last_kernel, stretches
 from reparam.plan.shapes import extents
 from reparam.plan.strides import ORDER, asked_for, reordered
 from reparam.plan.validity import _copies, _fixes_channels, _picks, _takes_nothing, _vanishes
@@ -353,14 +353,15 @@ class Region:
         told = extents(self.found, base, nodes)
         if isinstance(value, AffineConv):
             sizes.update((node, None) for node, each in values.items() if isinstance(each, View))
-            return Fold(base, sink, value, nodes, (), sizes, extents=told)
+            return Fold(base, sink, value, nodes, sizes, told)
         place = self._place(base, sink, value)
         assert place is not None
         here = self.found.value(base, place[1][-1])
         read = here.seen() if isinstance(here, View) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
-        return Fold(base, sink, placed, nodes, self.steps(base, sink), sizes, last_kernel(place[1]), extents=told)
+        steps, kernel = self.steps(base, sink), last_kernel(place[1])
+        return ViewedFold(base, sink, placed, nodes, sizes, told, steps, kernel=kernel)
 
 
 def _require(fine: bool, otherwise: tuple[str, str]) -> None:

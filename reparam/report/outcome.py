@@ -62,6 +62,7 @@ class FoldLine:
     predicted, measured: what it takes instead of the operations that it makes superfluous (an operation that several
         folds do is counted with the first); None where it was not.
     merged: where one convolution computes this and others, all modules that computed them before.
+    made_by: the search that found it: "region", "distribute" (over the sides of a join) or "horizontal" (fusion).
     """
 
     name: str
@@ -74,6 +75,7 @@ class FoldLine:
     predicted: Gain | None = None
     measured: Gain | None = None
     merged: tuple[str, ...] = ()
+    made_by: str = "region"
 
 
 @dataclass(frozen=True)

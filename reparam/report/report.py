@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from reparam.algebra.affine import AffineConv
-from reparam.algebra.axis import ZEROS, Axis
 from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import MOVING
@@ -27,7 +25,7 @@ from reparam.report.gains import gains
 from reparam.report.outcome import Counts, DeadWeight, FoldLine, Gain, Look, Outcome, RefusalLine
 from reparam.report.quantisation import Weights
 from reparam.report.render import as_html, as_markdown, as_text
-from reparam.report.steps import become, called, macs, place, sketched
+from reparam.report.steps import become, called, place, sketched
 from reparam.rewrite.origin import enclosing
 
 _KINDS = {
@@ -37,9 +35,7 @@ _KINDS = {
 }
 _KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _SHORT = {"batch_norm": "bn", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "avg_pool2d": "pool"}
-_NAMED = 12  # of the modules that one is merged with; the report holds all
 _ORDER = {name: i for i, name in enumerate(("conv", "linear", "bn", "pool"))}  # then the others as they come
-_CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
 
 _KINDS_OF_LOOKS = (SIZE, READ, GRADIENTS)
@@ -67,31 +63,6 @@ class Report(Outcome):
         """All values, for programs. What is not finite is a text: "inf", "nan"."""
         timed = None if latency is None else comparison_data(latency)
         return json.dumps({**report_data(self), "latency": timed}, indent=2, allow_nan=False)
-
-
-def describe(value: AffineConv) -> str:
-    """A convolution in the field's shorthand, such as `Conv2d 64->64 3x3 s1 p1`."""
-    if value.identity:
-        return "nothing"
-    frames, value = value.deployable()
-    name = _CLASS[len(value.axes)].replace("Conv", "ConvTranspose" if value.stretched else "Conv")
-    text = f"{name} {value.in_channels}->{value.out_channels}"
-    if value.axes:
-        strides, pads = zip(*[_strided(value, axis) for axis in value.axes], strict=True)
-        fields = [("", "x".join(str(axis.taps) for axis in value.axes)), ("s", _joined(strides)), ("p", _joined(pads))]
-        if value.stretched and any(axis.hi > axis.lo for axis in value.axes):
-            fields.append(("o", _joined(axis.hi - axis.lo for axis in value.axes)))
-        if any(axis.dilation > 1 for axis in value.axes):
-            fields.append(("d", _joined(axis.dilation for axis in value.axes)))
-        text += "".join(f" {key}{number}" for key, number in fields) + (f" g{value.groups}" if value.groups > 1 else "")
-        text += "".join(f" {mode}" for mode in value.modes if mode != ZEROS)
-        text += " + map of biases" if value.mapped else ""
-    return " + ".join([*(f"pad {sides}" + (f" {mode}" if mode != ZEROS else "") for mode, sides in frames), text])
-
-
-def _strided(value: AffineConv, axis: Axis) -> tuple[int, int]:
-    """Stride and padding as the layer of torch calls them."""
-    return (axis.stretch, axis.cut) if value.stretched else (axis.stride, axis.lo)
 
 
 def summed(nodes: Iterable[Node]) -> str:
@@ -141,16 +112,14 @@ def report(
     left = counts((node for node in computed if node not in plan.removed), folded)
     made = [fold for fold in plan.folds if not fold.value.identity]
     after = Counts(
-        left.convs + len({fold.wide or fold for fold in made}),
+        left.convs + len({layer for fold in made for layer in fold.shared or (fold,)}),
         left.norms,
         left.elementwise + sum(fold.value.mapped for fold in made),
         left.parameters,
-        left.macs + sum(map(macs, made)),
+        left.macs + sum(fold.macs for fold in made),
     )
     order = {node: i for i, node in enumerate(record.nodes)}
     gained = gains(record, plan, judge)
-    wide = {fold.wide for fold in plan.folds if fold.wide is not None}
-    merged = {each: tuple(map(place, each.sinks)) for each in wide}  # once: there may be a thousand of them
     lines = tuple(
         replace(
             _line(
@@ -159,7 +128,6 @@ def report(
                 errors.get(fold),
                 weights[fold],
                 order,
-                merged[fold.wide] if fold.wide is not None else (),
             ),
             predicted=_predicted(*gained.folds[fold]),
             measured=_measured(judge, *gained.folds[fold]),
@@ -191,25 +159,21 @@ def _line(
     error: float | None,
     weights: Weights | None,
     order: Mapping[Node, int],
-    merged: tuple[str, ...],
 ) -> FoldLine:
-    after = _described(fold, merged)
+    after = fold.describe()
+    merged = tuple(place for fusion in fold.shared for place in fusion.places)
     named = weights and replace(weights, after=replace(weights.after, name=name))
     return FoldLine(
-        name, summed(fold.nodes), after, error, sketched(fold, order), become(fold, after), named, merged=merged
+        name,
+        summed(fold.nodes),
+        after,
+        error,
+        sketched(fold, order),
+        become(fold, after),
+        named,
+        merged=merged,
+        made_by=fold.made_by,
     )
-
-
-def _described(fold: Fold, merged: Sequence[str]) -> str:
-    """What has become of it; where that computes others as well, which of the channels are its own."""
-    if fold.wide is None:
-        return describe(fold.value)
-    index = fold.wide.sinks.index(fold.sink)
-    start = sum(fold.wide.widths[:index])
-    channels = f"{start}-{start + fold.wide.widths[index] - 1}"
-    others = [*merged[:index], *merged[index + 1 :]]
-    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-    return f"{describe(fold.wide.value)}, channels {channels}, merged with {', '.join(others[:_NAMED])}{more}"
 
 
 def _predicted(before: Price, after: Price) -> Gain | None:
@@ -329,11 +293,6 @@ def _kept_scale(
 
 def _named(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
-
-
-def _joined(numbers: Iterable[int]) -> str:
-    every = list(numbers)
-    return str(every[0]) if len(set(every)) == 1 else "x".join(map(str, every))
 
 
 def _elements(model: nn.Module) -> int:

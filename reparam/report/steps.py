@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,8 +55,7 @@ def sketched(fold: Fold, order: Mapping[Node, int]) -> tuple[Step, ...]:
             index = len(steps)
             steps.append(Step(name, geometry(node), place(node), tuple(reads)))
         at[node] = index
-    if fold.advance is not None:
-        steps.append(Step("share of a norm", "", place(fold.sink), (at[fold.sink],)))
+    steps += [Step(name, "", place(fold.sink), (at[fold.sink],)) for name in fold.beyond]
     return _ordered(steps)
 
 
@@ -99,8 +97,6 @@ def _ordered(steps: Sequence[Step]) -> tuple[Step, ...]:
 def become(fold: Fold, description: str) -> tuple[str, ...]:
     """What is computed instead: `description` of the convolution, and the steps that stay around it."""
     own = () if fold.value.identity else tuple(description.split(" + "))
-    if fold.place is None:
-        return own
     around = [node for node in fold.nodes if node in fold.steps or node is fold.place]
     return tuple(text for node in around for text in (own if node is fold.place else (called(node),)))
 
@@ -218,11 +214,3 @@ def _channels(node: Node) -> tuple[int, int] | None:
     if called(node) == "linear" and len(node.inputs) > 1 and len(node.inputs[1].shape) == 2:
         return node.inputs[1].shape[1], node.inputs[1].shape[0]
     return cost.product_channels(node)
-
-
-def macs(fold: Fold) -> int:
-    """Multiply-adds of a fold; behind steps there are as many pixels as where it stands."""
-    if fold.place is None or not fold.value.pixelwise:
-        return cost.macs_of_fold(fold.value)
-    pixels: int = math.prod(fold.place.shape) // fold.sizes[fold.place][0]
-    return pixels * fold.value.out_channels * (fold.value.in_channels // fold.value.groups)

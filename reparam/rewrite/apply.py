@@ -15,7 +15,7 @@ from reparam.algebra.lazy import passing
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.capture.norms import SCALED, unscale, without_affine
 from reparam.capture.snapshot import WEIGHT_HOOKS
-from reparam.plan.fold import Fold, Wide
+from reparam.plan.fold import Fold, Fusion, HorizontalFold
 from reparam.rewrite.code import Code, set_forward
 from reparam.rewrite.edits import Edits, Piece, Rewrite
 from reparam.rewrite.index import Places, named, prefixes, stands_for
@@ -91,7 +91,7 @@ class _Emitter:
                     self.parents[child].append((parent, name))
         self.weights: dict[Tensor, Tensor] = {}
         self.made: dict[Fold, nn.Module] = {}
-        self.parts: dict[Wide, dict[Node, fx.Node]] = {}
+        self.parts: dict[Fusion, dict[Node, fx.Node]] = {}
         self.readers = record.readers()
         self.idle = set(record.nodes).difference(live)
 
@@ -144,8 +144,8 @@ class _Emitter:
                 _normalises_only(places, piece.base)
                 continue
             replacement = start = places.read(piece.base, piece.nodes)
-            if piece.fold.wide is not None:
-                replacement = self._merged(rewrite, places, piece, piece.fold.wide)
+            if isinstance(piece.fold, HorizontalFold):
+                replacement = self._fused(rewrite, places, piece, piece.fold.fusion)
             elif piece.value is not None:
                 replacement = self._called(places, piece.value, start, piece.nodes, piece.fold)
             _asked_instead(trace, piece, start, replacement, asking)
@@ -183,18 +183,18 @@ class _Emitter:
         with trace.graph.inserting_before(places.standing(nodes)[0]):
             return trace.graph.call_module(name, (start,))
 
-    def _merged(self, rewrite: Rewrite, places: Places, piece: Piece, wide: Wide) -> fx.Node:
-        """A part of the wide convolution, which the first part to be written brings with it."""
-        if wide not in self.parts:
-            trace, folds = rewrite.trace, [each.fold for each in rewrite.pieces if each.fold.wide is wide]
-            nodes = {node for each in rewrite.pieces if each.fold.wide is wide for node in each.nodes}
+    def _fused(self, rewrite: Rewrite, places: Places, piece: Piece, fusion: Fusion) -> fx.Node:
+        """A part of the fused convolution, which the first part to be written brings with it."""
+        if fusion not in self.parts:
+            trace, parts = rewrite.trace, [part for part in rewrite.pieces if fusion in part.fold.shared]
+            nodes = {node for part in parts for node in part.nodes}
             start = places.read(piece.base, piece.nodes)
-            whole = self._called(places, wide.value, start, nodes, *folds)
+            whole = self._called(places, fusion.value, start, nodes, *(part.fold for part in parts))
             with trace.graph.inserting_before(whole.next):
-                split = trace.graph.call_method("split", (whole, list(wide.widths), wide.channel))
-                parts = [trace.graph.call_function(operator.getitem, (split, i)) for i in range(len(wide.sinks))]
-            self.parts[wide] = dict(zip(wide.sinks, parts, strict=True))
-        return self.parts[wide][piece.sink]
+                split = trace.graph.call_method("split", (whole, list(fusion.widths), fusion.channel))
+                items = [trace.graph.call_function(operator.getitem, (split, i)) for i in range(len(fusion.sinks))]
+            self.parts[fusion] = dict(zip(fusion.sinks, items, strict=True))
+        return self.parts[fusion][piece.sink]
 
     def _spent(self, removed: Collection[Node]) -> set[nn.Module]:
         """The modules all of whose operations, in every call, are removed, and whose tensors no other code reads.

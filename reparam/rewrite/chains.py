@@ -9,7 +9,7 @@ from reparam.capture.graph import Call, Node
 from reparam.capture.norms import affine_part
 from reparam.errors import Refusal
 from reparam.plan.cost import KERNELS
-from reparam.plan.fold import Fold
+from reparam.plan.fold import Fold, ViewedFold
 from reparam.rules.interpret import anchored
 
 MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
@@ -72,7 +72,7 @@ def _as_large(fold: Fold, node: Node, end: Node) -> bool:
     return not node.measured or (fold.sizes.get(node) is not None and fold.sizes[node] == fold.sizes[end])
 
 
-def parted(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> list[Fold]:
+def parted(fold: ViewedFold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> list[Fold]:
     """A fold with steps as one for each stretch between them: one holds the value, the others compute nothing.
 
     `inside` are the folds that a node is part of. Raises Refusal where a tensor between the parts has to stay what it

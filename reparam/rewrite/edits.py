@@ -11,6 +11,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.capture.graph import Call, Node
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
+from reparam.plan.plan import Constraints
 from reparam.plan.shapes import as_large
 from reparam.rewrite.trace import Trace
 
@@ -57,23 +58,25 @@ class Rewrite:
 
 @dataclass(eq=False)
 class Edits:
-    """All edits of a plan, ready to be made; `refused` are nodes that cannot be edited away, and why.
+    """All edits of a plan, ready to be made; or why they cannot be (see `Constraints`).
 
-    cuts: tensors that code hands from one inner call to another and through which no fold can be led, and why.
+    opaque: operations that cannot be edited away, and why.
+    barriers: tensors that code hands from one inner call to another and through which no fold can be led, and why.
+    apart: sinks of folds that cannot be fused with others.
+    removed: the operations that the edits take away.
     pinned: the modules that keep their place and are called as before.
-    apart: sinks of folds that cannot be computed by one convolution with others.
     """
 
     swaps: list[Swap] = field(default_factory=list)
     unscaled: list[nn.Module] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
-    refused: dict[Node, Refusal] = field(default_factory=dict)
-    cuts: dict[Node, Refusal] = field(default_factory=dict)
+    opaque: dict[Node, Refusal] = field(default_factory=dict)
+    barriers: dict[Node, Refusal] = field(default_factory=dict)
     apart: set[Node] = field(default_factory=set)
     removed: Collection[Node] = ()
     pinned: Collection[nn.Module] = ()
 
     @property
-    def whole(self) -> bool:
-        """Whether the plan can be carried out."""
-        return not (self.refused or self.cuts or self.apart)
+    def constraints(self) -> Constraints:
+        """What the next plan has to respect; none where this one can be carried out."""
+        return Constraints(self.opaque, self.barriers, frozenset(self.apart))

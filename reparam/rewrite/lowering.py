@@ -28,7 +28,7 @@ from torch import nn
 from reparam.capture.graph import Call, Node, Record, common, leaves_of, nodes_in, served, user_code, within
 from reparam.capture.norms import SCALED, affine_part
 from reparam.errors import Refusal
-from reparam.plan.fold import Fold, Wide
+from reparam.plan.fold import Fold, Fusion, ViewedFold
 from reparam.plan.plan import Plan
 from reparam.plan.shapes import Extents
 from reparam.plan.strides import ORDER, relied_on
@@ -40,10 +40,12 @@ from reparam.rewrite.trace import Trace
 from reparam.rewrite.users import asked, handed_in, returned, unordered
 
 
-class _Editor:
-    def __init__(self, record: Record, proofs: Proofs, pinned: Collection[nn.Module], cuts: Collection[Node]) -> None:
+class _Lowering:
+    def __init__(
+        self, record: Record, proofs: Proofs, pinned: Collection[nn.Module], barriers: Collection[Node]
+    ) -> None:
         self.record = record
-        self.cuts = cuts
+        self.barriers = barriers
         self.pinned = {*pinned, *record.watched}
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
         self.proofs, self.calls = proofs, proofs.calls
@@ -74,8 +76,8 @@ class _Editor:
                 swaps, parts = self._smallest(group)
                 result.swaps += swaps
                 pieces += parts
-            except _At as refusal:
-                result.refused.setdefault(refusal.node, refusal)
+            except _RefusalAt as refusal:
+                result.opaque.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 self._refuse(result, group, refusal)
         self._rewrites(result, pieces)
@@ -102,14 +104,14 @@ class _Editor:
             try:
                 self._require_sizes(whole)
                 parts = [fold]
-                if fold.steps and not is_chain(fold, inside, self.removed):
+                if isinstance(fold, ViewedFold) and not is_chain(fold, inside, self.removed):
                     parts = parted(fold, inside, self.removed)
                 self.whole.update(dict.fromkeys(parts, whole))
-            except _At as refusal:
-                result.refused.setdefault(refusal.node, refusal)
+            except _RefusalAt as refusal:
+                result.opaque.setdefault(refusal.node, refusal)
             except Refusal as refusal:
                 self._refuse(result, [whole], refusal)
-        alone = [fold for fold in self.whole if fold.wide is None]
+        alone = [fold for fold in self.whole if not fold.shared]
         chains = [fold for fold in alone if is_chain(fold, inside, self.removed)]
         self.carriers = {fold: carrier for fold in chains for carrier in carriers(fold)}
         return alone
@@ -125,7 +127,8 @@ class _Editor:
         heads = {fold.nodes[0]: fold for fold in folds if fold.nodes[0].function is affine_part}
         alike: dict[tuple[tuple[str, int], ...], list[Fold]] = defaultdict(list)
         for affine, fold in heads.items():
-            alike[self._signature([affine])].append(replace(fold, sink=affine, nodes=(affine,), steps=(), wide=None))
+            head = Fold(fold.base, affine, fold.value, (affine,), fold.sizes, fold.extents)
+            alike[self._signature([affine])].append(head)
         pieces: list[Piece] = []
         for group in alike.values():
             try:
@@ -133,7 +136,7 @@ class _Editor:
                     self._require_taken(head.sink)
                 pieces += self._taken(result, group)
             except Refusal as refusal:
-                result.refused.update((head.sink, refusal) for head in group)
+                result.opaque.update((head.sink, refusal) for head in group)
         return pieces
 
     def _taken(self, result: Edits, group: list[Fold]) -> list[Piece]:
@@ -167,7 +170,7 @@ class _Editor:
         try:
             require_stated(node, self._stating(node), extents)
         except Refusal as refusal:
-            raise _At(node, refusal.reason, refusal.remedy) from None
+            raise _RefusalAt(node, refusal.reason, refusal.remedy) from None
 
     def _stating(self, node: Node) -> Trace | None:
         """The trace of the code that calls an operation, which shows where its numbers come from.
@@ -192,26 +195,26 @@ class _Editor:
 
     def _merged(self, result: Edits) -> list[Piece]:
         """The pieces of every wide convolution, once for all calls of the code around it."""
-        parts: dict[Wide, list[Fold]] = defaultdict(list)
+        parts: dict[Fusion, list[Fold]] = defaultdict(list)
         for fold in self.whole:
-            if fold.wide is not None:
-                parts[fold.wide].append(fold)
-        alike: dict[tuple[tuple[str, int], ...], list[Wide]] = defaultdict(list)
-        for wide, folds in parts.items():
-            alike[self._signature(node for fold in folds for node in fold.nodes)].append(wide)
+            for fusion in fold.shared:
+                parts[fusion].append(fold)
+        alike: dict[tuple[tuple[str, int], ...], list[Fusion]] = defaultdict(list)
+        for fusion, folds in parts.items():
+            alike[self._signature(node for fold in folds for node in fold.nodes)].append(fusion)
         pieces: list[Piece] = []
         for group in alike.values():
             try:
                 pieces += self._parts(group, parts[group[0]])
             except Refusal:
-                result.apart.update(sink for wide in group for sink in wide.sinks)
+                result.apart.update(sink for fusion in group for sink in fusion.sinks)
         return pieces
 
-    def _parts(self, group: Sequence[Wide], folds: Sequence[Fold]) -> list[Piece]:
+    def _parts(self, group: Sequence[Fusion], folds: Sequence[Fold]) -> list[Piece]:
         """The parts of the first of a group, in the smallest call that holds all operations of all parts."""
-        for wide in group:
-            for view in wide.views.shown:
-                self._require_stated(view, wide.views)
+        for fusion in group:
+            for view in fusion.views.shown:
+                self._require_stated(view, fusion.views)
         call = common([node for fold in folds for node in fold.nodes])
         if call is None:
             raise Refusal("it runs outside the model's forward")
@@ -226,21 +229,21 @@ class _Editor:
     # --- one group of folds: the same code, once for every call of the module around it
 
     def _smallest(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
-        try:
-            return self._chain(group)
-        except _NoChain:
-            return self._joined(group)
+        return self._chain(group) or self._joined(group)
 
-    def _chain(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]]:
-        """Each operation where it stands: swaps for whole modules, pieces of code for the rest."""
+    def _chain(self, group: list[Fold]) -> tuple[list[Swap], list[Piece]] | None:
+        """Each operation where it stands: swaps for whole modules, pieces of code for the rest.
+
+        None where the fold is no chain of operations that can be edited one by one.
+        """
         fold = group[0]
         carrier = self.carriers.get(fold)
         if fold not in self.carriers:
-            raise _NoChain
+            return None
         if not keeps_sizes(fold, len(fold.nodes) if carrier is None else fold.nodes.index(carrier)):
-            raise _NoChain
+            return None
         if self._has_to_check(self.whole[fold]):
-            raise _NoChain
+            return None
         swaps: list[Swap] = []
         pieces: list[Piece] = []
         for call, nodes in runs(fold):
@@ -249,9 +252,8 @@ class _Editor:
             if told and not user_code(call.module) and not fold.takes_output_size(nodes, value):
                 raise Refusal("it is told its output size at every call", "output_padding instead would fold")
             if self._whole(call, nodes, fold):
-                self._require_one_fate(call)
-                if not self._unread(call.module):
-                    raise _NoChain  # the module has to stay as well
+                if not self._has_one_fate(call) or not self._unread(call.module):
+                    return None  # the module has to stay as well
                 swaps.append(Swap(call.module, self.whole[fold], value))
             else:
                 self._require_loose(call, nodes)
@@ -319,13 +321,12 @@ class _Editor:
         if whole and call.module in self.pinned:
             raise Refusal(f"{call.path or 'the model itself'} must stay what it is (a hook or `keep` watches it)")
 
-    def _require_one_fate(self, call: Call) -> None:
-        """Every call of the module that is exchanged comes to the same."""
+    def _has_one_fate(self, call: Call) -> bool:
+        """Whether every call of the module that would be exchanged comes to the same."""
         calls = self.calls[call.module]
-        if any(other not in self.fates or self.fates[other] != self.fates[call] for other in calls):
-            raise _NoChain
+        return all(other in self.fates and self.fates[other] == self.fates[call] for other in calls)
 
-    def _require_alike(self, call: Call, group: Sequence[Fold | Wide]) -> None:
+    def _require_alike(self, call: Call, group: Sequence[Fold | Fusion]) -> None:
         """Every call of the module whose code is edited takes part in the same fold."""
         calls = len(self.calls[call.module])
         if calls != len(group):
@@ -366,11 +367,11 @@ class _Editor:
         for fold in group:
             around = call or common(fold.nodes)
             own = [node for node in fold.nodes if node.call is around]
-            handed = [] if own else [node for node in _handed(fold, around) if node not in self.cuts]
-            result.cuts.update((node, refusal) for node in handed)
+            handed = [] if own else [node for node in _handed(fold, around) if node not in self.barriers]
+            result.barriers.update((node, refusal) for node in handed)
             steps = self.whole.get(fold, fold).steps
             for node in [] if handed else steps[:1] or own or fold.nodes[-1:]:
-                result.refused.setdefault(node, refusal)
+                result.opaque.setdefault(node, refusal)
 
     # --- rewriting
 
@@ -398,8 +399,8 @@ class _Editor:
             except Refusal as refusal:
                 if _part(result, mine):
                     continue
-                if isinstance(refusal, _At):
-                    result.refused.setdefault(refusal.node, refusal)
+                if isinstance(refusal, _RefusalAt):
+                    result.opaque.setdefault(refusal.node, refusal)
                     continue
                 # What another piece has drawn out of its own code may do there in the next plan.
                 for piece in [piece for piece in mine if piece.call is call] or mine:
@@ -456,22 +457,22 @@ class _Editor:
     def _require_editable(self, trace: Trace, piece: Piece, gone: Collection[Node], kept: Collection[Node]) -> None:
         """Raise Refusal where code that stays needs what a piece would take away."""
         if piece.base not in trace.at:
-            raise _At(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
+            raise _RefusalAt(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
         if not self.relied.isdisjoint(piece.nodes) and (reader := unordered(trace, piece.base, piece.nodes)):
-            raise _At(reader, *ORDER)
+            raise _RefusalAt(reader, *ORDER)
         for node in piece.nodes:
             if node not in trace.at:
                 continue
             if trace.sized(node) and node not in self._shown(piece.fold):
-                raise _At(node, f"{node.name} takes an argument that depends on the size of the input")
+                raise _RefusalAt(node, f"{node.name} takes an argument that depends on the size of the input")
             if node is piece.sink:
                 continue
             if node in self.unmade and node in kept:
-                raise _At(node, "its code also returns it, although nobody reads it")
+                raise _RefusalAt(node, "its code also returns it, although nobody reads it")
             if node in self.unmade and handed_in(trace, node):
-                raise _At(node, "its code also calls a module with it that does not read it")
+                raise _RefusalAt(node, "its code also calls a module with it that does not read it")
             if piece.as_large(node) is None and asked(trace, node, gone):
-                raise _At(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
+                raise _RefusalAt(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
 
     def _rewritten(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
         """The trace that is written in the place of a forward: one that may check what its arguments hold."""
@@ -486,7 +487,7 @@ class _Editor:
                 raise refusal from None
 
 
-class _At(Refusal):
+class _RefusalAt(Refusal):
     """One operation that stands in the way; what is around it may still be edited."""
 
     def __init__(self, node: Node, reason: str, remedy: str = "") -> None:
@@ -510,24 +511,26 @@ def _reads_within(module: nn.Module) -> bool:
     return any(kind.__module__.startswith("torch.nn.") and kind not in mine for kind in type(module).__mro__)
 
 
-class _NoChain(Exception):
-    """A fold that is no chain of operations to be edited one by one."""
-
-
-def prepare(
-    record: Record, plan: Plan, proofs: Proofs, pinned: Collection[nn.Module] = (), cuts: Collection[Node] = ()
+def lower(
+    record: Record,
+    plan: Plan,
+    proofs: Proofs,
+    pinned: Collection[nn.Module] = (),
+    barriers: Collection[Node] = (),
 ) -> Edits:
-    """The edits that carry a plan. The model is left as it is; `pinned` modules keep their place and their identity.
+    """The edits that carry a plan, or the constraints that the next plan has to respect.
 
-    `proofs` are of the record; `cuts` are the tensors through which the plan leads no fold already.
+    Requires a plan of this record; `proofs` of it; `pinned` modules keep their place and their identity; `barriers` are
+    the tensors through which the plan leads no fold already. Leaves model and record as they are. Raises nothing: what
+    cannot be edited is among the constraints, with its reason.
     """
     steps = {step for fold in plan.folds for step in fold.steps}
-    return _Editor(record, proofs, pinned, cuts).edits(plan.folds, plan.removed - steps)
+    return _Lowering(record, proofs, pinned, barriers).edits(plan.folds, plan.removed - steps)
 
 
 def _part(result: Edits, pieces: Iterable[Piece]) -> bool:
     """Leave apart what is merged among the pieces of code that cannot be edited; whether anything is."""
-    sinks = {sink for piece in pieces if piece.fold.wide is not None for sink in piece.fold.wide.sinks}
+    sinks = {sink for piece in pieces for fusion in piece.fold.shared for sink in fusion.sinks}
     result.apart |= sinks
     return bool(sinks)
 
