@@ -53,7 +53,7 @@ ROUNDING = 2.0**-40
 Number = Lazy[Tensor]
 
 
-def known(value: Tensor) -> Number:
+def KNOWN(value: Tensor) -> Number:
     """A number that needs no work."""
     return Lazy(lambda: value)
 
