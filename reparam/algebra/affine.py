@@ -53,11 +53,6 @@ ROUNDING = 2.0**-40
 Number = Lazy[Tensor]
 
 
-def KNOWN(value: Tensor) -> Number:
-    """A number that needs no work."""
-    return Lazy(lambda: value)
-
-
 @dataclass(frozen=True)
 class Constant:
     """A tensor computed from parameters, buffers and literals alone; `value` is float64 (integers stay integers)."""

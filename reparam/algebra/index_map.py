@@ -15,8 +15,9 @@ from functools import reduce
 
 import torch
 
-from reparam.algebra.affine import AffineConv, Constant, Lazy
+from reparam.algebra.affine import AffineConv, Constant
 from reparam.algebra.axis import Axis
+from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy
+from reparam.algebra.affine import AffineConv, Anchor, Constant
 from reparam.algebra.index_map import IndexMap, Move, Permute, Rearranged, Reshape, Select
 from reparam.algebra.kernels import repeated
+from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, TypeGuard
 
-from reparam.algebra.affine import AffineConv, Anchor, Lazy, Number
+from reparam.algebra.affine import AffineConv, Anchor, Number
 from reparam.algebra.axis import Axis
+from reparam.algebra.lazy import Lazy
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.capture.ops import KERNELS
 from reparam.plan.fold import Fold, JoinFold, SideFold

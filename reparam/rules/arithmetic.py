@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Lazy, PendingBorder
+from reparam.algebra.affine import AffineConv, PendingBorder
+from reparam.algebra.lazy import Lazy
 from reparam.algebra.views import View
 from reparam.errors import Refusal
 from reparam.rules.table import (

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.algebra.affine import AffineConv, Constant, Lazy
+from reparam.algebra.affine import AffineConv, Constant
 from reparam.algebra.kernels import transposed
+from reparam.algebra.lazy import Lazy
 from reparam.rules.table import Case, Op, Value, affine, constant, each, optional, rule
 
 

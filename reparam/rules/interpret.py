@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy, Number, Uncached
+from reparam.algebra.affine import AffineConv, Anchor, Constant, Number
 from reparam.algebra.kernels import float64_copy
+from reparam.algebra.lazy import Lazy, Uncached
 from reparam.algebra.views import View, viewed
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node

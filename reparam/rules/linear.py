@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Constant, Lazy
+from reparam.algebra.affine import AffineConv, Constant
+from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 from reparam.rules.arithmetic import add, mul
 from reparam.rules.table import Case, Op, Value, affine, channels_at, constant, each, optional, rule

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Lazy
+from reparam.algebra.affine import AffineConv
+from reparam.algebra.lazy import Lazy
 from reparam.capture.norms import affine_part
 from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule

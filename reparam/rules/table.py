@@ -16,8 +16,9 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra.affine import AffineConv, Constant, Lazy, Number, PendingBorder, known
+from reparam.algebra.affine import AffineConv, Constant, Number, PendingBorder
 from reparam.algebra.index_map import Rearranged
+from reparam.algebra.lazy import Lazy
 from reparam.algebra.views import View
 from reparam.errors import Refusal
 
@@ -159,7 +160,7 @@ def laid_for(x: AffineConv, value: Value) -> AffineConv:
 def per_channel(value: Value, x: AffineConv) -> Number:
     """A number or constant that broadcasts over `x` as one value per channel: (out_channels,) or (1,), float64."""
     if isinstance(value, (bool, int, float)):
-        return known(torch.tensor([float(value)], dtype=torch.float64))
+        return Lazy.of(torch.tensor([float(value)], dtype=torch.float64))
     if isinstance(value, PendingBorder):
         raise value.why
     given = constant(value, "factor or summand")

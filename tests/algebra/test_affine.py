@@ -19,8 +19,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.algebra.affine import AffineConv, Anchor, Constant, Lazy, PendingBorder, known
+from reparam.algebra.affine import AffineConv, Anchor, Constant, PendingBorder
 from reparam.algebra.axis import ZEROS, Axis
+from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 from reparam.rewrite.layers import plain
 
@@ -35,7 +36,7 @@ def integers(*shape: int) -> Tensor:
 
 
 def constant(*shape: int) -> Constant:
-    return Constant(shape, known(integers(*shape)))
+    return Constant(shape, Lazy.of(integers(*shape)))
 
 
 def anchor(spatial: int, channels: int = CHANNELS) -> Anchor:
@@ -73,8 +74,8 @@ def values(draw: st.DrawFn, spatial: int, axes: Sequence[Axis] | None = None, ou
     if all(axis.sizing == Axis().sizing for axis in axes) and outputs in (None, CHANNELS) and draw(st.booleans()):
         return AffineConv.of(anchor(spatial), spatial)
     kernel = integers(out_channels, CHANNELS // groups, *[axis.taps for axis in axes])
-    bias = known(integers(out_channels)) if draw(st.booleans()) else None
-    return AffineConv(anchor(spatial), CHANNELS, out_channels, groups, tuple(axes), known(kernel), bias)
+    bias = Lazy.of(integers(out_channels)) if draw(st.booleans()) else None
+    return AffineConv(anchor(spatial), CHANNELS, out_channels, groups, tuple(axes), Lazy.of(kernel), bias)
 
 
 @st.composite
@@ -214,7 +215,7 @@ def test_the_smallest_size_gives_an_output_and_none_below_does(axis: Axis) -> No
 @given(axes_of())
 def test_the_smallest_size_may_be_padded_and_none_below_may(axis: Axis) -> None:
     v = AffineConv.of(anchor(1), 1)
-    v = replace(v, axes=(axis,), kernel=known(integers(CHANNELS, 1, axis.taps)), identity=False)
+    v = replace(v, axes=(axis,), kernel=Lazy.of(integers(CHANNELS, 1, axis.taps)), identity=False)
     v(integers(1, CHANNELS, axis.smallest))
     if axis.smallest > 1:
         with pytest.raises((RuntimeError, AssertionError)):
@@ -267,7 +268,7 @@ def test_scale_shift(data: st.DataObject, spatial: int) -> None:
     length = st.sampled_from([1, v.out_channels])
     scale = data.draw(st.none() | length.map(integers))
     shift = data.draw(st.none() | length.map(integers))
-    law = v.scale_shift(*[None if number is None else known(number) for number in (scale, shift)])
+    law = v.scale_shift(*[None if number is None else Lazy.of(number) for number in (scale, shift)])
     assert (law.axes, law.groups) == (v.axes, v.groups)
 
     def direct(x: Tensor) -> Tensor:
@@ -302,7 +303,7 @@ def test_a_dilated_kernel_stays_small() -> None:
     wide = (
         AffineConv.of(anchor(2), 2).pad([(24, 24)] * 2).then(AffineConv.conv(constant(6, 6, 3, 3), dilation=[24, 24]))
     )
-    folded = wide.then(AffineConv.conv(constant(6, 6, 1, 1))).scale_shift(known(integers(6))) + AffineConv.of(
+    folded = wide.then(AffineConv.conv(constant(6, 6, 1, 1))).scale_shift(Lazy.of(integers(6))) + AffineConv.of(
         anchor(2), 2
     )
     assert folded.kernel().shape == (6, 6, 3, 3)
@@ -430,7 +431,7 @@ def test_pad_is_exact_or_refused_of_necessity(data: st.DataObject, spatial: int,
     naive = extended(v, pads)
     equal = all(torch.equal(naive(x), padded(v(x), pads, value)) for x in tries)
     try:
-        law: AffineConv | PendingBorder | Refusal = v.pad(pads, None if value is None else known(value))
+        law: AffineConv | PendingBorder | Refusal = v.pad(pads, None if value is None else Lazy.of(value))
     except Refusal as refusal:
         law = refusal
     if not v.stretched or equal is False:  # zeros between the pixels may hide what the window reads
@@ -456,7 +457,9 @@ def test_copied_borders_are_exact_or_refused(data: st.DataObject, spatial: int, 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("before", [Axis(2), Axis(stride=2), Axis(lo=1, hi=0), Axis(lo=-1), Axis(3, lo=2, hi=2)])
 def test_copied_borders_are_refused_of_necessity(before: Axis, mode: str) -> None:
-    v = replace(AffineConv.of(anchor(1), 1), axes=(before,), kernel=known(integers(6, 1, before.taps)), identity=False)
+    v = replace(
+        AffineConv.of(anchor(1), 1), axes=(before,), kernel=Lazy.of(integers(6, 1, before.taps)), identity=False
+    )
     naive = replace(v, axes=(replace(before.padded(1, 1), mode=mode),))
     tries = [integers(2, CHANNELS, length) for length in (9, 10)]
     assert not all(torch.equal(naive(x), F.pad(v(x), [1, 1], mode)) for x in tries)
@@ -543,7 +546,7 @@ def test_a_border_stands_once_every_face_holds_the_bias(
     data: st.DataObject, writes: list[tuple[int, int, bool]]
 ) -> None:
     """Faces overwritten in any order, with the right value or a wrong one: it folds exactly when the tensors agree."""
-    v = AffineConv.of(anchor(2), 2).scale_shift(shift=known(integers(CHANNELS)))
+    v = AffineConv.of(anchor(2), 2).scale_shift(shift=Lazy.of(integers(CHANNELS)))
     pads = [(data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))) for _ in range(2)]
     assume(any(map(any, pads)))
     state = v.pad(pads)
@@ -558,17 +561,17 @@ def test_a_border_stands_once_every_face_holds_the_bias(
         at = [slice(None)] * 4
         at[axis + 2] = slice(length - width, length) if side else slice(0, width)
         y[tuple(at)] = column(value, y)
-        state = state.fill(axis, side, width, known(value))
+        state = state.fill(axis, side, width, Lazy.of(value))
         assert isinstance(state, AffineConv) == torch.equal(y, goal)
         if isinstance(state, AffineConv):
             assert torch.equal(state(x), goal)
 
 
 def test_a_face_of_another_depth_is_refused() -> None:
-    v = AffineConv.of(anchor(2), 2).scale_shift(shift=known(integers(CHANNELS))).pad([(1, 1), (1, 1)])
+    v = AffineConv.of(anchor(2), 2).scale_shift(shift=Lazy.of(integers(CHANNELS))).pad([(1, 1), (1, 1)])
     assert isinstance(v, PendingBorder)
     with pytest.raises(Refusal, match="depth of 2"):
-        v.fill(0, 0, 2, known(integers(CHANNELS)))
+        v.fill(0, 0, 2, Lazy.of(integers(CHANNELS)))
 
 
 # --- layouts
@@ -585,7 +588,7 @@ def test_only_the_anchor_itself_can_be_seen_in_another_layout(rank: int) -> None
     assert torch.equal(last(x), x)
     with pytest.raises(Refusal):
         first.seen_with(rank - 1)
-    changed = first.scale_shift(known(integers(6)))
+    changed = first.scale_shift(Lazy.of(integers(6)))
     assert changed.seen_with(rank - 2) is changed
     if rank > 2:
         with pytest.raises(Refusal, match="channels last"):
@@ -621,10 +624,10 @@ def _lengthened(draw: st.DrawFn, kind: str, v: AffineConv, f: Function) -> tuple
         return v.stuffed(by), lambda x: stuffed(f(x), by)
     if kind == "scale":
         scale, shift = integers(v.out_channels), integers(v.out_channels)
-        return v.scale_shift(known(scale), known(shift)), lambda x: f(x) * column(scale, x) + column(shift, x)
+        return v.scale_shift(Lazy.of(scale), Lazy.of(shift)), lambda x: f(x) * column(scale, x) + column(shift, x)
     if kind == "branch":
         axes = [draw(same_size(axis)) for axis in v.axes]
-        kernel = known(integers(v.out_channels, v.in_channels, *[axis.taps for axis in axes]))
+        kernel = Lazy.of(integers(v.out_channels, v.in_channels, *[axis.taps for axis in axes]))
         other = AffineConv(v.anchor, v.in_channels, v.out_channels, 1, tuple(axes), kernel)
         return v + other, lambda x: f(x) + other(x)
     if kind == "slice" and v.axes:
@@ -634,7 +637,7 @@ def _lengthened(draw: st.DrawFn, kind: str, v: AffineConv, f: Function) -> tuple
         return v.take(rows), lambda x: f(x)[:, rows]
     if kind == "pad" and v.axes:
         pads, value = [(1, 2)] + [(0, 1)] * (len(v.axes) - 1), v.bias_value()
-        law = v.pad(pads, known(value))
+        law = v.pad(pads, Lazy.of(value))
         assert isinstance(law, AffineConv)
         return law, lambda x: padded(f(x), pads, value)
     return v.widened(), f
@@ -658,7 +661,7 @@ def test_laws_work_out_no_kernel() -> None:
     padded_twice = v.pad([(1, 1), (1, 1)])
     assert isinstance(padded_twice, AffineConv)
     result = (padded_twice.then(outer) + padded_twice.then(outer)).cat(padded_twice.then(outer)).take([1, 2])
-    result = result.scale_shift(known(integers(2)), known(integers(2))).slice(0, 1).widened()
+    result = result.scale_shift(Lazy.of(integers(2)), Lazy.of(integers(2))).slice(0, 1).widened()
     assert result.out_channels == 2
     with pytest.raises(AssertionError, match="worked out"):
         result.kernel()
@@ -675,8 +678,8 @@ def test_a_number_is_worked_out_once() -> None:
 def test_thousands_of_steps_do_not_nest(way: str) -> None:
     """One after another, whichever side of a sum they are on."""
     count, start = 3000, anchor(0, 1)
-    one = Constant((1, 1), known(torch.ones(1, 1, dtype=torch.float64)))
-    ones = known(torch.ones(1, dtype=torch.float64))
+    one = Constant((1, 1), Lazy.of(torch.ones(1, 1, dtype=torch.float64)))
+    ones = Lazy.of(torch.ones(1, dtype=torch.float64))
     step = AffineConv.conv(one, Constant((1,), ones))
     value = first = AffineConv.of(start, 0).then(step)
     for _ in range(count):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reparam
-from reparam.algebra.affine import AffineConv, Anchor, Constant, PendingBorder, known
+from reparam.algebra.affine import AffineConv, Anchor, Constant, PendingBorder
 from reparam.errors import Refusal
 from tests.helpers import EXACT, Block, distance, image, norms_ran, ran, trained
 
@@ -37,7 +37,7 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
         taps, stride = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 1, 2]))
         kernel, bias, pad = integers(CHANNELS, 2, taps, taps), integers(CHANNELS), draw(st.integers(0, 2))
         outer = AffineConv.conv(
-            Constant(tuple(kernel.shape), known(kernel)), Constant((CHANNELS,), known(bias)), [stride] * 2, groups=2
+            Constant(tuple(kernel.shape), Lazy.of(kernel)), Constant((CHANNELS,), Lazy.of(bias)), [stride] * 2, groups=2
         )
         return (
             lambda v: settled(v.pad([(pad, pad)] * 2)).then(outer),
@@ -47,13 +47,13 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
         scale, shift = integers(CHANNELS), integers(CHANNELS)
         column = [1, -1, 1, 1]
         return (
-            lambda v: v.scale_shift(known(scale), known(shift)),
+            lambda v: v.scale_shift(Lazy.of(scale), Lazy.of(shift)),
             lambda x: x * scale.view(column) + shift.view(column),
         )
     if kind == "pad":
         lo, hi = draw(st.integers(-1, 2)), draw(st.integers(-1, 2))
         value = float(draw(st.sampled_from([0, 0, 2])))
-        given_value = known(torch.tensor([value], dtype=torch.float64)) if value else None
+        given_value = Lazy.of(torch.tensor([value], dtype=torch.float64)) if value else None
         return (
             lambda v: settled(v.pad([(0, 0), (lo, hi)], given_value)),
             lambda x: F.pad(x, [lo, hi, 0, 0], value=value),
@@ -62,7 +62,7 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
         return lambda v: v.slice(0, 1, 1, 2), lambda x: x[:, :, 1:-1:2]
     if kind == "residual":
         kernel = integers(CHANNELS, 1, 3, 3)
-        outer = AffineConv.conv(Constant(tuple(kernel.shape), known(kernel)), groups=CHANNELS)
+        outer = AffineConv.conv(Constant(tuple(kernel.shape), Lazy.of(kernel)), groups=CHANNELS)
         return (
             lambda v: v + settled(v.pad([(1, 1)] * 2)).then(outer),
             lambda x: x + F.conv2d(x, kernel, padding=1, groups=CHANNELS),

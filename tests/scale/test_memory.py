@@ -21,7 +21,7 @@ import reparam.algebra.kernels as kernels
 import reparam.algebra.lazy as deferred
 import reparam.rewrite.apply as emit
 import reparam.rewrite.weights as waiting
-from reparam.algebra.affine import AffineConv, Anchor, Constant, known
+from reparam.algebra.affine import AffineConv, Anchor, Constant
 from reparam.algebra.lazy import Fresh, Lazy, Uncached, passing, taken
 from reparam.errors import ModelError
 from reparam.nn import RepVGGBlock
@@ -150,8 +150,8 @@ def test_numbers_that_are_read_again_are_what_they_were(
     truth = sums * factor.view(-1, 1, 1) + one(x) + sums
     with passing():
         both = one + two
-        whole = both.scale_shift(known(factor)) + (one + both)
-        again = (whole + whole).scale_shift(known(half))
+        whole = both.scale_shift(Lazy.of(factor)) + (one + both)
+        again = (whole + whole).scale_shift(Lazy.of(half))
         for value, right in ((whole, truth), (again, truth), (both, sums), (whole, truth)):
             assert (value(x) - right).abs().max() <= 1e-13 * right.abs().max()
 
