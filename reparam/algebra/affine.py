@@ -40,9 +40,7 @@ from reparam.algebra.kernels import (
     regroup,
     rows,
 )
-from reparam.algebra.lazy import Fresh, taken
-from reparam.algebra.lazy import Lazy as Lazy
-from reparam.algebra.lazy import Uncached as Uncached
+from reparam.algebra.lazy import Fresh, Lazy, taken
 from reparam.errors import BorderRefusal, Refusal
 
 # Two constants that stand for the same number may have been computed by different formulas, each a handful of float64

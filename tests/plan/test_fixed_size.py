@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.algebra.affine import AffineConv, Anchor, Constant, PendingBorder
+from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 from tests.helpers import EXACT, Block, distance, image, norms_ran, ran, trained
 
