@@ -11,7 +11,7 @@ from torch import nn
 
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
-from reparam.compare.levels import Verify, chosen
+from reparam.compare.levels import Verify, level_of
 from reparam.convert import reparameterize
 from reparam.deploy.artefact import Saved, save
 from reparam.deploy.files import require_writable
@@ -58,7 +58,7 @@ class FoldCallback(_callback()):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Whatever is wrong with the arguments is wrong now, and not after a week of training."""
-        chosen(self.verify)
+        level_of(self.verify)
         self._network(pl_module)
         self._inputs(pl_module)
         if trainer.is_global_zero:

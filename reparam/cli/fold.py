@@ -12,7 +12,7 @@ from reparam.capture.inputs import Inputs
 from reparam.cli import options
 from reparam.cli.reports import writer
 from reparam.cli.shown import Bar, show
-from reparam.compare.levels import FULL, NOTHING
+from reparam.compare.levels import FULL, NONE
 from reparam.convert import reparameterize
 from reparam.deploy.artefact import Saved, save
 from reparam.deploy.files import require_writable
@@ -109,7 +109,7 @@ def explain(
     cost: options.Cost = "static",
     prune: options.Prune = False,
     fixed_size: options.FixedSize = False,
-    verify: options.Verify = NOTHING,
+    verify: options.Verify = NONE,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     json: options.Json = False,

@@ -14,7 +14,7 @@ from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.inputs import Inputs
 from reparam.capture.snapshot import copied
 from reparam.cli.source import DTYPES, arguments, built, drawn_input, read_input, usual_input
-from reparam.compare import levels as checked
+from reparam.compare import levels
 from reparam.deploy.checkpoint import Checkpoint, Fit, fit, read_checkpoint
 from reparam.errors import InputError, first_line
 from reparam.plan.cost import MeasuredCost, StaticCost
@@ -162,14 +162,14 @@ class Loaded:
         return inputs.map(lambda t: t.to(like.device, like.dtype if t.is_floating_point() and not floats else t.dtype))
 
 
-_VERIFIED: dict[str, checked.Verify] = {checked.FULL: "full", checked.FOLDS: "folds", checked.NOTHING: False}
+_LEVELS: dict[str, levels.Verify] = {levels.FULL: "full", levels.FOLDS: "folds", levels.NONE: False}
 
 
-def verified(name: str) -> checked.Verify:
+def verified(name: str) -> levels.Verify:
     """What `--verify` asks for."""
-    if name not in _VERIFIED:
-        raise InputError(f"--verify {name}: choose one of {', '.join(_VERIFIED)}")
-    return _VERIFIED[name]
+    if name not in _LEVELS:
+        raise InputError(f"--verify {name}: choose one of {', '.join(_LEVELS)}")
+    return _LEVELS[name]
 
 
 def _given(shapes: list[str]) -> Inputs:

@@ -1,4 +1,7 @@
-"""Which of several equal models is faster here: timed in turns in one process, so that all are disturbed alike."""
+"""Which of several equal models is fastest on this machine.
+
+They are timed in turns in one process, so that whatever else the machine does slows all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +22,15 @@ from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
 from reparam.capture.tree import tensors
-from reparam.compare.error import relative_error
-from reparam.compare.verification import EXACT
-from reparam.compare.verify import FLOOR, NOISE, rerounded
+from reparam.compare.bounds import Bounds
+from reparam.compare.error import compare, is_floating
+from reparam.compare.weights import eps, rerounded, state
 from reparam.errors import InputError, VerificationError
 
 SAMPLE = 0.01
-"""Seconds that one sample lasts at least: far above the resolution of the clocks, and past a scheduler's tick."""
+"""Seconds that one sample lasts at least: far above the resolution of the clocks, longer than a tick of the kernel."""
 
-_RUNTIME = NOISE
-"""How many times the noise of a model another runtime may have: convolutions by other algorithms, again by `NOISE`."""
-
-_CHECKED_DRAWS = 4  # as in verify, the noise of a single draw may be small by luck
+_DRAWS = 4  # on which outputs are compared: the noise of a single one may be small by luck
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Spread:
         """The distance between the quartiles."""
         return self.high - self.low
 
-    def shown(self, unit: float = 1.0) -> tuple[str, str]:
-        """Median and distance for a table, multiplied by `unit`."""
+    def cells(self, unit: float = 1.0) -> tuple[str, str]:
+        """Median and distance between the quartiles for a table, multiplied by `unit`."""
         return f"{self.median * unit:.3f}", f"{self.iqr * unit:.3f}"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One model: seconds per call, one value a round, each the mean of `repeats` calls."""
+    """The seconds per call of one model: one value per round, the mean of `repeats` calls."""
 
     name: str
     repeats: int
@@ -73,13 +73,13 @@ class Timing:
 
     @property
     def cpu(self) -> Spread:
-        """Seconds of processor time, of all threads together."""
+        """Seconds of processor time, summed over all threads."""
         return Spread.of(self.cpu_samples)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Timings in the order of the models, the first being the baseline; prints as a table."""
+    """The timings in the order of the models; the first is the baseline. Prints as a table."""
 
     timings: tuple[Timing, ...]
     inputs: str
@@ -88,14 +88,15 @@ class Comparison:
     checked: bool
 
     def ratio(self, name: str, to: str | None = None) -> Spread:
-        """Wall time over that of `to` (the baseline's), formed round by round: what slows a whole round cancels.
+        """The wall time of a model divided by that of `to` (the baseline, if not given); below 1 is faster.
 
-        Below 1 is faster. Raises KeyError for a name that was not timed.
+        It is formed round by round, so that what slows a whole round cancels. Raises KeyError for a name that was not
+        timed.
         """
         return _ratio(self._timing(name).wall_samples, self._timing(to).wall_samples)
 
     def cpu_ratio(self, name: str, to: str | None = None) -> Spread:
-        """The same of processor time, which does not count the time that others take away."""
+        """The same for processor time, which other processes do not add to."""
         return _ratio(self._timing(name).cpu_samples, self._timing(to).cpu_samples)
 
     def _timing(self, name: str | None) -> Timing:
@@ -106,9 +107,9 @@ class Comparison:
         rows = [
             (
                 timing.name,
-                *timing.wall.shown(1e3),
-                *timing.cpu.shown(1e3),
-                *self.ratio(timing.name).shown(),
+                *timing.wall.cells(1e3),
+                *timing.cpu.cells(1e3),
+                *self.ratio(timing.name).cells(),
                 timing.repeats,
             )
             for timing in self.timings
@@ -118,12 +119,12 @@ class Comparison:
         table = tabulate(rows, headers=headers, disable_numparse=True, colalign=("left",) + ("right",) * 7)
         return (
             f"{table}\n\nper call, median of {rounds} interleaved rounds; inputs {self.inputs} on {self.device}, "
-            f"{self.threads} threads, torch {torch.__version__}; {outputs}"
+            f"{self.threads} thread{'s' if self.threads != 1 else ''}, torch {torch.__version__}; {outputs}"
         )
 
 
-def _ratio(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
-    return Spread.of([one / other for one, other in zip(mine, theirs, strict=True)])
+def _ratio(samples: Sequence[float], baseline: Sequence[float]) -> Spread:
+    return Spread.of([sample / base for sample, base in zip(samples, baseline, strict=True)])
 
 
 def benchmark(
@@ -135,16 +136,20 @@ def benchmark(
     threads: int | None = None,
     check: bool = True,
 ) -> Comparison:
-    """Time all models in turns, `rounds` times, each sample repeating the call for at least `SAMPLE`.
+    """Time all models in turns. A sample repeats the call for at least a hundredth of a second.
 
-    Every round has an order of its own, and a sample begins with a call that does not count: caches and the allocator
-    are as the model before has left them, which can be worth a twentieth to the next.
+    Every round has an order of its own, and every sample begins with a call that is not timed: the model before leaves
+    caches and the allocator in a state that can be worth a twentieth to the next.
 
-    `models` maps names to modules in eval mode or to any other callables; the first is the baseline. `example_inputs`
-    is a tensor, a tuple or a dict, as for `verify`, and decides the device: on CUDA every sample is synchronised.
-    `threads` is set for the time of the call. With `check`, models whose outputs differ by more than the noise of their
-    own dtype are not compared, for a faster wrong answer is no result; one has to be a module, for the float64 truth.
-    What another runtime computes, a compiled model or a function, may be off by as many times more as a conversion may.
+    models: modules in eval mode or any other callables, by name; the first is the baseline.
+    example_inputs: a tensor, a tuple or a dict, as for `verify`. They choose the device; on CUDA every sample is
+        synchronised.
+    rounds: samples of each model.
+    warmup: calls of each model before the first sample.
+    threads: of torch, for the time of the call; None leaves them as they are.
+    check: refuse models whose outputs differ by more than the noise of their dtype, because a faster wrong answer is no
+        result. One model has to be a module, for the float64 truth. Other runtimes (a compiled model, a function) may
+        have 3 times the noise of a conversion.
 
     Raises VerificationError where outputs differ, TrainModeError, and InputError for arguments that cannot be used.
     """
@@ -161,9 +166,9 @@ def benchmark(
         _require_equal(models, inputs)
     on_cuda = any(tensor.is_cuda for _, tensor in inputs.tensors())
     with _threads(threads), torch.inference_mode():
-        timings = _timed(models, inputs, rounds, warmup, torch.cuda.synchronize if on_cuda else _nothing)
-        used = torch.get_num_threads()
-    return Comparison(timings, str(inputs), str(inputs.tensors()[0][1].device), used, check)
+        timings = _timed(models, inputs, rounds, warmup, torch.cuda.synchronize if on_cuda else _no_wait)
+        threads = torch.get_num_threads()
+    return Comparison(timings, str(inputs), str(inputs.tensors()[0][1].device), threads, check)
 
 
 def _timed(
@@ -183,7 +188,7 @@ def _timed(
 
 
 def _repeats(model: Callable[..., Any], inputs: Inputs, warmup: int, finish: Callable[[], None]) -> int:
-    """How often to call within one sample, by the shortest of a few single calls (the first of them compile)."""
+    """The calls in one sample, from the shortest of a few single calls: the first ones may compile."""
     wall = min(_sample(model, inputs, 1, finish)[0] for _ in range(warmup + 1))
     return max(1, math.ceil(SAMPLE / max(wall, 1e-7)))
 
@@ -198,8 +203,8 @@ def _sample(model: Callable[..., Any], inputs: Inputs, repeats: int, finish: Cal
     return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
 
-def _nothing() -> None:
-    """On the CPU a call that has returned is done."""
+def _no_wait() -> None:
+    """On the CPU a call is done when it returns."""
 
 
 @contextmanager
@@ -222,22 +227,19 @@ def _require_equal(models: Mapping[str, Callable[..., Any]], inputs: Inputs) -> 
             "add the module that they were made from, or pass check=False"
         )
     generator = torch.Generator().manual_seed(0)
-    draws = [inputs, *(inputs.drawn(generator) for _ in range(_CHECKED_DRAWS - 1))]
-    eps = max(torch.finfo(t.dtype).eps for t in _floating(reference, inputs))
-    truths = [_called(double(reference), draw.as_float64(), exactly=True) for draw in draws]
-    shaken = [_called(rerounded(reference, generator), draw.as_float64(), exactly=True) for draw in draws]
-    own = [_called(reference, draw) for draw in draws]
-    noise = max(_worst(truths, own), _worst(truths, shaken))
+    draws = [inputs, *(inputs.drawn(generator) for _ in range(_DRAWS - 1))]
+    truths = [_output(double(reference), draw.as_float64(), Float64()) for draw in draws]
+    reweighted = [_output(rerounded(reference, generator), draw.as_float64(), Float64()) for draw in draws]
+    plain = [_output(reference, draw) for draw in draws]
+    noise = max(_worst(truths, plain)[0], _worst(truths, reweighted)[0])
+    bounds = Bounds(max(eps(tensor) for _, tensor in (*state(reference), *inputs.tensors())))
     for name, model in models.items():
-        elsewhere = not isinstance(model, nn.Module) or model is not _uncompiled(model)
-        bound = max(EXACT, FLOOR * eps, (_RUNTIME if elsewhere else 1) * NOISE * noise)
-        error = _worst(truths, [_called(model, draw) for draw in draws])
+        other_runtime = not isinstance(model, nn.Module) or model is not _uncompiled(model)
+        bound = bounds.timed(noise, other_runtime)
+        error, form = _worst(truths, [_output(model, draw) for draw in draws])
         if not error <= bound < float("inf"):
-            raise VerificationError(
-                f"{name}: its output is {error:.2g} of its largest value away from the float64 truth; the noise of its "
-                f"dtype explains {bound:.2g} (inf: another structure or shape, or non-finite); compare models that "
-                "compute the same, or pass check=False"
-            )
+            why = f"its error is {error:.2g} of the largest output in float64, and rounding explains {bound:.2g}"
+            raise VerificationError(f"{name}: {form or why}; compare models that compute the same, or pass check=False")
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
@@ -246,26 +248,21 @@ def _uncompiled(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def _floating(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    every = [*model.parameters(), *model.buffers(), *(tensor for _, tensor in inputs.tensors())]
-    return [tensor for tensor in every if tensor.is_floating_point() or tensor.is_complex()]
+def _output(
+    model: Callable[..., Any], inputs: Inputs, mode: AbstractContextManager[Any] | None = None
+) -> dict[str, Tensor]:
+    """The tensors that a model returns, called on clones of the inputs."""
+    clones = inputs.map(Tensor.clone)
+    with mode or nullcontext():
+        return dict(tensors(clones.call(model)))
 
 
-def _called(model: Callable[..., Any], inputs: Inputs, exactly: bool = False) -> list[tuple[str, Tensor]]:
-    fresh = inputs.map(Tensor.clone)
-    if not exactly:
-        return tensors(fresh.call(model))
-    with Float64():
-        return tensors(fresh.call(model))
-
-
-def _worst(truths: Sequence[list[tuple[str, Tensor]]], values: Sequence[list[tuple[str, Tensor]]]) -> float:
-    return max(_distance(truth, value) for truth, value in zip(truths, values, strict=True))
-
-
-def _distance(truth: list[tuple[str, Tensor]], value: list[tuple[str, Tensor]]) -> float:
-    """The largest relative error over all floating tensors; inf where the outputs are not of the same form."""
-    if [(path, tensor.shape) for path, tensor in truth] != [(path, tensor.shape) for path, tensor in value]:
-        return float("inf")
-    floating = [(t, v) for (_, t), (_, v) in zip(truth, value, strict=True) if t.is_floating_point() or t.is_complex()]
-    return max((relative_error(t, v) for t, v in floating), default=0.0)
+def _worst(truths: Sequence[dict[str, Tensor]], outputs: Sequence[dict[str, Tensor]]) -> tuple[float, str]:
+    """The largest error of a floating tensor, or inf and the difference where the outputs have another form."""
+    worst = 0.0
+    for truth, output in zip(truths, outputs, strict=True):
+        difference = compare(truth, output, dtypes=False)
+        if difference.form:
+            return float("inf"), difference.form
+        worst = max(worst, *(difference.errors[path] for path, tensor in truth.items() if is_floating(tensor)), 0.0)
+    return worst, ""

@@ -1,4 +1,4 @@
-"""Which of many makes something fail, found by halving."""
+"""Bisection: which of many elements makes something fail."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 def bisect(candidates: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> T | None:
-    """The element that makes `fails` true, found with about log2(len(candidates)) + 2 calls on prefixes.
+    """The element whose addition turns a passing prefix of `candidates` into a failing one.
 
-    None where all of them together do not fail, or where it fails without any of them: then none is guilty. One guilty
-    element is always found. Of several, it is one whose arrival turns a prefix from passing to failing.
+    `fails` is called on about log2(len(candidates)) + 2 prefixes. None where all candidates together pass, and where
+    the empty prefix fails: then none of them is guilty.
     """
     if not fails(candidates) or fails(candidates[:0]):
         return None

@@ -1,8 +1,8 @@
-"""How wrong the folds would be that are refused at the border.
+"""How wrong a naive fold would be where the border forbids folding.
 
-A convolution that pads with zeros what a norm or a bias comes before is another function at the border only, so a fold
-that overlooks it is right in the middle of every image and passes for right. What it would do at the border is known:
-it reads there what the first operation makes of zeros.
+A norm or bias in front of a zero-padded convolution folds into it everywhere but at the border. A naive fold overlooks
+that: it is right in the middle of every image, and at the border it reads what the first operation makes of zeros,
+instead of zeros. That is a convolution too, so its error can be measured.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from reparam.compare.error import relative_error
 from reparam.errors import BorderRefusal, Refusal
 from reparam.rules.interpret import Interpretation, between, step
 
-_LARGEST = 32  # pixels per axis: with more of them the border is the same and costs no less
+_LARGEST = 32  # pixels per axis: more of them cost more and show the same border
 
 
 @dataclass(frozen=True, eq=False)
 class Border:
-    """A fold of `sink` from `base` that was refused at the border: `outer`, unpadded, after `inner`, padded for it.
+    """A naive fold of `sink` from `base`, which was refused at the border.
 
-    nodes: what it would have stood for, in order.
+    inner: the first operation, with the padding of the second one added.
+    outer: the second operation, without padding.
+    nodes: the operations that the fold would replace, in order.
     """
 
     base: Node
@@ -36,11 +38,11 @@ class Border:
     nodes: tuple[Node, ...]
 
     def error(self, generator: torch.Generator) -> float:
-        """max|fold - truth| / max|truth| of a drawn image of the recorded size, at most 32 pixels per axis."""
+        """The relative error of the fold on a drawn image of the recorded size, at most 32 pixels per axis."""
         batch, channels, *sizes = self.base.shape
         try:
             return self._error((1, channels, *(min(size, _LARGEST) for size in sizes)), generator)
-        except (RuntimeError, ValueError):  # its code names a size, or needs a larger one
+        except (RuntimeError, ValueError):  # the code names a size, or needs a larger one
             return self._error((batch, channels, *sizes), generator)
 
     def _error(self, shape: tuple[int, ...], generator: torch.Generator) -> float:
@@ -51,28 +53,29 @@ class Border:
         return relative_error(known[self.sink], self.outer(self.inner(x)))
 
 
-def borders(found: Interpretation, live: Collection[Node]) -> dict[Node, Border]:
-    """The live nodes that would fold if there were no border, as the folds that they would be."""
-    refused = [node for node, why in found.refusals.items() if node in live and isinstance(why, BorderRefusal)]
-    named = {node: _border(found, node) for node in refused}
-    return {node: border for node, border in named.items() if border is not None}
+def borders(interpretation: Interpretation, live: Collection[Node]) -> dict[Node, Border]:
+    """The naive folds of the live nodes that are refused at the border."""
+    refusals = interpretation.refusals.items()
+    refused = [node for node, refusal in refusals if node in live and isinstance(refusal, BorderRefusal)]
+    naive = {node: _border(interpretation, node) for node in refused}
+    return {node: border for node, border in naive.items() if border is not None}
 
 
-def _border(found: Interpretation, node: Node) -> Border | None:
-    """What the node would be of the nearest tensor of which it is refused at a border."""
+def _border(interpretation: Interpretation, node: Node) -> Border | None:
+    """The naive fold of a node from the nearest base for which the border is what refuses it."""
     if len(node.operands) > 1:
         return None
     base = operand = node.operands[0]
-    outer = found.value(operand, node)
+    outer = interpretation.value(operand, node)
     if not isinstance(outer, AffineConv) or outer.mapped or any(axis.copies for axis in outer.axes):
         return None
     if outer.stretched:
-        return None  # there is no one way to overlook the zeros between its pixels, where `inner` has none
-    while base in found.above:
-        base = found.above[base]
-        inner = found.value(base, operand)
+        return None  # the zeros between its pixels can be overlooked in several ways
+    while base in interpretation.above:
+        base = interpretation.above[base]
+        inner = interpretation.value(base, operand)
         try:
-            step(node, {operand: inner}, found.fixed)
+            step(node, {operand: inner}, interpretation.fixed)
         except BorderRefusal:
             inner = inner.inside if isinstance(inner, PendingBorder) else inner
             plain = isinstance(inner, AffineConv) and not inner.mapped and len(inner.axes) == len(outer.axes)
@@ -83,8 +86,8 @@ def _border(found: Interpretation, node: Node) -> Border | None:
 
 
 def _naive(base: Node, sink: Node, inner: AffineConv, outer: AffineConv) -> Border:
-    """The fold for which the padding of `outer` holds what `inner` makes of zeros."""
-    reach = tuple(axis.padded(own.lo, own.hi) for axis, own in zip(inner.axes, outer.axes, strict=True))
+    """The fold whose border reads what `inner` makes of zeros."""
+    padded = tuple(axis.padded(own.lo, own.hi) for axis, own in zip(inner.axes, outer.axes, strict=True))
     unpadded = tuple(replace(axis, lo=0, hi=0) for axis in outer.axes)
     nodes = tuple(between(base, [sink]))
-    return Border(base, sink, replace(inner, axes=reach), replace(outer, axes=unpadded), nodes)
+    return Border(base, sink, replace(inner, axes=padded), replace(outer, axes=unpadded), nodes)

@@ -1,4 +1,4 @@
-"""One call of a model that leaves nothing behind: neither in its inputs, nor in torch's random state, nor in tables."""
+"""One call of a model that leaves its inputs, torch's random state and the caches of user code as they are."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
 from reparam.capture.tree import leaves
+from reparam.compare.error import Leaves
 
-Leaves: TypeAlias = dict[str, Any]
-"""The leaves of an output by path: tensors, and whatever else a model returns."""
-
-_CACHED = type(cache(len))
+_CACHED_FUNCTION = type(cache(len))
 
 
 class ModelFailure(Exception):
@@ -27,36 +25,36 @@ class ModelFailure(Exception):
 def run(
     model: Callable[..., Any], inputs: Inputs, seed: int, mode: AbstractContextManager[Any] | None = None
 ) -> Leaves:
-    """The leaves of one call on clones (a model may write to its input), under a seed of its own and a `mode`, if any.
+    """The leaves of what a model returns. It is called once, on clones of the inputs, under `seed` and `mode`, if any.
 
     Raises ModelFailure where the model raises anything.
     """
-    fresh = inputs.map(Tensor.clone)
+    clones = inputs.map(Tensor.clone)
     try:
-        with _seeded(seed), _own_tables(model) if mode else nullcontext(), mode or nullcontext():
-            return dict(leaves(fresh.call(model)))
+        with _seeded(seed), _restored_caches(model) if mode else nullcontext(), mode or nullcontext():
+            return dict(leaves(clones.call(model)))
     except Exception as error:
         raise ModelFailure(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
-def _own_tables(model: Callable[..., Any]) -> Iterator[None]:
-    """Nothing stays in functions with a cache, where user code keeps tables, of what is made in float64."""
+def _restored_caches(model: Callable[..., Any]) -> Iterator[None]:
+    """Clear the `functools` caches of user code that have been filled meanwhile: they would keep float64 tensors."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    kinds = {kind for module in modules for kind in type(module).__mro__ if not _of_torch(kind)}
-    scopes = [scope for kind in kinds for scope in (vars(kind), vars(sys.modules.get(kind.__module__, kind)))]
-    caches = {id(each): each for scope in scopes for each in scope.values() if isinstance(each, _CACHED)}
-    before = {key: each.cache_info().misses for key, each in caches.items()}
+    classes = {base for module in modules for base in type(module).__mro__ if not _is_builtin(base)}
+    scopes = [scope for base in classes for scope in (vars(base), vars(sys.modules.get(base.__module__, base)))]
+    caches = {id(value): value for scope in scopes for value in scope.values() if isinstance(value, _CACHED_FUNCTION)}
+    misses = {key: function.cache_info().misses for key, function in caches.items()}
     try:
         yield
     finally:
-        for key, each in caches.items():
-            if each.cache_info().misses != before[key]:
-                each.cache_clear()
+        for key, function in caches.items():
+            if function.cache_info().misses != misses[key]:
+                function.cache_clear()
 
 
-def _of_torch(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in ("torch", "builtins")
+def _is_builtin(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in ("torch", "builtins")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How much of a conversion is verified: what the caller may choose, and what a report then says."""
+"""How much of a conversion is verified: what `verify=` may be, and the level that it stands for."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Literal, TypeAlias
 from reparam.errors import InputError
 
 Verify: TypeAlias = bool | Literal["full", "folds"]
-"""What `verify=` takes: True is "full"."""
+"""What `verify=` may be; True means "full"."""
 
-Checked: TypeAlias = Literal["full", "folds", "none"]
-FULL: Checked = "full"
-FOLDS: Checked = "folds"
-NOTHING: Checked = "none"
+Level: TypeAlias = Literal["full", "folds", "none"]
+"""What has been verified: each fold and the whole model, each fold alone, or nothing."""
 
-_CHOICES: tuple[tuple[Verify, Checked], ...] = ((True, FULL), ("full", FULL), ("folds", FOLDS), (False, NOTHING))
+FULL: Level = "full"
+FOLDS: Level = "folds"
+NONE: Level = "none"
+
+_LEVELS: tuple[tuple[Verify, Level], ...] = ((True, FULL), ("full", FULL), ("folds", FOLDS), (False, NONE))
 
 
-def chosen(verify: object) -> Checked:
-    """What is to be checked. Raises InputError for anything but the choices."""
-    found = next((checked for given, checked in _CHOICES if given == verify), None)
-    if found is None:
+def level_of(verify: object) -> Level:
+    """The level that `verify=` asks for. Raises InputError for any other value."""
+    level = next((level for value, level in _LEVELS if value == verify), None)
+    if level is None:
         raise InputError(
-            f"verify={verify!r} is not known; choose 'full' (or True: every fold, and the whole model), 'folds' (each "
+            f"verify={verify!r} is not known; choose 'full' (or True: each fold, and the whole model), 'folds' (each "
             "fold alone) or False"
         )
-    return found
+    return level

@@ -1,32 +1,28 @@
-"""TODO."""
+"""What `verify` returns: every comparison that was made, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from reparam.compare.bounds import EXACT
 from reparam.errors import VerificationError
 
-EXACT = 1e-10
-"""Largest float64 error of an exact fold, relative to max|y|. Deep nets round to 1e-14 in float64, while the smallest
-real mistake on record (a constant that went through float32) shows up as 1e-9: the bound sits between the two."""
+FLOAT64, OWN_DTYPE, NOT_ACCEPTED = "fp64", "own dtype", "not accepted"
+"""The kinds of checks: both models in float64; both as they are; inputs that the original itself does not take."""
 
-_LOST = "the original in its own dtype is not comparable with its float64 truth"
-
-_FP64, _OWN, _REJECTED = "fp64", "own dtype", "not accepted"
-
-_OTHERS = {"batch": "another batch size", "size": "another resolution", "odd size": "odd changes of it"}
+INACCURATE = "the original is too inaccurate in its own dtype to compare with"
+"""How the detail of a check begins whose original is as far from its own float64 truth as zeros would be."""
 
 
 @dataclass(frozen=True)
 class Check:
     """One comparison: of the output tensor `name` (or of the whole call), on `inputs`, of a `kind`.
 
-    `error` and `bound` are relative to max|truth| of that tensor, and for integer and bool tensors the share of entries
-    that differ. `noise` is what the original itself shows: in its own dtype, or in float64 with its weights re-rounded,
-    which is left unmeasured, and 0, where everything passes without it.
+    `error` and `bound` are relative to max|truth| of that tensor; for integer and bool tensors they are the share of
+    entries that differ. `noise` is the error of the original itself: in its own dtype, or in float64 with its weights
+    re-rounded (0 where that was not measured, because the check passes without it).
     """
 
     name: str
@@ -40,8 +36,8 @@ class Check:
 
     @property
     def compared(self) -> bool:
-        """Whether there was anything to compare: the original itself may not take these inputs."""
-        return self.kind != _REJECTED
+        """Whether anything was compared: the original itself may not take these inputs."""
+        return self.kind != NOT_ACCEPTED
 
     def __str__(self) -> str:
         text = f"{self.name} on {self.inputs} ({self.kind}): error {self.error:.2g}, bound {self.bound:.2g}"
@@ -61,18 +57,18 @@ class Verification:
 
     @property
     def fp64_error(self) -> float:
-        """The largest float64 error: of the function itself, before any rounding where `exact` was given."""
-        return self._largest(_FP64, "error")
+        """The candidate's largest error in float64; before its weights were rounded, where `exact` was given."""
+        return self._largest(FLOAT64, "error")
 
     @property
     def own_error(self) -> float:
         """The candidate's largest error in its own dtype."""
-        return self._largest(_OWN, "error")
+        return self._largest(OWN_DTYPE, "error")
 
     @property
     def noise_floor(self) -> float:
-        """The original's largest error in its own dtype: the noise that any conversion is allowed to have."""
-        return self._largest(_OWN, "noise")
+        """The original's largest error in its own dtype: the noise that any conversion may have."""
+        return self._largest(OWN_DTYPE, "noise")
 
     @property
     def worst(self) -> Check | None:
@@ -80,14 +76,14 @@ class Verification:
         failed = [check for check in self.checks if not check.passed]
         return max(failed, key=lambda check: check.error / (check.bound or EXACT), default=None)
 
-    def _largest(self, kind: str, what: str) -> float:
-        return max((getattr(check, what) for check in self.checks if check.kind == kind), default=0.0)
+    def _largest(self, kind: str, field: str) -> float:
+        return max((getattr(check, field) for check in self.checks if check.kind == kind), default=0.0)
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The outputs that the original itself gets wrong in its own dtype: they were compared in float64 alone."""
-        lost = dict.fromkeys(check.name for check in self.checks if check.detail.startswith(_LOST))
-        return tuple(f"{name}: {_LOST}, which alone was compared" for name in lost)
+        """The outputs that the original itself gets wrong in its own dtype: they are compared in float64 only."""
+        names = dict.fromkeys(check.name for check in self.checks if check.detail.startswith(INACCURATE))
+        return tuple(f"{name}: {INACCURATE}; it was compared in float64 only" for name in names)
 
     def raise_if_failed(self) -> Verification:
         """Itself where every check passed; raises VerificationError with the worst check otherwise."""
@@ -104,13 +100,13 @@ class Verification:
         return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{self.summary}"
 
     def shown(self) -> list[Check]:
-        """Every failed check, and of the passed ones the worst of each inputs and kind: some models return hundreds."""
+        """Every failed check, and the worst passed one per inputs and kind: some models return hundreds of tensors."""
         worst: dict[tuple[str, str], Check] = {}
         for check in self.checks:
-            seen = worst.setdefault((check.inputs, check.kind), check)
-            if check.error > seen.error:
+            so_far = worst.setdefault((check.inputs, check.kind), check)
+            if check.error > so_far.error:
                 worst[check.inputs, check.kind] = check
-        return [c for c in self.checks if not c.passed or any(c is shown for shown in worst.values())]
+        return [c for c in self.checks if not c.passed or any(c is check for check in worst.values())]
 
     @property
     def summary(self) -> str:
@@ -118,28 +114,14 @@ class Verification:
         if self.worst is not None:
             failed = sum(not check.passed for check in self.checks)
             return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"
-        doubled = any(check.kind == _FP64 for check in self.checks)
-        exactly = f"float64 error {self.fp64_error:.2g}; " if doubled else ""
-        verdict = (
-            f"equal: {exactly}in its own dtype the candidate is {self.own_error:.2g} from "
-            f"the truth, the original {self.noise_floor:.2g}; {self._where()}"
-        )
-        return "\n".join([verdict, *(f"Found: {finding}" for finding in self.findings)])
+        in_float64 = any(check.kind == FLOAT64 for check in self.checks)
+        parts = [f"float64 error {self.fp64_error:.2g}"] if in_float64 else []
+        parts += [f"own-dtype error {self.own_error:.2g}, the original's {self.noise_floor:.2g}", self._coverage()]
+        return "\n".join([f"equal: {'; '.join(parts)}", *(f"Found: {finding}" for finding in self.findings)])
 
-    def _where(self) -> str:
-        """What else than the example was compared, and what the original itself does not take."""
-        refused = {_variant(check) for check in self.checks if check.kind == _REJECTED}
-        accepted = {_variant(check) for check in self.checks} - refused
-        others = [text for name, text in _OTHERS.items() if name in accepted]
-        wrong = [text for name, text in _OTHERS.items() if name in refused]
-        parts = [f"also at {_listed(others)}"] if others else ["at the example's size and batch alone"]
-        return "; ".join([*parts, *([f"the original itself does not take {_listed(wrong)}"] if wrong else [])])
-
-
-def _variant(check: Check) -> str:
-    """Which inputs a check is of: the example's, or a name of `_variants`."""
-    return next((name for name in _OTHERS if check.inputs.startswith(f"{name} ")), "example")
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+    def _coverage(self) -> str:
+        """How many input shapes were compared, and which ones the original itself does not take."""
+        shapes = {check.inputs for check in self.checks if check.compared}
+        refused = dict.fromkeys(check.inputs for check in self.checks if not check.compared)
+        text = f"checked at {len(shapes)} input shape{'s' if len(shapes) != 1 else ''}"
+        return f"{text}; the original itself does not take {' and '.join(refused)}" if refused else text

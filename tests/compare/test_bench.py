@@ -180,6 +180,6 @@ def test_the_result_prints_and_pickles() -> None:
     text = str(comparison())
     assert "0.500" in text
     assert "3 interleaved rounds" in text
-    assert "1 threads" in text
+    assert "1 thread," in text
     assert "checked equal" in text
     assert pickle.loads(pickle.dumps(comparison())) == comparison()
