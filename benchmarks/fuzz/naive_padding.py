@@ -16,7 +16,7 @@ from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.compare.folds import fold_error
-from reparam.compare.verification import EXACT
+from reparam.compare.bounds import EXACT
 from reparam.errors import BorderRefusal
 from reparam.plan.fold import Fold
 from reparam.plan.plan import plan
