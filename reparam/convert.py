@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.algebra.lazy import passing
+from reparam.algebra.lazy import cache_scope
 from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.graph import Node, Record, leaves_of
 from reparam.capture.inputs import Inputs, likeness
@@ -239,7 +239,7 @@ def _convert(
     before = named(target)
     emitted = emit(target, recorded, settled.edits, planned.live, look, exact, later)
     for fold in planned.folds:  # those that have become nothing by themselves
-        with passing():
+        with cache_scope():
             look(fold)
     fates = dict.fromkeys(dead, "left")
     if asked.prune and dead:
@@ -260,7 +260,7 @@ def _judge(
     if not isinstance(asked.cost, MeasuredCost):
         return asked.cost
     setting = Setting.of(model, inputs)
-    with passing():
+    with cache_scope():
         return asked.cost.timed(priced, setting, costs.DEVICES.get(setting.device.type, costs.CPU), say)
 
 
@@ -320,7 +320,7 @@ def _naive_errors(stopped: Mapping[Node, Border]) -> dict[Node, float]:
     generator = torch.Generator().manual_seed(0)
     errors: dict[Node, float] = {}
     for node, border in stopped.items():
-        with passing():
+        with cache_scope():
             errors[node] = border.error(generator)
     return errors
 

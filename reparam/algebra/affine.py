@@ -40,7 +40,7 @@ from reparam.algebra.kernels import (
     regroup,
     rows,
 )
-from reparam.algebra.lazy import Fresh, Lazy, taken
+from reparam.algebra.lazy import Fresh, Lazy, writable
 from reparam.errors import BorderRefusal, Refusal
 
 # Two constants that stand for the same number may have been computed by different formulas, each a handful of float64
@@ -237,7 +237,7 @@ class AffineConv:
             return scaled if shift is None else scaled + column(shift(), scaled.dim())
 
         number = None if self.bias is None and shift is None else Lazy(bias, self.bias)
-        scaled = self.kernel if scale is None else Fresh(lambda: rows(taken(self.kernel), scale()), self.kernel)
+        scaled = self.kernel if scale is None else Fresh(lambda: rows(writable(self.kernel), scale()), self.kernel)
         return replace(self, kernel=scaled, bias=number, identity=False, mean=False)
 
     def __add__(self, other: AffineConv) -> AffineConv:
@@ -255,9 +255,9 @@ class AffineConv:
 
         def kernel() -> Tensor:
             if whole(other) and not whole(self):
-                (more, side), wide = (self.kernel(), self), taken(other.kernel)
+                (more, side), wide = (self.kernel(), self), writable(other.kernel)
             else:
-                wide = taken(self.kernel) if whole(self) else self.kernel()
+                wide = writable(self.kernel) if whole(self) else self.kernel()
                 wide = regroup(laid(wide, self.axes, axes), self.groups, groups)
                 more, side = other.kernel(), other
             return add_laid(wide, axes, groups, more, side.axes, side.groups)
@@ -420,7 +420,7 @@ class AffineConv:
         if not self.pixelwise:
             raise Refusal("it reads neighbouring pixels")
         ones = [1] * spatial
-        kernel = Fresh(lambda: taken(self.kernel).reshape(self.out_channels, -1, *ones), self.kernel)
+        kernel = Fresh(lambda: writable(self.kernel).reshape(self.out_channels, -1, *ones), self.kernel)
         return replace(self, axes=(Axis(),) * spatial, kernel=kernel, mean=False)
 
     def widened(self) -> AffineConv:
@@ -544,10 +544,10 @@ class PendingBorder:
 def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[Axis]) -> Tensor:
     """kernel[o, i, t] = sum over m and s of outer[o, m, s] * inner[m, i, t - s], on the lattice of `axes`."""
     if outer.diagonal:
-        return rows(taken(inner.kernel), outer.kernel().flatten())
+        return rows(writable(inner.kernel), outer.kernel().flatten())
     if inner.diagonal:
         factor = inner.kernel().flatten()
-        return columns(_laid_outer(taken(outer.kernel), outer, inner, axes), factor, outer.groups)
+        return columns(_laid_outer(writable(outer.kernel), outer, inner, axes), factor, outer.groups)
     steps = [a.dilation // b.dilation for a, b in zip(inner.axes, axes, strict=True)]
     first = regroup(densified(inner.kernel(), steps), inner.groups, groups)
     second = regroup(_laid_outer(outer.kernel(), outer, inner, axes), outer.groups, groups)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.lazy import passing
+from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.capture.norms import SCALED, unscale, without_affine
 from reparam.capture.snapshot import WEIGHT_HOOKS
@@ -121,7 +121,7 @@ class _Emitter:
         if value is None:
             return nn.Identity().eval()
         like = _weight_like(folds[0], self.model)
-        with passing():
+        with cache_scope():
             module, weights = plain(value, like.to("meta") if self.later else like)
             self.weights.update(weights if self.exact else {})
             for fold in folds:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from reparam.algebra.lazy import passing
+from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Node, Record
 from reparam.plan.cost import Cost
 from reparam.plan.fold import Fold, Fusion
@@ -74,7 +74,7 @@ class _Rounds:
 
     def next(self) -> None:
         """Lower one more plan, and learn from it."""
-        with passing():
+        with cache_scope():
             planned = self._planned()
             if planned is None:
                 self.why = NO_FUSION_PAYS

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.lazy import passing
+from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Record
 from reparam.errors import ModelError
 from reparam.rewrite.layers import plain
@@ -30,7 +30,7 @@ class Waiting:
 
     def fill(self) -> None:
         """Give the module its numbers."""
-        with passing():
+        with cache_scope():
             made, _ = plain(self.value, self.like)
         for empty, full in zip(self.module.modules(), made.modules(), strict=True):
             empty._parameters.update(full._parameters)

@@ -22,7 +22,7 @@ import reparam.algebra.lazy as deferred
 import reparam.rewrite.apply as emit
 import reparam.rewrite.weights as waiting
 from reparam.algebra.affine import AffineConv, Anchor, Constant
-from reparam.algebra.lazy import Fresh, Lazy, Uncached, passing, taken
+from reparam.algebra.lazy import Fresh, Lazy, Uncached, cache_scope, writable
 from reparam.errors import ModelError
 from reparam.nn import RepVGGBlock
 from reparam.rewrite.weights import aliases, own
@@ -43,7 +43,7 @@ def counted(size: int = LARGE) -> tuple[Lazy[Tensor], list[int]]:
 
 def test_numbers_are_forgotten_behind_the_passage() -> None:
     number, calls = counted()
-    with passing():
+    with cache_scope():
         first = number()
         assert number() is first
     assert number() is not first
@@ -53,7 +53,7 @@ def test_numbers_are_forgotten_behind_the_passage() -> None:
 
 def test_a_large_number_is_kept_until_the_next_and_worked_out_twice_at_most() -> None:
     (one, ones), (other, others) = counted(), counted()
-    with passing():
+    with cache_scope():
         for _ in range(5):
             one()
             other()
@@ -63,7 +63,7 @@ def test_a_large_number_is_kept_until_the_next_and_worked_out_twice_at_most() ->
 
 def test_small_numbers_are_worked_out_once() -> None:
     pairs = [counted(8) for _ in range(5)]
-    with passing():
+    with cache_scope():
         for number, _ in pairs * 3:
             number()
     assert all(len(calls) == 1 for _, calls in pairs)
@@ -75,8 +75,8 @@ def test_small_numbers_are_worked_out_once() -> None:
 def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
     made = list[Tensor]()
     number = Fresh(lambda: made.append(torch.zeros(LARGE)) or made[-1])  # type: ignore[func-returns-value]
-    behind = Lazy(lambda: taken(number).add_(1), number)
-    with passing():
+    behind = Lazy(lambda: writable(number).add_(1), number)
+    with cache_scope():
         assert behind() is made[0]
         assert torch.equal(number(), torch.zeros(LARGE))  # made anew
     assert len(made) == 2
@@ -86,13 +86,13 @@ def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
 def test_a_number_that_others_know_is_copied(seen: str) -> None:
     held = torch.zeros(8 if seen == "small" else LARGE)
     number = Lazy(lambda: held) if seen == "not its own" else Fresh(lambda: held.clone())
-    with passing() if seen != "outside" else nullcontext():
+    with cache_scope() if seen != "outside" else nullcontext():
         before = number() if seen == "before" else None
         if seen == "kept":
             for other in (number, counted()[0], number, counted()[0]):
                 before = other() if other is number else before
                 other()
-        taken(number).add_(1)
+        writable(number).add_(1)
         assert torch.equal(number(), torch.zeros_like(held))
         assert before is None or torch.equal(before, torch.zeros_like(held))
     assert not held.any()
@@ -102,12 +102,12 @@ def test_what_is_read_is_never_kept_and_never_what_lies_there() -> None:
     weight = nn.Parameter(torch.randn(LARGE, dtype=torch.float64))
     number = Uncached(lambda: kernels.float64_copy(weight))
     before = weight.detach().clone()
-    with passing():
-        first, second = taken(number), number()
+    with cache_scope():
+        first, second = writable(number), number()
         first.zero_()
         assert torch.equal(second, before)
         assert torch.equal(weight, before)
-        assert torch.equal(taken(number), before)
+        assert torch.equal(writable(number), before)
 
 
 SHAPES = [(), (1,), (0, 4), (3, 1, 5, 2)]
@@ -148,7 +148,7 @@ def test_numbers_that_are_read_again_are_what_they_were(
     x = image(1, 8, 9, 9)
     sums = one(x) + two(x)
     truth = sums * factor.view(-1, 1, 1) + one(x) + sums
-    with passing():
+    with cache_scope():
         both = one + two
         whole = both.scale_shift(Lazy.of(factor)) + (one + both)
         again = (whole + whole).scale_shift(Lazy.of(half))
