@@ -134,9 +134,9 @@ class AffineConv:
         return self.groups == self.in_channels == self.out_channels and all(axis.taps == 1 for axis in self.axes)
 
     @property
-    def stretched(self) -> bool:
+    def is_transposed(self) -> bool:
         """Whether it is a transposed convolution."""
-        return any(axis.stretch > 1 for axis in self.axes)
+        return any(axis.input_dilation > 1 for axis in self.axes)
 
     @property
     def modes(self) -> frozenset[str]:
@@ -171,7 +171,7 @@ class AffineConv:
         kernel, bias = self.kernel().to(x), self.bias_value().to(x)
         if not self.axes:
             return F.linear(x, regroup(kernel, self.groups, 1), bias)
-        x = densified(x, [axis.stretch for axis in self.axes])
+        x = densified(x, [axis.input_dilation for axis in self.axes])
         # Padding first, crops second: at small sizes a crop at one end may reach into the padding of the other.
         for mode in self.modes:
             x = padded(x, self.sides(mode), mode)
@@ -368,7 +368,7 @@ class AffineConv:
         )
         return replace(self, axes=axes, identity=False, mean=False)
 
-    def stuffed(self, steps: Sequence[int]) -> AffineConv:
+    def dilate_input(self, steps: Sequence[int]) -> AffineConv:
         """Per axis one output every so many pixels and zeros between them, which a transposed convolution runs over.
 
         Exact for a map of single pixels without a bias: what it makes of zeros is zeros.
@@ -383,7 +383,8 @@ class AffineConv:
                 "no bias before it would fold",
             )
         axes = _written(
-            replace(axis, stretch=step * axis.stretch, spare=0) for axis, step in zip(self.axes, steps, strict=True)
+            replace(axis, input_dilation=step * axis.input_dilation, spare=0)
+            for axis, step in zip(self.axes, steps, strict=True)
         )
         return replace(self, axes=axes, bias=None, identity=False, mean=False)
 
@@ -406,7 +407,7 @@ class AffineConv:
 
     def fed(self, inner: AffineConv) -> AffineConv:
         """This, which pads and reads its anchor, reading `inner` instead: what padding makes of that is for its law."""
-        value = inner.stuffed([axis.stretch for axis in self.axes])
+        value = inner.dilate_input([axis.input_dilation for axis in self.axes])
         for mode in self.modes - {ZEROS}:
             here = [axis.framed and axis.mode == mode for axis in self.axes]
             sides = [(max(a.lo, 0), max(a.hi, 0)) if pads else (0, 0) for a, pads in zip(self.axes, here, strict=True)]
@@ -425,7 +426,7 @@ class AffineConv:
 
     def widened(self) -> AffineConv:
         """The same map as a layer of torch pads it, by zeros: nn.Conv equally at both ends, or nn.ConvTranspose."""
-        fitted = Axis.transposable if self.stretched else Axis.widened
+        fitted = Axis.widened_transposed if self.is_transposed else Axis.widened
         axes = tuple(fitted(axis.balanced()) for axis in self.axes)
         if axes == self.axes:
             return self
@@ -443,11 +444,11 @@ class AffineConv:
         frames: list[tuple[str, list[int]]] = []
         value = replace(self, axes=tuple(map(Axis.balanced, self.axes)))
         mixed = len(self.modes) > 1 or any(axis.copies and axis.lo != axis.hi for axis in self.axes)
-        if mixed or self.stretched:
+        if mixed or self.is_transposed:
             frames = [(mode, self.sides(mode)) for mode in sorted(self.modes - {ZEROS})]
             value = value._bared([axis.copies for axis in self.axes])
         wide = value.widened()
-        if wide.taps <= 2 * self.taps or self.stretched:
+        if wide.taps <= 2 * self.taps or self.is_transposed:
             return frames, wide
         sides = _flat((0, 0) if axis.copies else (axis.lo, axis.hi) for axis in value.axes)
         parts = [[max(side, 0) for side in sides], [min(side, 0) for side in sides]]
@@ -479,9 +480,9 @@ class AffineConv:
         if len(self.axes) != len(other.axes):
             raise Refusal(f"one side is a map of {_layout(len(self.axes))}, the other of {_layout(len(other.axes))}")
         for a, b, length in zip(self.axes, other.axes, self.anchor.shape[2:], strict=False):
-            loose = wherever_defined and not (a.copies or b.copies or self.stretched or other.stretched)
+            loose = wherever_defined and not (a.copies or b.copies or self.is_transposed or other.is_transposed)
             equal = a.as_many(b) or (loose and a.outputs(length) == b.outputs(length))
-            if a.stride != b.stride or a.stretch != b.stretch or not equal:
+            if a.stride != b.stride or a.input_dilation != b.input_dilation or not equal:
                 raise Refusal("the two sides differ in stride or in the size of their output")
             if a.framed and b.framed and a.mode != b.mode:
                 raise Refusal(
@@ -578,7 +579,7 @@ def padded(x: Tensor, sides: Sequence[int], mode: str) -> Tensor:
 def _written(axes: Iterable[Axis]) -> tuple[Axis, ...]:
     """Axes that a layer of torch can have."""
     written = tuple(axes)
-    if any(axis.stretch > 1 for axis in written) and any(axis.stride > 1 for axis in written):
+    if any(axis.input_dilation > 1 for axis in written) and any(axis.stride > 1 for axis in written):
         raise Refusal("a stride and a transposed convolution in one, which no layer has")
     return written
 

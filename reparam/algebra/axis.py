@@ -29,7 +29,7 @@ class Axis:
     hi: int = 0
     mode: str = ZEROS
     spare: int = field(default=0, repr=False)
-    stretch: int = 1
+    input_dilation: int = 1
 
     @property
     def span(self) -> int:
@@ -42,14 +42,14 @@ class Axis:
     @property
     def sizing(self) -> tuple[int, int, int]:
         """Two convolutions give equally many outputs at every size if and only if this is equal."""
-        return self.stretch, self.stride, self.slack
+        return self.input_dilation, self.stride, self.slack
 
     def as_many(self, other: Axis) -> bool:
         """Whether both, of one stride, give equally many outputs at every size at which both give any."""
         return max(self.slack - self.spare, other.slack - other.spare) <= min(self.slack, other.slack)
 
     def outputs(self, length: int) -> int:
-        return (self.stretch * (length - 1) + 1 + self.slack) // self.stride + 1
+        return (self.input_dilation * (length - 1) + 1 + self.slack) // self.stride + 1
 
     def trimmed(self, length: int) -> Axis:
         """At this very length the same outputs, and no pixel at the end that none of them reads."""
@@ -58,7 +58,7 @@ class Axis:
     @property
     def single(self) -> bool:
         """Every output reads the pixel at its own place and no other."""
-        return self.taps == self.stride == self.stretch == 1 and self.lo == self.hi == 0
+        return self.taps == self.stride == self.input_dilation == 1 and self.lo == self.hi == 0
 
     @property
     def framed(self) -> bool:
@@ -74,7 +74,7 @@ class Axis:
     def smallest(self) -> int:
         """The smallest input length that may be padded like this and gives an output."""
         reach = max(self.lo, self.hi) + _BEYOND[self.mode] if self.mode in _BEYOND and self.framed else 1
-        return max(1, reach, 1 - (self.slack + 1) // self.stretch)
+        return max(1, reach, 1 - (self.slack + 1) // self.input_dilation)
 
     def padded(self, lo: int, hi: int) -> Axis:
         """`lo` and `hi` more outputs at the two ends (fewer where negative)."""
@@ -103,7 +103,7 @@ class Axis:
         slack = max(self.slack, other.slack)
         spare = slack - min(self.slack - self.spare, other.slack - other.spare)
         hi = slack + span - lo
-        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, hi, mode, spare, self.stretch)
+        return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, hi, mode, spare, self.input_dilation)
 
     def balanced(self) -> Axis:
         """The same with the end padded as the front is, as far as there is spare for it."""
@@ -128,7 +128,7 @@ class Axis:
         """How many outputs at both ends nn.ConvTranspose would cut off, which it calls its padding."""
         return self.span - 1 - self.lo
 
-    def transposable(self) -> Axis:
+    def widened_transposed(self) -> Axis:
         """As nn.ConvTranspose wants it: the window grows by taps that will be zero.
 
         It cuts off equally much at both ends and never less than nothing, and adds (as `output_padding`) fewer outputs
@@ -136,8 +136,8 @@ class Axis:
         """
         behind = max(0, -self.cut, self.lo - self.hi)
         surplus = self.hi + behind - self.lo
-        allowed = self.stretch if behind else max(self.stretch, self.dilation)
-        front = 0 if surplus < allowed else surplus - (self.stretch - 1)
+        allowed = self.input_dilation if behind else max(self.input_dilation, self.dilation)
+        front = 0 if surplus < allowed else surplus - (self.input_dilation - 1)
         dilation = math.gcd(_lattice(self, self, front), behind) or 1
         taps = (self.span - 1 + front + behind) // dilation + 1
         return replace(self, taps=taps, dilation=dilation, lo=self.lo + front, hi=self.hi + behind)

@@ -18,12 +18,12 @@ def describe(value: AffineConv) -> str:
     if value.identity:
         return "nothing"
     frames, value = value.deployable()
-    name = _CLASS[len(value.axes)].replace("Conv", "ConvTranspose" if value.stretched else "Conv")
+    name = _CLASS[len(value.axes)].replace("Conv", "ConvTranspose" if value.is_transposed else "Conv")
     text = f"{name} {value.in_channels}->{value.out_channels}"
     if value.axes:
         strides, pads = zip(*[_stride_and_padding(value, axis) for axis in value.axes], strict=True)
         fields = [("", "x".join(str(axis.taps) for axis in value.axes)), ("s", _short(strides)), ("p", _short(pads))]
-        if value.stretched and any(axis.hi > axis.lo for axis in value.axes):
+        if value.is_transposed and any(axis.hi > axis.lo for axis in value.axes):
             fields.append(("o", _short(axis.hi - axis.lo for axis in value.axes)))
         if any(axis.dilation > 1 for axis in value.axes):
             fields.append(("d", _short(axis.dilation for axis in value.axes)))
@@ -35,7 +35,7 @@ def describe(value: AffineConv) -> str:
 
 def _stride_and_padding(value: AffineConv, axis: Axis) -> tuple[int, int]:
     """As the layer of torch calls them."""
-    return (axis.stretch, axis.cut) if value.stretched else (axis.stride, axis.lo)
+    return (axis.input_dilation, axis.cut) if value.is_transposed else (axis.stride, axis.lo)
 
 
 def _short(numbers: Iterable[int]) -> str:

@@ -69,7 +69,7 @@ def _border(interpretation: Interpretation, node: Node) -> Border | None:
     outer = interpretation.value(operand, node)
     if not isinstance(outer, AffineConv) or outer.mapped or any(axis.copies for axis in outer.axes):
         return None
-    if outer.stretched:
+    if outer.is_transposed:
         return None  # the zeros between its pixels can be overlooked in several ways
     while base in interpretation.above:
         base = interpretation.above[base]

@@ -124,7 +124,7 @@ class Fold:
         """
         if not any(node.name.startswith("conv_transpose") for node in nodes):
             return True
-        return value is not None and value.stretched and self.as_large(nodes[-1]) is self.sink
+        return value is not None and value.is_transposed and self.as_large(nodes[-1]) is self.sink
 
 
 @dataclass(frozen=True, eq=False)

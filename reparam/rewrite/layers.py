@@ -63,7 +63,7 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     bias = None if value.bias is None else value.bias()  # first: it may take other kernels, which are gone then
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     groups, kernel = finest_groups(kernel, value.groups) if value.axes else (1, kernel)
-    kernel = transposed(kernel, groups) if value.stretched else kernel
+    kernel = transposed(kernel, groups) if value.is_transposed else kernel
     biased = value.bias is not None and not value.mapped
     geometry: dict[str, Any] = {}
     if value.axes:
@@ -71,9 +71,9 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
             "kernel_size": tuple(axis.taps for axis in value.axes),
             "dilation": tuple(axis.dilation for axis in value.axes),
             "groups": groups,
-            **(_transposed(value.axes) if value.stretched else _direct(value)),
+            **(_transposed(value.axes) if value.is_transposed else _direct(value)),
         }
-    kinds = _TRANSPOSED if value.stretched else _PLAIN
+    kinds = _TRANSPOSED if value.is_transposed else _PLAIN
     sizes = value.in_channels, value.out_channels
     module: nn.Module = kinds[len(value.axes)](*sizes, bias=biased, device="meta", **geometry)
     exact: dict[Tensor, Tensor] = {_rounded(module, "weight", kernel, like): kernel}
@@ -97,7 +97,7 @@ def _direct(value: AffineConv) -> dict[str, Any]:
 def _transposed(axes: Sequence[Axis]) -> dict[str, Any]:
     """The geometry of nn.ConvTranspose."""
     return {
-        "stride": tuple(axis.stretch for axis in axes),
+        "stride": tuple(axis.input_dilation for axis in axes),
         "padding": tuple(axis.cut for axis in axes),
         "output_padding": tuple(axis.hi - axis.lo for axis in axes),
     }

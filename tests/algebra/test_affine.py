@@ -70,7 +70,7 @@ def values(draw: st.DrawFn, spatial: int, axes: Sequence[Axis] | None = None, ou
     if axes is None:
         axes = [draw(axes_of()) for _ in range(spatial)]
         if draw(st.integers(0, 3)) == 0:  # a transposed convolution, which has no stride and pads zeros
-            axes = [replace(axis, stride=1, mode=ZEROS, stretch=draw(steps)) for axis in axes]
+            axes = [replace(axis, stride=1, mode=ZEROS, input_dilation=draw(steps)) for axis in axes]
     if all(axis.sizing == Axis().sizing for axis in axes) and outputs in (None, CHANNELS) and draw(st.booleans()):
         return AffineConv.of(anchor(spatial), spatial)
     kernel = integers(out_channels, CHANNELS // groups, *[axis.taps for axis in axes])
@@ -102,7 +102,7 @@ def siblings(draw: st.DrawFn, outputs: int | None = None) -> tuple[AffineConv, A
 def same_size(draw: st.DrawFn, axis: Axis) -> Axis:
     """Another window, dilation and padding of the sizing of `axis`, and of its mode."""
     lo = draw(st.integers(-2, 4))
-    other = Axis(draw(taps), draw(steps), axis.stride, lo, mode=axis.mode, stretch=axis.stretch)
+    other = Axis(draw(taps), draw(steps), axis.stride, lo, mode=axis.mode, input_dilation=axis.input_dilation)
     return replace(other, hi=axis.slack + other.span - other.lo)
 
 
@@ -176,8 +176,8 @@ def by_definition(v: AffineConv, x: Tensor) -> Tensor:
 def pixel_at(axis: Axis, position: int, length: int) -> int | None:
     """Which of `length` pixels stands at a position that may be outside of them; None where there is a zero."""
     last = length - 1
-    if 0 <= position <= axis.stretch * last:
-        return None if position % axis.stretch else position // axis.stretch
+    if 0 <= position <= axis.input_dilation * last:
+        return None if position % axis.input_dilation else position // axis.input_dilation
     return {
         ZEROS: None,
         "reflect": -position if position < 0 else 2 * last - position,
@@ -236,7 +236,7 @@ def test_channels_last_is_a_map_of_the_last_dimension() -> None:
 def test_then(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
     outer = data.draw(convolutions(spatial, v.out_channels))
-    if v.stretched and any(axis.stride > 1 for axis in outer.axes):
+    if v.is_transposed and any(axis.stride > 1 for axis in outer.axes):
         with pytest.raises(Refusal, match="no layer"):
             v.then(outer)
         return
@@ -253,8 +253,8 @@ def test_fed(data: st.DataObject, spatial: int, single: bool) -> None:
     try:
         law = outer.fed(inner)
     except Refusal:
-        padded = any(axis.framed or axis.stretch > 1 for axis in outer.axes)
-        assert padded or inner.stretched
+        padded = any(axis.framed or axis.input_dilation > 1 for axis in outer.axes)
+        assert padded or inner.is_transposed
         return
     for x in images(law, inner):
         y = inner(x)
@@ -434,7 +434,7 @@ def test_pad_is_exact_or_refused_of_necessity(data: st.DataObject, spatial: int,
         law: AffineConv | PendingBorder | Refusal = v.pad(pads, None if value is None else Lazy.of(value))
     except Refusal as refusal:
         law = refusal
-    if not v.stretched or equal is False:  # zeros between the pixels may hide what the window reads
+    if not v.is_transposed or equal is False:  # zeros between the pixels may hide what the window reads
         assert isinstance(law, AffineConv) == equal
     why = law.why if isinstance(law, PendingBorder) else law
     assert not isinstance(why, Refusal) or "border" in why.reason
@@ -487,7 +487,7 @@ def test_slice(data: st.DataObject, spatial: int) -> None:
         index = slice(start, y.shape[axis + 2] - stop, step)
         return y[(slice(None),) * (axis + 2) + (index,)]
 
-    if v.stretched and step > 1:
+    if v.is_transposed and step > 1:
         with pytest.raises(Refusal, match="no layer"):
             v.slice(axis, start, stop, step)
         step = 1
@@ -498,8 +498,8 @@ def test_slice(data: st.DataObject, spatial: int) -> None:
 def test_widened_is_padded_as_a_layer_is(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
     law = v.widened()
-    if v.stretched:
-        assert all(0 <= axis.hi - axis.lo < max(axis.stretch, axis.dilation) for axis in law.axes)
+    if v.is_transposed:
+        assert all(0 <= axis.hi - axis.lo < max(axis.input_dilation, axis.dilation) for axis in law.axes)
         assert all(axis.cut >= 0 for axis in law.axes)
     else:
         assert all(axis.lo == axis.hi >= 0 or axis.copies for axis in law.axes)
@@ -533,9 +533,9 @@ def test_spread(data: st.DataObject, spatial: int) -> None:
     strided = any(axis.stride > 1 for axis in v.axes)
     if spread and (v.bias is not None or strided or not all(axis.single for axis in spread)):
         with pytest.raises(Refusal):
-            v.stuffed(by)
+            v.dilate_input(by)
     else:
-        check(v.stuffed(by), lambda x: stuffed(v(x), by), v)
+        check(v.dilate_input(by), lambda x: stuffed(v(x), by), v)
 
 
 faces = st.tuples(st.integers(0, 1), st.integers(0, 1), st.booleans())
@@ -621,7 +621,7 @@ def _lengthened(draw: st.DrawFn, kind: str, v: AffineConv, f: Function) -> tuple
         return v.then(outer), lambda x: convolved(outer, f(x))
     if kind == "spread":
         by = [2] + [draw(steps) for _ in v.axes[1:]] if v.axes else []
-        return v.stuffed(by), lambda x: stuffed(f(x), by)
+        return v.dilate_input(by), lambda x: stuffed(f(x), by)
     if kind == "scale":
         scale, shift = integers(v.out_channels), integers(v.out_channels)
         return v.scale_shift(Lazy.of(scale), Lazy.of(shift)), lambda x: f(x) * column(scale, x) + column(shift, x)

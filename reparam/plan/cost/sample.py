@@ -97,10 +97,10 @@ def of_fold(value: AffineConv, shape: Sequence[int]) -> Sample:
         return Sample(F.linear, (read, Shaped((value.out_channels, value.in_channels))))
     strides, dilations = (tuple(getattr(axis, name) for axis in value.axes) for name in ("stride", "dilation"))
     taps, inner = [axis.taps for axis in value.axes], value.in_channels // value.groups
-    if value.stretched:
+    if value.is_transposed:
         weight = Shaped((value.in_channels, value.out_channels // value.groups, *taps))
         cuts, ends = zip(*((axis.cut, axis.hi - axis.lo) for axis in value.axes), strict=True)
-        strides = tuple(axis.stretch for axis in value.axes)
+        strides = tuple(axis.input_dilation for axis in value.axes)
         return Sample(_TRANSPOSED[len(taps)], (read, weight, None, strides, cuts, ends, value.groups, dilations))
     pads = tuple(map(_padding, value.axes))
     weight = Shaped((value.out_channels, inner, *taps))

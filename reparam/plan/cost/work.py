@@ -93,7 +93,7 @@ def _emitted(value: AffineConv, shape: tuple[int, ...], read: int, written: int)
     inner = value.in_channels // groups
     weights = value.out_channels * inner * value.taps
     # A transposed one applies its weights at every pixel that it reads.
-    macs = weights * read // value.in_channels if value.stretched else weights * written // value.out_channels
+    macs = weights * read // value.in_channels if value.is_transposed else weights * written // value.out_channels
     stored = weights + (value.out_channels if value.bias is not None and not value.mapped else 0)
     call = partial(sample.of_fold, value, shape)
     return Work(_class(inner, value.taps, groups), read, written, weights, macs, inner, stored, call)
@@ -198,7 +198,7 @@ def macs_of_fold(value: AffineConv) -> int:
     groups = value.groups if value.axes else 1
     if value.identity:
         return 0
-    if value.stretched:
+    if value.is_transposed:
         return math.prod(value.anchor.shape) * (value.out_channels // groups) * value.taps
     return math.prod(value.shape()) * (value.in_channels // groups) * value.taps
 
