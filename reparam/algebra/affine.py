@@ -91,7 +91,7 @@ class AffineConv:
     bias: Number | None = None
     identity: bool = False
     mean: bool = False
-    mapped: bool = False
+    bias_per_pixel: bool = False
 
     @staticmethod
     def of(anchor: Anchor, spatial: int) -> AffineConv:
@@ -126,7 +126,7 @@ class AffineConv:
     @property
     def pixelwise(self) -> bool:
         """A map of the channels of each pixel on its own (a 1x1 convolution), the same for every pixel."""
-        return not self.mapped and all(axis.single for axis in self.axes)
+        return not self.bias_per_pixel and all(axis.single for axis in self.axes)
 
     @property
     def diagonal(self) -> bool:
@@ -160,14 +160,14 @@ class AffineConv:
     def biases(self, mapped: bool) -> Tensor:
         """The bias, for every pixel if `mapped`."""
         value = self.bias_value()
-        if self.mapped or not mapped:
+        if self.bias_per_pixel or not mapped:
             return value
         return column(value, 1 + len(self.axes)).expand(-1, *self.shape()[2:])
 
     def __call__(self, x: Tensor) -> Tensor:
         """The meaning: the result for an anchor tensor x, computed in x's dtype. The laws are tested against this."""
-        if self.mapped:
-            return replace(self, bias=None, mapped=False)(x) + self.bias_value().to(x)
+        if self.bias_per_pixel:
+            return replace(self, bias=None, bias_per_pixel=False)(x) + self.bias_value().to(x)
         kernel, bias = self.kernel().to(x), self.bias_value().to(x)
         if not self.axes:
             return F.linear(x, regroup(kernel, self.groups, 1), bias)
@@ -186,7 +186,7 @@ class AffineConv:
 
     # --- laws
 
-    def seen_with(self, spatial: int) -> AffineConv:
+    def with_layout(self, spatial: int) -> AffineConv:
         """The same value with channels on dimension 1 and `spatial` axes, or (0) channels on the last dimension."""
         if len(self.axes) == spatial:
             return self
@@ -197,7 +197,7 @@ class AffineConv:
 
     def channels_first(self) -> AffineConv:
         """The same value with channels on dimension 1, as batch norm and constants of shape (C, 1, 1) read it."""
-        return self.seen_with(len(self.anchor.shape) - 2)
+        return self.with_layout(len(self.anchor.shape) - 2)
 
     def then(self, outer: AffineConv) -> AffineConv:
         """`outer`, unpadded, after this: kernels compose, strides multiply, lo and hi stay. Always exact."""
@@ -210,7 +210,7 @@ class AffineConv:
             return _compose(self, outer, groups, axes)
 
         def bias() -> Tensor:
-            if self.mapped:
+            if self.bias_per_pixel:
                 strides, dilations = [axis.stride for axis in outer.axes], [axis.dilation for axis in outer.axes]
                 seen = CONV[len(axes)](
                     self.bias_value()[None], outer.kernel(), None, strides, 0, dilations, outer.groups
@@ -263,11 +263,11 @@ class AffineConv:
             return add_laid(wide, axes, groups, more, side.axes, side.groups)
 
         biased = self.bias is not None or other.bias is not None
-        mapped = self.mapped or other.mapped
+        mapped = self.bias_per_pixel or other.bias_per_pixel
         number = Lazy(lambda: self.biases(mapped) + other.biases(mapped), self.bias) if biased else None
         laid_out = Fresh(kernel, self.kernel)
         return AffineConv(
-            self.anchor, self.in_channels, self.out_channels, groups, axes, laid_out, number, mapped=mapped
+            self.anchor, self.in_channels, self.out_channels, groups, axes, laid_out, number, bias_per_pixel=mapped
         )
 
     def cat(self, other: AffineConv) -> AffineConv:
@@ -282,10 +282,10 @@ class AffineConv:
             return torch.cat([regroup(laid(v.kernel(), v.axes, axes), v.groups, 1) for v in (self, other)])
 
         biased = self.bias is not None or other.bias is not None
-        mapped = self.mapped or other.mapped
+        mapped = self.bias_per_pixel or other.bias_per_pixel
         number = Lazy(lambda: torch.cat([self.biases(mapped), other.biases(mapped)]), self.bias) if biased else None
         many, joined = self.out_channels + other.out_channels, Fresh(kernel, self.kernel)
-        return AffineConv(self.anchor, self.in_channels, many, 1, axes, joined, number, mapped=mapped)
+        return AffineConv(self.anchor, self.in_channels, many, 1, axes, joined, number, bias_per_pixel=mapped)
 
     def take(self, rows: Sequence[int]) -> AffineConv:
         """The output channels `rows`, in that order; groups stay where every group keeps its own."""
@@ -296,10 +296,17 @@ class AffineConv:
         kernel = Fresh(lambda: regroup(self.kernel(), self.groups, groups)[index])
         number = None if self.bias is None else Lazy(lambda: self.bias_value()[index])
         return AffineConv(
-            self.anchor, self.in_channels, len(rows), groups, self.axes, kernel, number, mapped=self.mapped
+            self.anchor,
+            self.in_channels,
+            len(rows),
+            groups,
+            self.axes,
+            kernel,
+            number,
+            bias_per_pixel=self.bias_per_pixel,
         )
 
-    def extended(self, front: int, end: int, value: Number | None = None) -> AffineConv:
+    def pad_channels(self, front: int, end: int, value: Number | None = None) -> AffineConv:
         """So many more output channels before and behind its own, which hold one value (None: zero) everywhere."""
         if front == end == 0:
             return self
@@ -314,7 +321,14 @@ class AffineConv:
         number = None if self.bias is None and value is None else Lazy(bias)
         out_channels = self.out_channels + front + end
         return AffineConv(
-            self.anchor, self.in_channels, out_channels, 1, self.axes, Lazy(kernel), number, mapped=self.mapped
+            self.anchor,
+            self.in_channels,
+            out_channels,
+            1,
+            self.axes,
+            Lazy(kernel),
+            number,
+            bias_per_pixel=self.bias_per_pixel,
         )
 
     def pad(self, pads: Sequence[tuple[int, int]], value: Number | None = None) -> AffineConv | PendingBorder:
@@ -340,14 +354,14 @@ class AffineConv:
                 )
         extended = replace(self, axes=tuple(axis.padded(*p) for axis, p in zip(self.axes, pads, strict=True)))
         extended = replace(extended, identity=False, mean=False)
-        if self.mapped:
+        if self.bias_per_pixel:
             return replace(extended, bias=Lazy(lambda: reframed(self.bias_value(), pads, value)))
         if self._holds(value) or not any(side > 0 for p in pads for side in p):
             return extended
         faces = frozenset((i, side) for i, p in enumerate(pads) for side in (0, 1) if p[side] > 0)
         return PendingBorder(extended, tuple(pads), faces, value)
 
-    def continued(self, pads: Sequence[tuple[int, int]], mode: str) -> AffineConv:
+    def pad_with_copies(self, pads: Sequence[tuple[int, int]], mode: str) -> AffineConv:
         """(lo, hi) more outputs per axis, none of them negative, copied from the others by `mode` (not "zeros").
 
         Exact along an axis on which every output reads its own pixel alone: copying pixels, of the input or of the
@@ -356,7 +370,7 @@ class AffineConv:
         if not any(map(any, pads)):
             return self
         for axis, pad in zip(self.axes, pads, strict=True):
-            if any(pad) and not (axis.single and not self.mapped):
+            if any(pad) and not (axis.single and not self.bias_per_pixel):
                 raise Refusal(
                     f"{mode} padding of a map that reads neighbouring pixels, is padded or strided: copies of what "
                     "comes out are not what comes out of copies",
@@ -394,7 +408,7 @@ class AffineConv:
             return self
         cropped = self.axes[axis].padded(-start, -stop)
         axes = _written((*self.axes[:axis], replace(cropped, stride=cropped.stride * step), *self.axes[axis + 1 :]))
-        if not self.mapped:
+        if not self.bias_per_pixel:
             return replace(self, axes=axes, identity=False, mean=False)
 
         def bias() -> Tensor:
@@ -405,13 +419,13 @@ class AffineConv:
 
         return replace(self, axes=axes, bias=Lazy(bias))
 
-    def fed(self, inner: AffineConv) -> AffineConv:
+    def applied_to(self, inner: AffineConv) -> AffineConv:
         """This, which pads and reads its anchor, reading `inner` instead: what padding makes of that is for its law."""
         value = inner.dilate_input([axis.input_dilation for axis in self.axes])
         for mode in self.modes - {ZEROS}:
             here = [axis.framed and axis.mode == mode for axis in self.axes]
             sides = [(max(a.lo, 0), max(a.hi, 0)) if pads else (0, 0) for a, pads in zip(self.axes, here, strict=True)]
-            value = value.continued(sides, mode)
+            value = value.pad_with_copies(sides, mode)
         ends = [(min(a.lo, 0), min(a.hi, 0)) if a.copies else (a.lo, a.hi) for a in self.axes]
         framed = value.pad(ends)
         return (framed.settled() if isinstance(framed, PendingBorder) else framed).then(self)
@@ -523,7 +537,7 @@ class PendingBorder:
             before = [size - lo - hi for size, (lo, hi) in zip(inside.shape()[2:], self.pads, strict=True)]
             return reframed(around.expand(-1, *before), self.pads, self.value)
 
-        return replace(inside, bias=Lazy(bias), mapped=True)
+        return replace(inside, bias=Lazy(bias), bias_per_pixel=True)
 
     @property
     def why(self) -> Refusal:

@@ -29,7 +29,7 @@ def describe(value: AffineConv) -> str:
             fields.append(("d", _short(axis.dilation for axis in value.axes)))
         text += "".join(f" {key}{number}" for key, number in fields) + (f" g{value.groups}" if value.groups > 1 else "")
         text += "".join(f" {mode}" for mode in value.modes if mode != ZEROS)
-        text += " + map of biases" if value.mapped else ""
+        text += " + map of biases" if value.bias_per_pixel else ""
     return " + ".join([*(f"pad {sides}" + (f" {mode}" if mode != ZEROS else "") for mode, sides in frames), text])
 
 

@@ -106,8 +106,8 @@ class View:
             inside = self._mapped(result)
             moves = self.moves if inside.out_channels == self.inside.out_channels else None
             return replace(self, inside=inside, shape=result.shape(), places=self._still(inside), moves=moves)
-        if isinstance(result, AffineConv) and not result.mapped and self._behind:
-            inside = result.fed(self._moved(len(result.axes)))
+        if isinstance(result, AffineConv) and not result.bias_per_pixel and self._behind:
+            inside = result.applied_to(self._moved(len(result.axes)))
             return replace(self, inside=inside, shape=result.shape(), ahead=self.steps, moves=None)
         raise Refusal(
             "it reads the neighbours of pixels that were rearranged before it",

@@ -67,7 +67,7 @@ def _border(interpretation: Interpretation, node: Node) -> Border | None:
         return None
     base = operand = node.operands[0]
     outer = interpretation.value(operand, node)
-    if not isinstance(outer, AffineConv) or outer.mapped or any(axis.copies for axis in outer.axes):
+    if not isinstance(outer, AffineConv) or outer.bias_per_pixel or any(axis.copies for axis in outer.axes):
         return None
     if outer.is_transposed:
         return None  # the zeros between its pixels can be overlooked in several ways
@@ -78,7 +78,7 @@ def _border(interpretation: Interpretation, node: Node) -> Border | None:
             step(node, {operand: inner}, interpretation.fixed)
         except BorderRefusal:
             inner = inner.inside if isinstance(inner, PendingBorder) else inner
-            plain = isinstance(inner, AffineConv) and not inner.mapped and len(inner.axes) == len(outer.axes)
+            plain = isinstance(inner, AffineConv) and not inner.bias_per_pixel and len(inner.axes) == len(outer.axes)
             return _naive(base, node, inner, outer) if plain else None
         except Refusal:
             continue

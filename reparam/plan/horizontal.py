@@ -143,7 +143,7 @@ class _Merger:
         fold = self.folds.get(node) or self._kept(node)
         if fold is None or fold.steps or isinstance(fold, (SideFold, JoinFold)):
             return None
-        return None if fold.value.identity or fold.value.mapped or fold.value.is_transposed else fold
+        return None if fold.value.identity or fold.value.bias_per_pixel or fold.value.is_transposed else fold
 
     def _kept(self, node: Node) -> Fold | None:
         if node.op not in cost.KERNELS or node in self.gone or node not in self.walk.above:

@@ -114,7 +114,7 @@ def report(
     after = Counts(
         left.convs + len({layer for fold in made for layer in fold.shared or (fold,)}),
         left.norms,
-        left.elementwise + sum(fold.value.mapped for fold in made),
+        left.elementwise + sum(fold.value.bias_per_pixel for fold in made),
         left.parameters,
         left.macs + sum(fold.macs for fold in made),
     )

@@ -64,7 +64,7 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     groups, kernel = finest_groups(kernel, value.groups) if value.axes else (1, kernel)
     kernel = transposed(kernel, groups) if value.is_transposed else kernel
-    biased = value.bias is not None and not value.mapped
+    biased = value.bias is not None and not value.bias_per_pixel
     geometry: dict[str, Any] = {}
     if value.axes:
         geometry = {

@@ -48,7 +48,7 @@ def cat(tensors: Value, dim: int = 0) -> AffineConv:
     items = [affine(x) for x in tensors]
     # The anchor itself has no layout of its own: it takes that of the first other item.
     spatial = next((len(x.axes) for x in items if not x.identity), len(items[0].axes))
-    return reduce(AffineConv.cat, [_along_channels(x.seen_with(spatial), dim, "concatenates") for x in items])
+    return reduce(AffineConv.cat, [_along_channels(x.with_layout(spatial), dim, "concatenates") for x in items])
 
 
 def _sections(count: int, sizes: Value) -> list[int]:

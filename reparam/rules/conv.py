@@ -67,7 +67,7 @@ def conv(
     spatial = len(kernel.shape) - 2
     outer = AffineConv.conv(kernel, optional(bias, "bias"), each(stride, spatial), each(dilation, spatial), groups)
     pads = _pads(padding, [axis.span for axis in outer.axes])
-    return affine(affine(input).seen_with(spatial).pad(pads)).then(outer)
+    return affine(affine(input).with_layout(spatial).pad(pads)).then(outer)
 
 
 @rule(
@@ -114,4 +114,4 @@ def conv_transpose(
     outer = AffineConv.conv(kernel, optional(bias, "bias"), None, each(dilation, len(taps)), groups)
     fronts = [axis.span - 1 - cut for axis, cut in zip(outer.axes, each(padding, len(taps)), strict=True)]
     pads = [(front, front + more) for front, more in zip(fronts, each(output_padding, len(taps)), strict=True)]
-    return affine(affine(input).seen_with(len(taps)).dilate_input(each(stride, len(taps))).pad(pads)).then(outer)
+    return affine(affine(input).with_layout(len(taps)).dilate_input(each(stride, len(taps))).pad(pads)).then(outer)

@@ -35,7 +35,7 @@ def linear(input: Value, weight: Value, bias: Value = None) -> AffineConv:
     kernel = constant(weight, "kernel")
     if len(kernel.shape) != 2:
         raise Refusal("its weight is a vector", "a weight of shape (1, in_features) would fold")
-    return affine(input).seen_with(0).then(AffineConv.conv(kernel, optional(bias, "bias")))
+    return affine(input).with_layout(0).then(AffineConv.conv(kernel, optional(bias, "bias")))
 
 
 def _mapped(x: AffineConv, dim: int, matrix: Constant) -> AffineConv:

@@ -87,5 +87,5 @@ def batch_norm(
 def normalised(input: Value, weight: Value, bias: Value, dim: int) -> AffineConv:
     """The scale and shift per channel of `layer_norm`, `rms_norm`, `group_norm` and `instance_norm`; the rest stays."""
     gamma, beta = optional(weight, "weight"), optional(bias, "bias")
-    x = affine(input).seen_with(0) if dim == -1 else affine(input).channels_first()
+    x = affine(input).with_layout(0) if dim == -1 else affine(input).channels_first()
     return x.scale_shift(None if gamma is None else gamma.value, None if beta is None else beta.value)

@@ -103,12 +103,12 @@ def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -
             raise Refusal(f"its {mode} padding copies channels")
         if any(side < 0 for sides in spatial for side in sides):
             raise Refusal(f"its {mode} padding crops as well", "padding and cropping one after the other would fold")
-        return inside.continued(spatial, mode)
+        return inside.pad_with_copies(spatial, mode)
     number = None if not value else per_channel(value, inside)
     if not front and not end:
         return inside.pad(spatial, number)
     kept = range(inside.out_channels)[max(-front, 0) : inside.out_channels - max(-end, 0)]
-    return affine(inside.take(kept).pad(spatial, number)).extended(max(front, 0), max(end, 0), number)
+    return affine(inside.take(kept).pad(spatial, number)).pad_channels(max(front, 0), max(end, 0), number)
 
 
 def _face(index: Value, axes: int) -> tuple[int, int, int]:

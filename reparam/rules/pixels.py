@@ -19,7 +19,7 @@ from reparam.rules.table import Case, Value, affine, rule
 )
 def pixel_unshuffle(input: Value, downscale_factor: int) -> AffineConv:
     """Every block of pixels moved into channels."""
-    return space_to_depth(affine(input).seen_with(2), [downscale_factor] * 2)
+    return space_to_depth(affine(input).with_layout(2), [downscale_factor] * 2)
 
 
 @rule(
@@ -37,7 +37,7 @@ def pixel_unshuffle(input: Value, downscale_factor: int) -> AffineConv:
 )  # fmt: skip
 def pixel_shuffle(input: Value, upscale_factor: int) -> Rearranged:
     """Every r * r channels moved into a block of pixels: a map of single pixels may stand before it."""
-    x, r = affine(input).seen_with(2), upscale_factor
+    x, r = affine(input).with_layout(2), upscale_factor
     _, channels, high, wide = x.shape()
     cut = Reshape((channels // (r * r), r, r), 1, 2)
     return Rearranged(x, (cut, Permute((0, 1, 4, 2, 5, 3)), Reshape((high * r,), 2, 4), Reshape((wide * r,), 3, 5)))

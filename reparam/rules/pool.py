@@ -38,7 +38,7 @@ def _average(
     shape, share = (x.out_channels, 1, *taps), 1 / (divisor or math.prod(taps))
     kernel = Constant(shape, Lazy(lambda: torch.full(shape, share, dtype=torch.float64)))
     outer = AffineConv.conv(kernel, stride=strides, groups=x.out_channels)
-    pooled = affine(x.seen_with(spatial).pad([(p, p) for p in pads])).then(outer)
+    pooled = affine(x.with_layout(spatial).pad([(p, p) for p in pads])).then(outer)
     return replace(pooled, mean=x.identity and not any(pads) and divisor is None)
 
 

@@ -134,17 +134,17 @@ def each(value: Value, count: int) -> list[int]:
 def alike(x: AffineConv, y: AffineConv) -> tuple[AffineConv, AffineConv]:
     """Both in one layout: the anchor itself has none of its own and takes that of the other."""
     if x.identity:
-        return x.seen_with(len(y.axes)), y
-    return x, y.seen_with(len(x.axes))
+        return x.with_layout(len(y.axes)), y
+    return x, y.with_layout(len(x.axes))
 
 
 def channels_at(x: AffineConv, dim: int) -> AffineConv:
     """The same value with its channels on dimension `dim`, if a layer can read them there."""
     rank = len(x.anchor.shape)
     if dim == rank - 1:
-        return x.seen_with(0)
+        return x.with_layout(0)
     if dim == 1 and rank <= 5:
-        return x.seen_with(rank - 2)
+        return x.with_layout(rank - 2)
     raise Refusal(f"it reads dimension {dim} of {rank} as channels, where no layer reads them")
 
 

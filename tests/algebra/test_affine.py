@@ -251,7 +251,7 @@ def test_fed(data: st.DataObject, spatial: int, single: bool) -> None:
     outer = data.draw(values(spatial))
     inner = data.draw(values(spatial, [Axis()] * spatial if single else None, CHANNELS))
     try:
-        law = outer.fed(inner)
+        law = outer.applied_to(inner)
     except Refusal:
         padded = any(axis.framed or axis.input_dilation > 1 for axis in outer.axes)
         assert padded or inner.is_transposed
@@ -448,10 +448,10 @@ def test_copied_borders_are_exact_or_refused(data: st.DataObject, spatial: int, 
     pads = [(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(spatial)]
     if any(any(pad) and not axis.single for axis, pad in zip(v.axes, pads, strict=True)):
         with pytest.raises(Refusal, match=mode):
-            v.continued(pads, mode)
+            v.pad_with_copies(pads, mode)
         pads = [pad if axis.single else (0, 0) for axis, pad in zip(v.axes, pads, strict=True)]
     flat = [side for pad in reversed(pads) for side in pad]
-    check(v.continued(pads, mode), lambda x: F.pad(v(x), flat, mode), v)
+    check(v.pad_with_copies(pads, mode), lambda x: F.pad(v(x), flat, mode), v)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
@@ -464,7 +464,7 @@ def test_copied_borders_are_refused_of_necessity(before: Axis, mode: str) -> Non
     tries = [integers(2, CHANNELS, length) for length in (9, 10)]
     assert not all(torch.equal(naive(x), F.pad(v(x), [1, 1], mode)) for x in tries)
     with pytest.raises(Refusal, match="copies"):
-        v.continued([(1, 1)], mode)
+        v.pad_with_copies([(1, 1)], mode)
 
 
 @given(siblings(6), st.booleans())
@@ -581,18 +581,18 @@ def test_a_face_of_another_depth_is_refused() -> None:
 def test_only_the_anchor_itself_can_be_seen_in_another_layout(rank: int) -> None:
     shape = (2, 6, 6, 6, 6)[:rank]
     first = AffineConv.of(Anchor("x", shape), rank - 2)
-    last = first.seen_with(0)
+    last = first.with_layout(0)
     assert last.axes == ()
     assert last.channels_first().axes == first.axes
     x = integers(*shape)
     assert torch.equal(last(x), x)
     with pytest.raises(Refusal):
-        first.seen_with(rank - 1)
+        first.with_layout(rank - 1)
     changed = first.scale_shift(Lazy.of(integers(6)))
-    assert changed.seen_with(rank - 2) is changed
+    assert changed.with_layout(rank - 2) is changed
     if rank > 2:
         with pytest.raises(Refusal, match="channels last"):
-            changed.seen_with(0)
+            changed.with_layout(0)
 
 
 # --- chains of all of it

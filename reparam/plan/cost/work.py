@@ -73,7 +73,7 @@ def of_fold(value: AffineConv) -> Iterator[Work]:
         yield Work("moved", read, math.prod(shape), sample=pad)
         read = math.prod(shape)
     yield _emitted(value, shape, read, written)
-    if value.mapped:
+    if value.bias_per_pixel:
         pixels = written // value.out_channels // shape[0]
         add = partial(sample.of_sum, whole)
         yield Work("moved", 2 * written, written, stored=value.out_channels * pixels, sample=add)
@@ -94,7 +94,7 @@ def _emitted(value: AffineConv, shape: tuple[int, ...], read: int, written: int)
     weights = value.out_channels * inner * value.taps
     # A transposed one applies its weights at every pixel that it reads.
     macs = weights * read // value.in_channels if value.is_transposed else weights * written // value.out_channels
-    stored = weights + (value.out_channels if value.bias is not None and not value.mapped else 0)
+    stored = weights + (value.out_channels if value.bias is not None and not value.bias_per_pixel else 0)
     call = partial(sample.of_fold, value, shape)
     return Work(_class(inner, value.taps, groups), read, written, weights, macs, inner, stored, call)
 
