@@ -141,7 +141,7 @@ class AffineConv:
     @property
     def modes(self) -> frozenset[str]:
         """The modes in which it pads."""
-        return frozenset(axis.mode for axis in self.axes if axis.framed)
+        return frozenset(axis.mode for axis in self.axes if axis.has_padding)
 
     @property
     def taps(self) -> int:
@@ -181,7 +181,7 @@ class AffineConv:
 
     def sides(self, mode: str) -> list[int]:
         """How much it pads in a mode, as F.pad spells it."""
-        here = [axis.framed and axis.mode == mode for axis in self.axes]
+        here = [axis.has_padding and axis.mode == mode for axis in self.axes]
         return _flat((max(a.lo, 0), max(a.hi, 0)) if pads else (0, 0) for a, pads in zip(self.axes, here, strict=True))
 
     # --- laws
@@ -423,7 +423,7 @@ class AffineConv:
         """This, which pads and reads its anchor, reading `inner` instead: what padding makes of that is for its law."""
         value = inner.dilate_input([axis.input_dilation for axis in self.axes])
         for mode in self.modes - {ZEROS}:
-            here = [axis.framed and axis.mode == mode for axis in self.axes]
+            here = [axis.has_padding and axis.mode == mode for axis in self.axes]
             sides = [(max(a.lo, 0), max(a.hi, 0)) if pads else (0, 0) for a, pads in zip(self.axes, here, strict=True)]
             value = value.pad_with_copies(sides, mode)
         ends = [(min(a.lo, 0), min(a.hi, 0)) if a.copies else (a.lo, a.hi) for a in self.axes]
@@ -460,7 +460,7 @@ class AffineConv:
         mixed = len(self.modes) > 1 or any(axis.copies and axis.lo != axis.hi for axis in self.axes)
         if mixed or self.is_transposed:
             frames = [(mode, self.sides(mode)) for mode in sorted(self.modes - {ZEROS})]
-            value = value._bared([axis.copies for axis in self.axes])
+            value = value._without_padding([axis.copies for axis in self.axes])
         wide = value.widened()
         if wide.taps <= 2 * self.taps or self.is_transposed:
             return frames, wide
@@ -472,9 +472,9 @@ class AffineConv:
         axes = tuple(axis if axis.copies else replace(axis, lo=0, hi=0) for axis in value.axes)
         return frames, replace(value, axes=axes, identity=False, mean=False)
 
-    def _bared(self, which: Sequence[bool]) -> AffineConv:
+    def _without_padding(self, which: Sequence[bool]) -> AffineConv:
         """This behind a padding of its own along some axes."""
-        axes = tuple(axis.bared() if bare else axis for axis, bare in zip(self.axes, which, strict=True))
+        axes = tuple(axis.without_padding() if bare else axis for axis, bare in zip(self.axes, which, strict=True))
         return replace(self, axes=axes, identity=False, mean=False)
 
     def _aligned(self, other: AffineConv, wherever_defined: bool = False) -> tuple[AffineConv, AffineConv]:
@@ -495,10 +495,10 @@ class AffineConv:
             raise Refusal(f"one side is a map of {_layout(len(self.axes))}, the other of {_layout(len(other.axes))}")
         for a, b, length in zip(self.axes, other.axes, self.anchor.shape[2:], strict=False):
             loose = wherever_defined and not (a.copies or b.copies or self.is_transposed or other.is_transposed)
-            equal = a.as_many(b) or (loose and a.outputs(length) == b.outputs(length))
+            equal = a.same_size_as(b) or (loose and a.outputs(length) == b.outputs(length))
             if a.stride != b.stride or a.input_dilation != b.input_dilation or not equal:
                 raise Refusal("the two sides differ in stride or in the size of their output")
-            if a.framed and b.framed and a.mode != b.mode:
+            if a.has_padding and b.has_padding and a.mode != b.mode:
                 raise Refusal(
                     f"one side pads with {a.mode}, the other with {b.mode}", "padding alike on all branches would fold"
                 )

@@ -40,11 +40,11 @@ class Axis:
         return self.lo + self.hi - self.span
 
     @property
-    def sizing(self) -> tuple[int, int, int]:
+    def size_key(self) -> tuple[int, int, int]:
         """Two convolutions give equally many outputs at every size if and only if this is equal."""
         return self.input_dilation, self.stride, self.slack
 
-    def as_many(self, other: Axis) -> bool:
+    def same_size_as(self, other: Axis) -> bool:
         """Whether both, of one stride, give equally many outputs at every size at which both give any."""
         return max(self.slack - self.spare, other.slack - other.spare) <= min(self.slack, other.slack)
 
@@ -61,19 +61,19 @@ class Axis:
         return self.taps == self.stride == self.input_dilation == 1 and self.lo == self.hi == 0
 
     @property
-    def framed(self) -> bool:
+    def has_padding(self) -> bool:
         """Whether there is padding at an end of it."""
         return self.lo > 0 or self.hi > 0
 
     @property
     def copies(self) -> bool:
         """Whether that padding copies pixels."""
-        return self.framed and self.mode != ZEROS
+        return self.has_padding and self.mode != ZEROS
 
     @property
     def smallest(self) -> int:
         """The smallest input length that may be padded like this and gives an output."""
-        reach = max(self.lo, self.hi) + _BEYOND[self.mode] if self.mode in _BEYOND and self.framed else 1
+        reach = max(self.lo, self.hi) + _BEYOND[self.mode] if self.mode in _BEYOND and self.has_padding else 1
         return max(1, reach, 1 - (self.slack + 1) // self.input_dilation)
 
     def padded(self, lo: int, hi: int) -> Axis:
@@ -81,7 +81,7 @@ class Axis:
         mode = self.mode if self.copies else ZEROS
         return replace(self, lo=self.lo + lo * self.stride, hi=self.hi + hi * self.stride, mode=mode)
 
-    def bared(self) -> Axis:
+    def without_padding(self) -> Axis:
         """What is left of it when all padding has been done before."""
         return replace(self, lo=min(self.lo, 0), hi=min(self.hi, 0), mode=ZEROS)
 
@@ -99,7 +99,7 @@ class Axis:
         lo = max(self.lo, other.lo)
         span = lo + max(self.span - self.lo, other.span - other.lo)
         dilation = _lattice(self, other, abs(self.lo - other.lo)) or 1
-        mode = self.mode if self.framed else other.mode
+        mode = self.mode if self.has_padding else other.mode
         slack = max(self.slack, other.slack)
         spare = slack - min(self.slack - self.spare, other.slack - other.spare)
         hi = slack + span - lo

@@ -222,8 +222,8 @@ def lengths_of(value: AffineConv) -> tuple[Length, ...]:
         return (*(Length(Fraction(1), (dim,)) for dim in range(rank - 1)), constant(value.out_channels))
     if value.anchor.fixed:
         return (Length(Fraction(1), (0,)), *map(constant, value.shape()[1:]))
-    own = Axis().sizing
-    spatial = ((dim,) if axis.sizing == own else ((dim, axis.sizing),) for dim, axis in enumerate(value.axes, 2))
+    own = Axis().size_key
+    spatial = ((dim,) if axis.size_key == own else ((dim, axis.size_key),) for dim, axis in enumerate(value.axes, 2))
     return (Length(Fraction(1), (0,)), constant(value.out_channels), *(Length(Fraction(1), of) for of in spatial))
 
 

@@ -86,7 +86,7 @@ class _Distributor:
         value = self.walk.value(join, nodes[-1])
         if not _scales(value) or any(node.inplace for node in nodes):
             return None
-        sizes = dict.fromkeys((join, *nodes), (value.in_channels, [Axis().sizing for _ in value.axes]))
+        sizes = dict.fromkeys((join, *nodes), (value.in_channels, [Axis().size_key for _ in value.axes]))
         return replace(fold, value=value) if fold is not None else Fold(join, nodes[-1], value, nodes, sizes)
 
     def _chain(self, join: Node) -> Iterator[Node]:

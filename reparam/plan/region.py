@@ -347,7 +347,7 @@ class Region:
         nodes = tuple(between(base, [sink]))
         inside = value if isinstance(value, AffineConv) else value.inside
         space = inside is value or not inside.pixelwise
-        start = inside.in_channels, [Axis().sizing for _ in inside.axes if space]
+        start = inside.in_channels, [Axis().size_key for _ in inside.axes if space]
         values = {node: self.found.value(base, node) for node in nodes}
         sizes = {base: start, **{node: _size(each, space) for node, each in values.items()}}
         told = extents(self.found, base, nodes)
@@ -380,7 +380,7 @@ def _size(value: Value, space: bool) -> Any:
         value = value.inside
     if not isinstance(value, AffineConv) or not (space or value.pixelwise):
         return None
-    return value.out_channels, [axis.sizing for axis in value.axes if space]
+    return value.out_channels, [axis.size_key for axis in value.axes if space]
 
 
 _Choice = tuple[cost.Price, Node, bool]

@@ -71,7 +71,7 @@ def values(draw: st.DrawFn, spatial: int, axes: Sequence[Axis] | None = None, ou
         axes = [draw(axes_of()) for _ in range(spatial)]
         if draw(st.integers(0, 3)) == 0:  # a transposed convolution, which has no stride and pads zeros
             axes = [replace(axis, stride=1, mode=ZEROS, input_dilation=draw(steps)) for axis in axes]
-    if all(axis.sizing == Axis().sizing for axis in axes) and outputs in (None, CHANNELS) and draw(st.booleans()):
+    if all(axis.size_key == Axis().size_key for axis in axes) and outputs in (None, CHANNELS) and draw(st.booleans()):
         return AffineConv.of(anchor(spatial), spatial)
     kernel = integers(out_channels, CHANNELS // groups, *[axis.taps for axis in axes])
     bias = Lazy.of(integers(out_channels)) if draw(st.booleans()) else None
@@ -100,7 +100,7 @@ def siblings(draw: st.DrawFn, outputs: int | None = None) -> tuple[AffineConv, A
 
 @st.composite
 def same_size(draw: st.DrawFn, axis: Axis) -> Axis:
-    """Another window, dilation and padding of the sizing of `axis`, and of its mode."""
+    """Another window, dilation and padding of the size_key of `axis`, and of its mode."""
     lo = draw(st.integers(-2, 4))
     other = Axis(draw(taps), draw(steps), axis.stride, lo, mode=axis.mode, input_dilation=axis.input_dilation)
     return replace(other, hi=axis.slack + other.span - other.lo)
@@ -118,7 +118,7 @@ def sizes(smallest: Sequence[int]) -> Iterator[tuple[int, ...]]:
 def images(*legal: AffineConv) -> Iterator[Tensor]:
     """Images of every size, all of them legal for every value in `legal`."""
     windows = zip(*[value.axes for value in legal], strict=True)
-    for size in sizes([max(axis.smallest for axis in window) for window in windows]):
+    for size in sizes([max(axis.SMALLEST for axis in window) for window in windows]):
         yield integers(2, legal[0].in_channels, *size)
 
 
@@ -192,7 +192,7 @@ def pixel_at(axis: Axis, position: int, length: int) -> int | None:
 @given(st.data(), spatials)
 def test_a_call_is_the_formula(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
-    for size in list(sizes([axis.smallest for axis in v.axes]))[:2]:
+    for size in list(sizes([axis.SMALLEST for axis in v.axes]))[:2]:
         x = integers(2, CHANNELS, *size)
         assert torch.equal(v(x), by_definition(v, x))
 
@@ -207,19 +207,19 @@ def test_the_anchor_is_itself(data: st.DataObject, spatial: int) -> None:
 
 @given(axes_of())
 def test_the_smallest_size_gives_an_output_and_none_below_does(axis: Axis) -> None:
-    assert axis.outputs(axis.smallest) >= 1
-    if axis.smallest > 1 and not axis.copies:
-        assert axis.outputs(axis.smallest - 1) < 1
+    assert axis.outputs(axis.SMALLEST) >= 1
+    if axis.SMALLEST > 1 and not axis.copies:
+        assert axis.outputs(axis.SMALLEST - 1) < 1
 
 
 @given(axes_of())
 def test_the_smallest_size_may_be_padded_and_none_below_may(axis: Axis) -> None:
     v = AffineConv.of(anchor(1), 1)
     v = replace(v, axes=(axis,), kernel=Lazy.of(integers(CHANNELS, 1, axis.taps)), identity=False)
-    v(integers(1, CHANNELS, axis.smallest))
-    if axis.smallest > 1:
+    v(integers(1, CHANNELS, axis.SMALLEST))
+    if axis.SMALLEST > 1:
         with pytest.raises((RuntimeError, AssertionError)):
-            v(integers(1, CHANNELS, axis.smallest - 1))
+            v(integers(1, CHANNELS, axis.SMALLEST - 1))
 
 
 def test_channels_last_is_a_map_of_the_last_dimension() -> None:
@@ -253,12 +253,12 @@ def test_fed(data: st.DataObject, spatial: int, single: bool) -> None:
     try:
         law = outer.applied_to(inner)
     except Refusal:
-        padded = any(axis.framed or axis.input_dilation > 1 for axis in outer.axes)
+        padded = any(axis.has_padding or axis.input_dilation > 1 for axis in outer.axes)
         assert padded or inner.is_transposed
         return
     for x in images(law, inner):
         y = inner(x)
-        if all(length >= axis.smallest for length, axis in zip(y.shape[2:], outer.axes, strict=True)):
+        if all(length >= axis.SMALLEST for length, axis in zip(y.shape[2:], outer.axes, strict=True)):
             assert torch.equal(law(x), outer(y))
 
 
@@ -333,9 +333,9 @@ def test_sums_are_refused_where_sizes_differ(data: st.DataObject, spatial: int) 
     u, v = data.draw(values(spatial, outputs=6)), data.draw(values(spatial, outputs=6))
     pairs = list(zip(u.axes, v.axes, strict=True))
     alike = all(
-        a.outputs(length) == b.outputs(length) for a, b in pairs for length in range(max(a.smallest, b.smallest), 60)
+        a.outputs(length) == b.outputs(length) for a, b in pairs for length in range(max(a.SMALLEST, b.SMALLEST), 60)
     )
-    padded_alike = all(a.mode == b.mode for a, b in pairs if a.framed and b.framed)
+    padded_alike = all(a.mode == b.mode for a, b in pairs if a.has_padding and b.has_padding)
     if alike and padded_alike:
         u + v
     else:
@@ -358,7 +358,7 @@ def test_cat_is_exact_wherever_there_is_one(data: st.DataObject, spatial: int) -
     law = u.cat(v)
     for start in range(6):
         sizes = [
-            [n for n in range(max(a.smallest, b.smallest), 40) if a.outputs(n) == b.outputs(n) > 0][start]
+            [n for n in range(max(a.SMALLEST, b.SMALLEST), 40) if a.outputs(n) == b.outputs(n) > 0][start]
             for a, b in zip(u.axes, v.axes, strict=True)
         ]
         x = integers(1, CHANNELS, *sizes)
@@ -417,7 +417,7 @@ def images_after_crop(v: AffineConv, pads: Sequence[tuple[int, int]]) -> Iterato
     """Images of every remainder of every stride for which v is not empty, nor what is left of it after the crops."""
     naive = extended(v, pads)
     cropped = extended(v, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
-    smallest = [max(each.smallest for each in axes) for axes in zip(v.axes, cropped.axes, naive.axes, strict=True)]
+    smallest = [max(each.SMALLEST for each in axes) for axes in zip(v.axes, cropped.axes, naive.axes, strict=True)]
     for more in range(4 * max(axis.stride for axis in v.axes)):
         yield integers(1, v.in_channels, *[size + more for size in smallest])
 
@@ -503,7 +503,7 @@ def test_widened_is_padded_as_a_layer_is(data: st.DataObject, spatial: int) -> N
         assert all(axis.cut >= 0 for axis in law.axes)
     else:
         assert all(axis.lo == axis.hi >= 0 or axis.copies for axis in law.axes)
-    assert [axis.smallest for axis in law.axes] == [axis.smallest for axis in v.axes]
+    assert [axis.SMALLEST for axis in law.axes] == [axis.SMALLEST for axis in v.axes]
     check(law, v, v)
 
 
