@@ -54,7 +54,7 @@ class Case:
 
     def input(self, batch: int, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
         """A drawn float64 tensor of `sizes` per spatial axis, as far as these are legal."""
-        sizes = [self.SMALLEST if self.fixed else max(size, self.SMALLEST) for size in sizes[: self.spatial]]
+        sizes = [self.smallest if self.fixed else max(size, self.smallest) for size in sizes[: self.spatial]]
         shape = (batch, *sizes, self.channels) if self.channels_last else (batch, self.channels, *sizes)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 

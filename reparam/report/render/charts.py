@@ -90,7 +90,7 @@ class Scale:
     @classmethod
     def of(cls, given: Sequence[Ranges]) -> Scale:
         """One that holds the ranges of at least one layer."""
-        low = math.floor(math.log10(min(each.SMALLEST for each in given)))
+        low = math.floor(math.log10(min(each.smallest for each in given)))
         high = max(low + 1, math.ceil(math.log10(max(each.largest for each in given))))
         return cls(max(low, high - _DECADES), high)
 
@@ -125,7 +125,7 @@ def strip(before: Ranges | None, after: Ranges, scale: Scale, warned: bool) -> M
     parts.append(tag("path", d=grid, class_="grid"))
     for each, kind, y in [*shown, (after, after_kind, 19.0)]:
         x = scale.at
-        parts.append(tag("path", d=f"M{x(each.SMALLEST)} {y}H{x(each.largest)}", class_=f"{kind} thin"))
+        parts.append(tag("path", d=f"M{x(each.smallest)} {y}H{x(each.largest)}", class_=f"{kind} thin"))
         parts.append(tag("path", d=f"M{x(each.low)} {y}H{x(each.high)}", class_=f"{kind} thick"))
         parts.append(tag("circle", cx=x(each.median), cy=y, r=3, class_=kind))
     return tag("svg", *parts, class_="strip", viewBox=f"0 0 {_STRIP} 26", width=_STRIP, height=26, role="img")
