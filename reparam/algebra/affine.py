@@ -341,7 +341,7 @@ class AffineConv:
         if not any(map(any, pads)):
             return self
         for axis, (lo, hi) in zip(self.axes, pads, strict=True):
-            if axis.copies and (lo > 0 or hi > 0):
+            if axis.copies_pixels and (lo > 0 or hi > 0):
                 raise Refusal(
                     f"padding with a value around a border that {axis.mode} padding has made",
                     "one kind of padding for each axis would fold",
@@ -426,7 +426,7 @@ class AffineConv:
             here = [axis.has_padding and axis.mode == mode for axis in self.axes]
             sides = [(max(a.lo, 0), max(a.hi, 0)) if pads else (0, 0) for a, pads in zip(self.axes, here, strict=True)]
             value = value.pad_with_copies(sides, mode)
-        ends = [(min(a.lo, 0), min(a.hi, 0)) if a.copies else (a.lo, a.hi) for a in self.axes]
+        ends = [(min(a.lo, 0), min(a.hi, 0)) if a.copies_pixels else (a.lo, a.hi) for a in self.axes]
         framed = value.pad(ends)
         return (framed.settled() if isinstance(framed, PendingBorder) else framed).then(self)
 
@@ -457,19 +457,19 @@ class AffineConv:
         """
         frames: list[tuple[str, list[int]]] = []
         value = replace(self, axes=tuple(map(Axis.balanced, self.axes)))
-        mixed = len(self.modes) > 1 or any(axis.copies and axis.lo != axis.hi for axis in self.axes)
+        mixed = len(self.modes) > 1 or any(axis.copies_pixels and axis.lo != axis.hi for axis in self.axes)
         if mixed or self.is_transposed:
             frames = [(mode, self.sides(mode)) for mode in sorted(self.modes - {ZEROS})]
-            value = value._without_padding([axis.copies for axis in self.axes])
+            value = value._without_padding([axis.copies_pixels for axis in self.axes])
         wide = value.widened()
         if wide.taps <= 2 * self.taps or self.is_transposed:
             return frames, wide
-        sides = _flat((0, 0) if axis.copies else (axis.lo, axis.hi) for axis in value.axes)
+        sides = _flat((0, 0) if axis.copies_pixels else (axis.lo, axis.hi) for axis in value.axes)
         parts = [[max(side, 0) for side in sides], [min(side, 0) for side in sides]]
         # F.pad crops first, which takes other sizes where one end of an axis is cropped and the other padded.
         mixed = any(axis.lo * axis.hi < 0 for axis in value.axes)
         frames += [(ZEROS, part) for part in (parts if mixed else [sides])]
-        axes = tuple(axis if axis.copies else replace(axis, lo=0, hi=0) for axis in value.axes)
+        axes = tuple(axis if axis.copies_pixels else replace(axis, lo=0, hi=0) for axis in value.axes)
         return frames, replace(value, axes=axes, identity=False, mean=False)
 
     def _without_padding(self, which: Sequence[bool]) -> AffineConv:
@@ -494,7 +494,9 @@ class AffineConv:
         if len(self.axes) != len(other.axes):
             raise Refusal(f"one side is a map of {_layout(len(self.axes))}, the other of {_layout(len(other.axes))}")
         for a, b, length in zip(self.axes, other.axes, self.anchor.shape[2:], strict=False):
-            loose = wherever_defined and not (a.copies or b.copies or self.is_transposed or other.is_transposed)
+            loose = wherever_defined and not (
+                a.copies_pixels or b.copies_pixels or self.is_transposed or other.is_transposed
+            )
             equal = a.same_size_as(b) or (loose and a.outputs(length) == b.outputs(length))
             if a.stride != b.stride or a.input_dilation != b.input_dilation or not equal:
                 raise Refusal("the two sides differ in stride or in the size of their output")

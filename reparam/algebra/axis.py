@@ -66,19 +66,19 @@ class Axis:
         return self.lo > 0 or self.hi > 0
 
     @property
-    def copies(self) -> bool:
+    def copies_pixels(self) -> bool:
         """Whether that padding copies pixels."""
         return self.has_padding and self.mode != ZEROS
 
     @property
-    def smallest(self) -> int:
+    def min_length(self) -> int:
         """The smallest input length that may be padded like this and gives an output."""
         reach = max(self.lo, self.hi) + _BEYOND[self.mode] if self.mode in _BEYOND and self.has_padding else 1
         return max(1, reach, 1 - (self.slack + 1) // self.input_dilation)
 
     def padded(self, lo: int, hi: int) -> Axis:
         """`lo` and `hi` more outputs at the two ends (fewer where negative)."""
-        mode = self.mode if self.copies else ZEROS
+        mode = self.mode if self.copies_pixels else ZEROS
         return replace(self, lo=self.lo + lo * self.stride, hi=self.hi + hi * self.stride, mode=mode)
 
     def without_padding(self) -> Axis:
@@ -107,7 +107,7 @@ class Axis:
 
     def balanced(self) -> Axis:
         """The same with the end padded as the front is, as far as there is spare for it."""
-        if self.copies:
+        if self.copies_pixels:
             return self
         return replace(self, hi=min(max(self.lo, self.hi - self.spare), self.hi), spare=0)
 
@@ -116,7 +116,7 @@ class Axis:
 
         More padding that copies pixels would need a longer input, so such an axis stays as it is.
         """
-        if self.copies:
+        if self.copies_pixels:
             return self
         padding = max(self.lo, self.hi, 0)
         span = 2 * padding - self.slack
@@ -124,7 +124,7 @@ class Axis:
         return Axis((span - 1) // dilation + 1, dilation, self.stride, padding, padding)
 
     @property
-    def cut(self) -> int:
+    def transposed_padding(self) -> int:
         """How many outputs at both ends nn.ConvTranspose would cut off, which it calls its padding."""
         return self.span - 1 - self.lo
 
@@ -134,7 +134,7 @@ class Axis:
         It cuts off equally much at both ends and never less than nothing, and adds (as `output_padding`) fewer outputs
         behind than a stride, or a dilation, is long.
         """
-        behind = max(0, -self.cut, self.lo - self.hi)
+        behind = max(0, -self.transposed_padding, self.lo - self.hi)
         surplus = self.hi + behind - self.lo
         allowed = self.input_dilation if behind else max(self.input_dilation, self.dilation)
         front = 0 if surplus < allowed else surplus - (self.input_dilation - 1)

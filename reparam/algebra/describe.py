@@ -35,7 +35,7 @@ def describe(value: AffineConv) -> str:
 
 def _stride_and_padding(value: AffineConv, axis: Axis) -> tuple[int, int]:
     """As the layer of torch calls them."""
-    return (axis.input_dilation, axis.cut) if value.is_transposed else (axis.stride, axis.lo)
+    return (axis.input_dilation, axis.transposed_padding) if value.is_transposed else (axis.stride, axis.lo)
 
 
 def _short(numbers: Iterable[int]) -> str:

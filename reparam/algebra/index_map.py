@@ -211,7 +211,7 @@ def space_to_depth(value: AffineConv, blocks: Sequence[int]) -> AffineConv:
 
 def _up_to_whole(axis: Axis, before: Axis, block: int) -> Axis:
     """The axis with as much more padding as a block may lack; where it lacks any, there is no output."""
-    more = 0 if axis.copies else before.stride * (block - 1)
+    more = 0 if axis.copies_pixels else before.stride * (block - 1)
     return replace(axis, hi=axis.hi + more, spare=axis.spare + more)
 
 

@@ -67,7 +67,7 @@ def _border(interpretation: Interpretation, node: Node) -> Border | None:
         return None
     base = operand = node.operands[0]
     outer = interpretation.value(operand, node)
-    if not isinstance(outer, AffineConv) or outer.bias_per_pixel or any(axis.copies for axis in outer.axes):
+    if not isinstance(outer, AffineConv) or outer.bias_per_pixel or any(axis.copies_pixels for axis in outer.axes):
         return None
     if outer.is_transposed:
         return None  # the zeros between its pixels can be overlooked in several ways

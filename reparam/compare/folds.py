@@ -33,7 +33,7 @@ def _cases(fold: Fold, generator: torch.Generator) -> list[_Case]:
     """Drawn inputs, and what the user's operations make of them."""
     if not fold.resizable:
         return [_case(fold, {node: node.shape for node in fold.inputs}, generator)]
-    smallest = [axis.SMALLEST for axis in fold.value.axes]
+    smallest = [axis.min_length for axis in fold.value.axes]
     larger = [size + more for size, more in zip(smallest, itertools.cycle(_LARGER), strict=False)]
     return [_legal(fold, sizes, generator) for sizes in (smallest, larger)]
 

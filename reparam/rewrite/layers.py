@@ -98,7 +98,7 @@ def _transposed(axes: Sequence[Axis]) -> dict[str, Any]:
     """The geometry of nn.ConvTranspose."""
     return {
         "stride": tuple(axis.input_dilation for axis in axes),
-        "padding": tuple(axis.cut for axis in axes),
+        "padding": tuple(axis.transposed_padding for axis in axes),
         "output_padding": tuple(axis.hi - axis.lo for axis in axes),
     }
 

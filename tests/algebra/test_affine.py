@@ -118,7 +118,7 @@ def sizes(smallest: Sequence[int]) -> Iterator[tuple[int, ...]]:
 def images(*legal: AffineConv) -> Iterator[Tensor]:
     """Images of every size, all of them legal for every value in `legal`."""
     windows = zip(*[value.axes for value in legal], strict=True)
-    for size in sizes([max(axis.SMALLEST for axis in window) for window in windows]):
+    for size in sizes([max(axis.min_length for axis in window) for window in windows]):
         yield integers(2, legal[0].in_channels, *size)
 
 
@@ -192,7 +192,7 @@ def pixel_at(axis: Axis, position: int, length: int) -> int | None:
 @given(st.data(), spatials)
 def test_a_call_is_the_formula(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
-    for size in list(sizes([axis.SMALLEST for axis in v.axes]))[:2]:
+    for size in list(sizes([axis.min_length for axis in v.axes]))[:2]:
         x = integers(2, CHANNELS, *size)
         assert torch.equal(v(x), by_definition(v, x))
 
@@ -207,19 +207,19 @@ def test_the_anchor_is_itself(data: st.DataObject, spatial: int) -> None:
 
 @given(axes_of())
 def test_the_smallest_size_gives_an_output_and_none_below_does(axis: Axis) -> None:
-    assert axis.outputs(axis.SMALLEST) >= 1
-    if axis.SMALLEST > 1 and not axis.copies:
-        assert axis.outputs(axis.SMALLEST - 1) < 1
+    assert axis.outputs(axis.min_length) >= 1
+    if axis.min_length > 1 and not axis.copies_pixels:
+        assert axis.outputs(axis.min_length - 1) < 1
 
 
 @given(axes_of())
 def test_the_smallest_size_may_be_padded_and_none_below_may(axis: Axis) -> None:
     v = AffineConv.of(anchor(1), 1)
     v = replace(v, axes=(axis,), kernel=Lazy.of(integers(CHANNELS, 1, axis.taps)), identity=False)
-    v(integers(1, CHANNELS, axis.SMALLEST))
-    if axis.SMALLEST > 1:
+    v(integers(1, CHANNELS, axis.min_length))
+    if axis.min_length > 1:
         with pytest.raises((RuntimeError, AssertionError)):
-            v(integers(1, CHANNELS, axis.SMALLEST - 1))
+            v(integers(1, CHANNELS, axis.min_length - 1))
 
 
 def test_channels_last_is_a_map_of_the_last_dimension() -> None:
@@ -258,7 +258,7 @@ def test_fed(data: st.DataObject, spatial: int, single: bool) -> None:
         return
     for x in images(law, inner):
         y = inner(x)
-        if all(length >= axis.SMALLEST for length, axis in zip(y.shape[2:], outer.axes, strict=True)):
+        if all(length >= axis.min_length for length, axis in zip(y.shape[2:], outer.axes, strict=True)):
             assert torch.equal(law(x), outer(y))
 
 
@@ -333,7 +333,9 @@ def test_sums_are_refused_where_sizes_differ(data: st.DataObject, spatial: int) 
     u, v = data.draw(values(spatial, outputs=6)), data.draw(values(spatial, outputs=6))
     pairs = list(zip(u.axes, v.axes, strict=True))
     alike = all(
-        a.outputs(length) == b.outputs(length) for a, b in pairs for length in range(max(a.SMALLEST, b.SMALLEST), 60)
+        a.outputs(length) == b.outputs(length)
+        for a, b in pairs
+        for length in range(max(a.min_length, b.min_length), 60)
     )
     padded_alike = all(a.mode == b.mode for a, b in pairs if a.has_padding and b.has_padding)
     if alike and padded_alike:
@@ -358,7 +360,7 @@ def test_cat_is_exact_wherever_there_is_one(data: st.DataObject, spatial: int) -
     law = u.cat(v)
     for start in range(6):
         sizes = [
-            [n for n in range(max(a.SMALLEST, b.SMALLEST), 40) if a.outputs(n) == b.outputs(n) > 0][start]
+            [n for n in range(max(a.min_length, b.min_length), 40) if a.outputs(n) == b.outputs(n) > 0][start]
             for a, b in zip(u.axes, v.axes, strict=True)
         ]
         x = integers(1, CHANNELS, *sizes)
@@ -417,7 +419,7 @@ def images_after_crop(v: AffineConv, pads: Sequence[tuple[int, int]]) -> Iterato
     """Images of every remainder of every stride for which v is not empty, nor what is left of it after the crops."""
     naive = extended(v, pads)
     cropped = extended(v, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
-    smallest = [max(each.SMALLEST for each in axes) for axes in zip(v.axes, cropped.axes, naive.axes, strict=True)]
+    smallest = [max(each.min_length for each in axes) for axes in zip(v.axes, cropped.axes, naive.axes, strict=True)]
     for more in range(4 * max(axis.stride for axis in v.axes)):
         yield integers(1, v.in_channels, *[size + more for size in smallest])
 
@@ -500,10 +502,10 @@ def test_widened_is_padded_as_a_layer_is(data: st.DataObject, spatial: int) -> N
     law = v.widened()
     if v.is_transposed:
         assert all(0 <= axis.hi - axis.lo < max(axis.input_dilation, axis.dilation) for axis in law.axes)
-        assert all(axis.cut >= 0 for axis in law.axes)
+        assert all(axis.transposed_padding >= 0 for axis in law.axes)
     else:
-        assert all(axis.lo == axis.hi >= 0 or axis.copies for axis in law.axes)
-    assert [axis.SMALLEST for axis in law.axes] == [axis.SMALLEST for axis in v.axes]
+        assert all(axis.lo == axis.hi >= 0 or axis.copies_pixels for axis in law.axes)
+    assert [axis.min_length for axis in law.axes] == [axis.min_length for axis in v.axes]
     check(law, v, v)
 
 

@@ -99,7 +99,7 @@ def of_fold(value: AffineConv, shape: Sequence[int]) -> Sample:
     taps, inner = [axis.taps for axis in value.axes], value.in_channels // value.groups
     if value.is_transposed:
         weight = Shaped((value.in_channels, value.out_channels // value.groups, *taps))
-        cuts, ends = zip(*((axis.cut, axis.hi - axis.lo) for axis in value.axes), strict=True)
+        cuts, ends = zip(*((axis.transposed_padding, axis.hi - axis.lo) for axis in value.axes), strict=True)
         strides = tuple(axis.input_dilation for axis in value.axes)
         return Sample(_TRANSPOSED[len(taps)], (read, weight, None, strides, cuts, ends, value.groups, dilations))
     pads = tuple(map(_padding, value.axes))
