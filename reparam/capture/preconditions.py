@@ -23,13 +23,14 @@ def require_eval(model: nn.Module, role: str) -> None:
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _require_usable(model: object) -> None:
+def require_usable(model: object) -> None:
+    """Raise InputError, TrainModeError or ModelError for what cannot be converted, before anything is copied or run."""
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise InputError(f"model: a {kind} is no torch.nn.Module; give the model itself, not its weights")
     require_eval(model, "the model")
     for path, module in model.named_modules():
-        _require_bare(path, module)
+        _require_unwrapped(path, module)
     held = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in held:
         if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
@@ -44,7 +45,7 @@ def _require_usable(model: object) -> None:
         _require_finite(held)  # also where a sum has overflowed
 
 
-def _require_bare(path: str, module: nn.Module) -> None:
+def _require_unwrapped(path: str, module: nn.Module) -> None:
     """No wrapper that runs another model than the one that is seen."""
     where = path or "the model"
     own = f"model.{path}." if path else "model."
