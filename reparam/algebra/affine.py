@@ -428,7 +428,7 @@ class AffineConv:
             value = value.pad_with_copies(sides, mode)
         ends = [(min(a.lo, 0), min(a.hi, 0)) if a.copies_pixels else (a.lo, a.hi) for a in self.axes]
         framed = value.pad(ends)
-        return (framed.settled() if isinstance(framed, PendingBorder) else framed).then(self)
+        return (framed.resolve() if isinstance(framed, PendingBorder) else framed).then(self)
 
     def with_axes(self, spatial: int) -> AffineConv:
         """A pixelwise map with another number of spatial axes: what it does to channels, nothing to pixels."""
@@ -528,11 +528,11 @@ class PendingBorder:
     value: Number | None = None
     written: bool = False
 
-    def settled(self) -> AffineConv:
+    def resolve(self) -> AffineConv:
         """What it is when no more is written to it: at a fixed size a map of biases, and else not one convolution."""
         inside = self.inside
         if self.written or not inside.anchor.fixed:
-            raise self.why
+            raise self.refusal
 
         def bias() -> Tensor:
             around = column(inside.bias_value(), 1 + len(inside.axes))
@@ -542,7 +542,7 @@ class PendingBorder:
         return replace(inside, bias=Lazy(bias), bias_per_pixel=True)
 
     @property
-    def why(self) -> Refusal:
+    def refusal(self) -> Refusal:
         return BorderRefusal(
             "the padding holds another value than the bias that comes before it, so the border is a different function",
             "no bias before the padding, padding with that bias, padding the first operation instead, or (for "

@@ -109,7 +109,7 @@ def affine(x: Value) -> AffineConv:
     if isinstance(x, AffineConv):
         return x
     if isinstance(x, PendingBorder):
-        return x.settled()
+        return x.resolve()
     raise Refusal("it reads something that is not a feature map")
 
 
@@ -162,7 +162,7 @@ def per_channel(value: Value, x: AffineConv) -> Number:
     if isinstance(value, (bool, int, float)):
         return Lazy.of(torch.tensor([float(value)], dtype=torch.float64))
     if isinstance(value, PendingBorder):
-        raise value.why
+        raise value.refusal
     given = constant(value, "factor or summand")
     position = len(given.shape) - 1 - len(x.axes)
     others = [size for i, size in enumerate(given.shape) if i != position]

@@ -438,7 +438,7 @@ def test_pad_is_exact_or_refused_of_necessity(data: st.DataObject, spatial: int,
         law = refusal
     if not v.is_transposed or equal is False:  # zeros between the pixels may hide what the window reads
         assert isinstance(law, AffineConv) == equal
-    why = law.why if isinstance(law, PendingBorder) else law
+    why = law.refusal if isinstance(law, PendingBorder) else law
     assert not isinstance(why, Refusal) or "border" in why.reason
 
 

@@ -72,8 +72,8 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
     return lambda v: v.take(rows), lambda x: x[:, list(rows)]
 
 
-def settled(value: AffineConv | PendingBorder) -> AffineConv:
-    return value.settled() if isinstance(value, PendingBorder) else value
+def resolve(value: AffineConv | PendingBorder) -> AffineConv:
+    return value.resolve() if isinstance(value, PendingBorder) else value
 
 
 @given(st.lists(steps(), min_size=1, max_size=5))
