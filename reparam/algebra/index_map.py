@@ -51,14 +51,14 @@ class Length:
             return Length(Fraction(math.floor(scale)), (), self.exact)
         return Length(scale, tuple(left), self.exact and scale.denominator == 1)
 
+    @staticmethod
+    def constant(count: int) -> Length:
+        """A length that is the same for every input."""
+        return Length(Fraction(count))
+
     def same(self, other: Length) -> bool:
         """Whether both are equal for every input, where neither is rounded."""
         return (self.scale, self.of) == (other.scale, other.of)
-
-
-def constant(count: int) -> Length:
-    """A length that is the same for every input."""
-    return Length(Fraction(count))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ class IndexMap:
 
     def lengths(self, sources: Sequence[Length]) -> tuple[Length, ...]:
         """How long each dimension is, from how long those are that they were made of."""
-        return tuple(math.prod((_length(digit, sources) for digit in dim), start=constant(1)) for dim in self.dims)
+        return tuple(
+            math.prod((_length(digit, sources) for digit in dim), start=Length.constant(1)) for dim in self.dims
+        )
 
     def convolved(self, value: AffineConv) -> AffineConv | None:
         """The result of the moves as a convolution again; None where it is none.
@@ -219,17 +221,21 @@ def lengths_of(value: AffineConv) -> tuple[Length, ...]:
     """How long the dimensions of a convolution's result are; equal where they are so for every size of its anchor."""
     rank = len(value.anchor.shape)
     if not value.axes:
-        return (*(Length(Fraction(1), (dim,)) for dim in range(rank - 1)), constant(value.out_channels))
+        return (*(Length(Fraction(1), (dim,)) for dim in range(rank - 1)), Length.constant(value.out_channels))
     if value.anchor.fixed:
         return (Length(Fraction(1), (0,)), *map(constant, value.shape()[1:]))
     own = Axis().size_key
     spatial = ((dim,) if axis.size_key == own else ((dim, axis.size_key),) for dim, axis in enumerate(value.axes, 2))
-    return (Length(Fraction(1), (0,)), constant(value.out_channels), *(Length(Fraction(1), of) for of in spatial))
+    return (
+        Length(Fraction(1), (0,)),
+        Length.constant(value.out_channels),
+        *(Length(Fraction(1), of) for of in spatial),
+    )
 
 
 def _length(digit: Digit, sources: Sequence[Length]) -> Length:
     if not digit.grows:
-        return constant(digit.size)
+        return Length.constant(digit.size)
     whole = sources[digit.source]
     return replace(whole, scale=whole.scale / digit.step)
 

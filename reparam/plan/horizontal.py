@@ -19,7 +19,7 @@ from itertools import accumulate, combinations, islice
 from typing import Any
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.index_map import constant, lengths_of
+from reparam.algebra.index_map import Length, lengths_of
 from reparam.algebra.views import View
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.errors import Refusal
@@ -180,7 +180,7 @@ class _Merger:
         """
         sink, shown = fold.sink, dict[Node, Lengths | Whole]()
         outer, own = len(sink.shape) - 1, lengths_of(fold.value)
-        known = {fold.base: (*own[:outer], constant(fold.value.in_channels)), sink: own}
+        known = {fold.base: (*own[:outer], Length.constant(fold.value.in_channels)), sink: own}
         for view in self.relied.intersection(sink.readers if sink in self.relied else ()):
             plain = view.op == "view" and view.shape[:outer] == sink.shape[:outer]
             if fold.value.axes or not plain or not self.relied.isdisjoint(view.readers):

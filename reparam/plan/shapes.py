@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from reparam.algebra.affine import AffineConv
-from reparam.algebra.index_map import IndexMap, Length, Move, Permute, Rearranged, Reshape, Select, constant, lengths_of
+from reparam.algebra.index_map import IndexMap, Length, Move, Permute, Rearranged, Reshape, Select, lengths_of
 from reparam.algebra.views import View, followed
 from reparam.capture.graph import Node
 from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
@@ -78,7 +78,7 @@ def _require_one(node: Node, base: Node, lengths: Mapping[Node, Lengths]) -> Non
     given = RULES["squeeze"].signature.bind(*node.args, **node.kwargs).arguments
     dim = given["dim"] % len(before.shape)
     told = dict(enumerate(lengths.get(before, ()))).get(dim)
-    single = {constant(1), *(length for dim, length in enumerate(lengths.get(base, ())) if dim in _pooled(base))}
+    single = {Length.constant(1), *(length for dim, length in enumerate(lengths.get(base, ())) if dim in _pooled(base))}
     if told not in single:
         raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
 
@@ -190,7 +190,7 @@ class _Followed:
         moves = result.moves if isinstance(result, (Rearranged, View)) else None
         assert channel is not None
         if isinstance(result, AffineConv) and result.pixelwise:
-            return before if result.identity else _put(before, channel, constant(value.shape[channel]))
+            return before if result.identity else _put(before, channel, Length.constant(value.shape[channel]))
         if moves is None:
             return self._resized(node, value, before)
         shape = tuple(operand.shape)
@@ -204,17 +204,17 @@ class _Followed:
         if name == "mean":
             given = RULES[name].signature.bind(*node.args, **node.kwargs).arguments
             dims = {dim % len(before) for dim in each(given["dim"], 1)}
-            kept = [constant(1) if dim in dims else length for dim, length in enumerate(before)]
+            kept = [Length.constant(1) if dim in dims else length for dim, length in enumerate(before)]
             return tuple(length for dim, length in enumerate(kept) if given.get("keepdim") or dim not in dims)
         if name.startswith("adaptive_avg_pool") and set(value.shape[2:]) == {1}:
-            self.shown[node] = ones = (constant(1),) * len(value.shape[2:])
-            return (*before[:1], constant(value.shape[1]), *ones)
+            self.shown[node] = ones = (Length.constant(1),) * len(value.shape[2:])
+            return (*before[:1], Length.constant(value.shape[1]), *ones)
         return self._unknown(node, value, before[:1] if name.startswith(_BATCHED) else ())
 
     def _unknown(self, node: Node, value: View, batch: Lengths = ()) -> Lengths:
         """Nothing but how many channels there are, and the batch, if it is known."""
         sizes = enumerate(value.shape)
-        fresh = tuple(constant(size) if dim == value.channel else _new(node, dim) for dim, size in sizes)
+        fresh = tuple(Length.constant(size) if dim == value.channel else _new(node, dim) for dim, size in sizes)
         return (*batch, *fresh[1:]) if batch and value.channel else fresh
 
     def _moved(
@@ -236,12 +236,12 @@ class _Followed:
         """What a reshape makes of the dimensions that it reads."""
         start, stop, count = move.start, move.stop, len(move.lengths)
         if not start <= channel < stop:
-            return _parts(node, start, count, math.prod(before[start:stop], start=constant(1)))
-        front = math.prod(before[start:channel], start=constant(1))
-        behind = math.prod(before[channel + 1 : stop], start=constant(1))
+            return _parts(node, start, count, math.prod(before[start:stop], start=Length.constant(1)))
+        front = math.prod(before[start:channel], start=Length.constant(1))
+        behind = math.prod(before[channel + 1 : stop], start=Length.constant(1))
         if node.op not in GIVEN_SIZES:
             return (front * before[channel] * behind,)  # flattened
-        counted = before[channel] == constant(move.lengths[at - start]) and self._counted(node)
+        counted = before[channel] == Length.constant(move.lengths[at - start]) and self._counted(node)
         self.shown[node] = Whole(front, before[channel], behind, at - start, counted)
         ahead = _parts(node, start, at - start, front)
         return (*ahead, before[channel], *_parts(node, at + 1, start + count - at - 1, behind))
@@ -264,7 +264,7 @@ _BATCHED = ("adaptive_avg_pool", "avg_pool", "interpolate", "conv", "pad")
 
 def _parts(node: Node, first: int, count: int, whole: Length) -> Lengths:
     """So many dimensions of a node, from `first` on, that have so many entries together."""
-    known = (whole,) if count == 1 else (constant(1),) * count if whole == constant(1) else ()
+    known = (whole,) if count == 1 else (Length.constant(1),) * count if whole == Length.constant(1) else ()
     return known or tuple(_new(node, first + i) for i in range(count))
 
 

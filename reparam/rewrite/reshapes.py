@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.algebra.index_map import Length, constant
+from reparam.algebra.index_map import Length
 from reparam.capture.graph import Node, user_code
 from reparam.capture.ops import AS_LARGE, SHAPED_AS
 from reparam.errors import Refusal
@@ -23,7 +23,7 @@ from reparam.plan.shapes import Extents, Lengths, Whole, alike_before, as_large
 from reparam.rewrite.trace import Trace
 from reparam.rules import RULES, operation
 
-_REST = constant(-1)
+_REST = Length.constant(-1)
 
 
 def require_stated(node: Node, trace: Trace | None, extents: Extents) -> None:
@@ -81,7 +81,7 @@ def _keep(stated: Sequence[Length | None], whole: Whole) -> bool:
 def _product(sizes: Sequence[Length | None]) -> Length | None:
     """How many entries there are under some sizes, if all of them are known."""
     known = [size for size in sizes if size is not None and size != _REST]
-    return math.prod(known, start=constant(1)) if len(known) == len(sizes) else None
+    return math.prod(known, start=Length.constant(1)) if len(known) == len(sizes) else None
 
 
 def _agree(stated: Sequence[Length | None], expected: Sequence[Length]) -> bool:
@@ -149,7 +149,7 @@ class _Code:
         if isinstance(item, (tuple, list)):
             return tuple(map(self.value, item))
         if isinstance(item, int) and not isinstance(item, bool):
-            return constant(item)
+            return Length.constant(item)
         if not isinstance(item, fx.Node):
             return None
         if item.op == "call_method" and item.target == "size":
@@ -195,7 +195,7 @@ def _told(node: Node) -> Lengths:
     """The lengths of a tensor that is no part of a fold: unknown, but for the channels that a layer reads or makes."""
     counted, whole = _counted(node), as_large(node)
     unknown = [Length(Fraction(1), ((whole, dim),)) for dim in range(len(node.shape))]
-    return tuple(constant(size) if dim in counted else unknown[dim] for dim, size in enumerate(node.shape))
+    return tuple(Length.constant(size) if dim in counted else unknown[dim] for dim, size in enumerate(node.shape))
 
 
 def _counted(node: Node, joins: int = 2) -> set[int]:
