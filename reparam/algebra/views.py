@@ -40,7 +40,7 @@ class View:
         """What a rule has moved; a convolution where all pixels are in their places again, or blocks of them."""
         x, moves = moved.input, moved.moves
         source = 1 if x.axes else len(x.anchor.shape) - 1
-        shape, channel = followed(x.shape(), source, moves)
+        shape, channel = track_channel(x.shape(), source, moves)
         if channel is not None:
             return View(x, shape, channel, moves=moves)
         if not x.axes:
@@ -66,7 +66,7 @@ class View:
         """Whether the channels are one dimension, in their order."""
         return self.channel is not None and self.places is None
 
-    def seen(self) -> AffineConv:
+    def as_anchor(self) -> AffineConv:
         """The tensor as if it were an anchor: what the next rule reads."""
         rank = len(self.shape)
         first = self.readable and self.channel != rank - 1
@@ -90,7 +90,7 @@ class View:
             return self
         self.require_readable()
         made = result.inside if isinstance(result, View) else result
-        if isinstance(made, AffineConv) and len(made.axes) != len(self.seen().axes):
+        if isinstance(made, AffineConv) and len(made.axes) != len(self.as_anchor().axes):
             raise Refusal("it reads other dimensions as channels than those that hold them")
         return self._read(result)
 
@@ -108,7 +108,7 @@ class View:
             return replace(self, inside=inside, shape=result.shape(), places=self._still(inside), moves=moves)
         if isinstance(result, AffineConv) and not result.bias_per_pixel and self._behind:
             inside = result.applied_to(self._moved(len(result.axes)))
-            return replace(self, inside=inside, shape=result.shape(), ahead=self.steps, moves=None)
+            return replace(self, inside=inside, shape=result.shape(), steps_before=self.steps, moves=None)
         raise Refusal(
             "it reads the neighbours of pixels that were rearranged before it",
             "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",
@@ -118,11 +118,11 @@ class View:
     def _behind(self) -> bool:
         """Whether there is something inside that may stand behind all of the steps."""
         movable = self.inside.pixelwise and self.whole
-        return not self.inside.identity and (movable or self.ahead == self.steps)
+        return not self.inside.identity and (movable or self.steps_before == self.steps)
 
     def _moved(self, spatial: int) -> AffineConv:
         """What stands inside, behind the steps."""
-        if self.ahead == self.steps:
+        if self.steps_before == self.steps:
             return self.inside
         shape = tuple(self.inside.in_channels if i == self.channel else size for i, size in enumerate(self.shape))
         moved = Anchor(object(), shape, self.inside.anchor.fixed and self._of_one_size)
@@ -137,7 +137,7 @@ class View:
     def _again(self, moves: tuple[Move, ...]) -> View | AffineConv:
         """This with its entries in other places."""
         steps = self.steps + 1
-        shape, channel = followed(self.shape, self.channel, moves)
+        shape, channel = track_channel(self.shape, self.channel, moves)
         if channel is not None and (self.whole or self.moves is None):
             together = None if self.moves is None else (*self.moves, *moves)
             if together is not None and _in_place(self.inside, together):
@@ -146,7 +146,7 @@ class View:
         if self.moves is not None:
             found = View.of(Rearranged(self.inside, (*self.moves, *moves)))
             return replace(found, steps=steps) if isinstance(found, View) else found
-        last = View.of(Rearranged(self.seen(), moves)) if self.readable else None
+        last = View.of(Rearranged(self.as_anchor(), moves)) if self.readable else None
         if not isinstance(last, View) or last.places is None:
             raise _apart()
         places = _one_by_one(self.places, last.places)
@@ -222,7 +222,9 @@ def _apart() -> Refusal:
     return Refusal("it cuts channels apart, or joins them with pixels")
 
 
-def followed(shape: tuple[int, ...], channel: int | None, moves: Sequence[Move]) -> tuple[tuple[int, ...], int | None]:
+def track_channel(
+    shape: tuple[int, ...], channel: int | None, moves: Sequence[Move]
+) -> tuple[tuple[int, ...], int | None]:
     """The shape and where the channels are (as long as they are whole) after some moves."""
     for move in moves:
         match move:

@@ -357,7 +357,7 @@ class Region:
         place = self._place(base, sink, value)
         assert place is not None
         here = self.found.value(base, place[1][-1])
-        read = here.seen() if isinstance(here, View) else here
+        read = here.as_anchor() if isinstance(here, View) else here
         spatial = len(read.axes) if isinstance(read, AffineConv) else 0
         placed = inside.with_axes(spatial) if inside.pixelwise else inside
         steps, kernel = self.steps(base, sink), last_kernel(place[1])

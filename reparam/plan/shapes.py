@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import IndexMap, Length, Move, Permute, Rearranged, Reshape, Select, lengths_of
-from reparam.algebra.views import View, followed
+from reparam.algebra.views import View, track_channel
 from reparam.capture.graph import Node
 from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
 from reparam.errors import Refusal
@@ -221,7 +221,7 @@ class _Followed:
         self, node: Node, move: Move, before: Lengths, shape: tuple[int, ...], channel: int
     ) -> tuple[Lengths, tuple[int, ...], int]:
         """The lengths, the recorded shape and the dimension of the channels after a move."""
-        after, at = followed(shape, channel, [move])
+        after, at = track_channel(shape, channel, [move])
         assert at is not None
         match move:
             case Permute(order):

@@ -170,7 +170,7 @@ def step(node: Node, values: Mapping[Node, Value], fixed: Collection[Node] = ())
     elif len(node.operands) > 1:
         raise Refusal("it joins tensors whose pixels were rearranged", "joining them before that would fold")
     else:
-        seen = {node.operands[0]: view.seen()}
+        seen = {node.operands[0]: view.as_anchor()}
         try:
             value = view.then(rule(*_looked_up(node.args, seen, fixed), **_looked_up(node.kwargs, seen, fixed)))
         except Refusal:
@@ -207,7 +207,7 @@ def anchored(node: Node, fixed: Collection[Node] = ()) -> AffineConv:
 
 def read(node: Node, before: View) -> object:
     """What the rule of a node makes of the rearranged tensor that it reads; None where it is refused."""
-    seen = {node.operands[0]: before.seen()}
+    seen = {node.operands[0]: before.as_anchor()}
     try:
         return RULES[node.op](*_looked_up(node.args, seen, ()), **_looked_up(node.kwargs, seen, ()))
     except Refusal:

@@ -75,14 +75,14 @@ def behind_steps(found: Interpretation, base: Node, node: Node, x: Tensor) -> Te
     at = {each: found.value(base, each) for each in kernels}
     kernels = [each for each in kernels if getattr(at[each], "places", None) is None]
     if not whole.inside.pixelwise:
-        kernels = [each for each in kernels if getattr(at[each], "steps", 0) == whole.ahead]
+        kernels = [each for each in kernels if getattr(at[each], "steps", 0) == whole.steps_before]
     place = [*others[-1:], *kernels][-1]
     for each in nodes:
         if each in steps:
             x = evaluate(each, {each.operands[0]: x})
         elif each is place:
             here = found.value(base, each)
-            spatial = len((here.seen() if isinstance(here, View) else here).axes)
+            spatial = len((here.as_anchor() if isinstance(here, View) else here).axes)
             x = (whole.inside.with_axes(spatial) if whole.inside.pixelwise else whole.inside)(x)
     return x
 
