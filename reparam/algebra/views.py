@@ -19,7 +19,7 @@ class View:
 
     Reshapes and transposes that leave the channels whole, and means over pixels, commute with every map of channels
     (a mean keeps a bias because its weights sum to 1). So a map behind them can be moved in front of them and back.
-    ahead: so many of the steps come before `inside`, which reads neighbours of the pixels that they have rearranged;
+    steps_before: so many of the steps come before `inside`, which reads neighbours of the pixels that they have rearranged;
     its anchor stands for what these steps make of the anchor proper.
     shape: of the tensor now; channel: which of its dimensions holds the channels (None: none does).
     places: which channel, as they are seen now, each of those of `inside` has become, or a part of; None where they are
@@ -32,7 +32,7 @@ class View:
     channel: int | None
     steps: int = 1
     places: tuple[int, ...] | None = None
-    ahead: int = 0
+    steps_before: int = 0
     moves: tuple[Move, ...] | None = None
 
     @staticmethod
@@ -99,7 +99,7 @@ class View:
             result.require_readable()
             inside, steps = self._mapped(result.inside), self.steps + result.steps
             places = _one_by_one(self._still(inside), result.places)
-            return View(inside, result.shape, result.channel, steps, places, self.ahead)
+            return View(inside, result.shape, result.channel, steps, places, self.steps_before)
         if isinstance(result, AffineConv) and result.mean:
             return replace(self, shape=result.shape(), steps=self.steps + 1, moves=None)
         if isinstance(result, AffineConv) and result.pixelwise:

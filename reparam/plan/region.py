@@ -275,7 +275,7 @@ class Region:
             here = None if start is base else self.found.value(base, start)
             whole = not isinstance(here, View) or here.whole
             before = sum(nodes.index(step) < nodes.index(own[0]) for step in steps)
-            if whole and (value.inside.pixelwise or before == value.ahead):
+            if whole and (value.inside.pixelwise or before == value.steps_before):
                 return start, own
         return None
 
