@@ -41,7 +41,7 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
             Constant(tuple(kernel.shape), Lazy.of(kernel)), Constant((CHANNELS,), Lazy.of(bias)), [stride] * 2, groups=2
         )
         return (
-            lambda v: settled(v.pad([(pad, pad)] * 2)).then(outer),
+            lambda v: resolve(v.pad([(pad, pad)] * 2)).then(outer),
             lambda x: F.conv2d(x, kernel, bias, stride, pad, groups=2),
         )
     if kind == "scale":
@@ -56,7 +56,7 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
         value = float(draw(st.sampled_from([0, 0, 2])))
         given_value = Lazy.of(torch.tensor([value], dtype=torch.float64)) if value else None
         return (
-            lambda v: settled(v.pad([(0, 0), (lo, hi)], given_value)),
+            lambda v: resolve(v.pad([(0, 0), (lo, hi)], given_value)),
             lambda x: F.pad(x, [lo, hi, 0, 0], value=value),
         )
     if kind == "crop":
@@ -65,7 +65,7 @@ def steps(draw: st.DrawFn) -> tuple[Callable[[AffineConv], object], Callable[[Te
         kernel = integers(CHANNELS, 1, 3, 3)
         outer = AffineConv.conv(Constant(tuple(kernel.shape), Lazy.of(kernel)), groups=CHANNELS)
         return (
-            lambda v: v + settled(v.pad([(1, 1)] * 2)).then(outer),
+            lambda v: v + resolve(v.pad([(1, 1)] * 2)).then(outer),
             lambda x: x + F.conv2d(x, kernel, padding=1, groups=CHANNELS),
         )
     rows = draw(st.permutations(range(CHANNELS)))
