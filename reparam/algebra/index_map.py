@@ -223,7 +223,7 @@ def lengths_of(value: AffineConv) -> tuple[Length, ...]:
     if not value.axes:
         return (*(Length(Fraction(1), (dim,)) for dim in range(rank - 1)), Length.constant(value.out_channels))
     if value.anchor.fixed:
-        return (Length(Fraction(1), (0,)), *map(constant, value.shape()[1:]))
+        return (Length(Fraction(1), (0,)), *map(Length.constant, value.shape()[1:]))
     own = Axis().size_key
     spatial = ((dim,) if axis.size_key == own else ((dim, axis.size_key),) for dim, axis in enumerate(value.axes, 2))
     return (

@@ -185,7 +185,7 @@ class _Merger:
             plain = view.op == "view" and view.shape[:outer] == sink.shape[:outer]
             if fold.value.axes or not plain or not self.relied.isdisjoint(view.readers):
                 return None
-            shown[view] = (*own[:outer], *map(constant, view.shape[outer:]))
+            shown[view] = (*own[:outer], *map(Length.constant, view.shape[outer:]))
         return Extents(known, shown)
 
     # --- what it is worth
