@@ -20,7 +20,7 @@ from reparam.errors import Refusal
 from reparam.plan.cost import KERNELS
 from reparam.rules import RULES, Value
 from reparam.rules.interpret import Interpretation, anchored, read, way_back
-from reparam.rules.table import channel_dimension, each
+from reparam.rules.table import as_ints, channel_dimension
 
 Lengths = tuple[Length, ...]
 
@@ -203,7 +203,7 @@ class _Followed:
         name = node.op
         if name == "mean":
             given = RULES[name].signature.bind(*node.args, **node.kwargs).arguments
-            dims = {dim % len(before) for dim in each(given["dim"], 1)}
+            dims = {dim % len(before) for dim in as_ints(given["dim"], 1)}
             kept = [Length.constant(1) if dim in dims else length for dim, length in enumerate(before)]
             return tuple(length for dim, length in enumerate(kept) if given.get("keepdim") or dim not in dims)
         if name.startswith("adaptive_avg_pool") and set(value.shape[2:]) == {1}:

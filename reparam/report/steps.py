@@ -16,7 +16,7 @@ from reparam.plan.fold import Fold
 from reparam.report.outcome import START, Step
 from reparam.report.quantisation import Ranges, Weights, ranges
 from reparam.rules import RULES
-from reparam.rules.table import each
+from reparam.rules.table import as_ints
 
 _SCALES = ("add", "sub", "rsub", "mul", "div")
 _RUNS = ("setitem",)  # an assignment to each side of a border is one thing to look at
@@ -110,7 +110,7 @@ def geometry(node: Node) -> str:
     if (channels := _channels(node)) is not None:
         return f"{channels[0]}->{channels[1]}"
     if "pool" in name and "kernel_size" in given:
-        window = each(given["kernel_size"], len(node.shape) - 2)
+        window = as_ints(given["kernel_size"], len(node.shape) - 2)
         return _fields(s=given.get("stride") or window, p=given.get("padding"), of=window)
     if name == "pad" and "pad" in given:
         mode = given.get("mode", "constant")

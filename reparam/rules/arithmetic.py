@@ -19,12 +19,12 @@ from reparam.rules.table import (
     Stack,
     Value,
     affine,
-    alike,
+    as_ints,
     channel_dimension,
-    each,
-    laid_for,
+    layout_for_constant,
     per_channel,
     rule,
+    same_layout,
 )
 
 
@@ -90,11 +90,11 @@ def _times(x: AffineConv, factor: float) -> AffineConv:
 def add(input: Value, other: Value, *, alpha: float = 1) -> AffineConv:
     """A sum of branches, or a shift by a constant."""
     if isinstance(input, AffineConv) and isinstance(other, AffineConv):
-        x, y = alike(input, other)
+        x, y = same_layout(input, other)
         return x + _times(y, alpha)
     if isinstance(other, AffineConv):
         return add(_times(other, alpha), input)
-    x = laid_for(affine(input), other)
+    x = layout_for_constant(affine(input), other)
     if isinstance(other, (int, float)) and other == 0:
         return x
     shift = per_channel(other, x)
@@ -168,7 +168,7 @@ def mul(input: Value, other: Value) -> AffineConv:
         raise Refusal("both factors depend on the input")
     swapped = isinstance(other, (AffineConv, PendingBorder))
     x, factor = (affine(other), input) if swapped else (affine(input), other)
-    x = laid_for(x, factor)
+    x = layout_for_constant(x, factor)
     if isinstance(factor, (int, float)) and factor == 1:
         return x
     return x.scale_shift(scale=per_channel(factor, x))
@@ -192,7 +192,7 @@ def div(input: Value, other: Value, *, rounding_mode: str | None = None) -> Affi
         raise Refusal("it rounds")
     if isinstance(other, (AffineConv, PendingBorder)):
         raise Refusal("it divides by something that depends on the input")
-    x = laid_for(affine(input), other)
+    x = layout_for_constant(affine(input), other)
     factor = per_channel(other, x)
     return x.scale_shift(scale=Lazy(lambda: 1 / factor()))
 
@@ -257,7 +257,7 @@ def _summed(input: Value, dim: Value, keepdim: bool) -> tuple[AffineConv, int]:
     if not isinstance(input, Stack):
         raise Refusal("it reduces something other than a stack of branches")
     rank = len(input.items[0].anchor.shape) + 1
-    dims = [] if dim is None else [d % rank for d in each(dim, 1)]
+    dims = [] if dim is None else [d % rank for d in as_ints(dim, 1)]
     if dims != [input.dim] or keepdim:
         raise Refusal("it reduces another dimension than that of the stack, or keeps it (keepdim=True)")
     return reduce(add, input.items), len(input.items)
@@ -302,7 +302,7 @@ def mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv |
         return _times(total, 1 / count)
     x = affine(input)
     rank = len(x.anchor.shape)
-    dims = set(range(rank)) if dim is None else {d % rank for d in each(dim, 1)}
+    dims = set(range(rank)) if dim is None else {d % rank for d in as_ints(dim, 1)}
     channel = channel_dimension(x)
     if dims & {0, channel}:
         raise Refusal("it averages over channels or the batch")

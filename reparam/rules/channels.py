@@ -13,7 +13,7 @@ from reparam.algebra.affine import AffineConv, Constant
 from reparam.algebra.index_map import Rearranged, Select
 from reparam.algebra.views import View
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, channel_dimension, constant, dimension, each, rule
+from reparam.rules.table import Case, Op, Value, affine, as_ints, channel_dimension, constant, dimension, rule
 
 
 def _along_channels(x: AffineConv, dim: int, what: str) -> AffineConv:
@@ -325,10 +325,10 @@ def fliplr(input: Value) -> AffineConv:
 def roll(input: Value, shifts: Value, dims: Value = ()) -> AffineConv:
     """Channels moved on, the last ones to the front."""
     x = affine(input)
-    places = each(dims, 1)
+    places = as_ints(dims, 1)
     if not places:
         raise Refusal("it moves the entries of the whole tensor on", "moving channels on (dims=1) would fold")
-    for dim, shift in zip(places, each(shifts, len(places)), strict=True):
+    for dim, shift in zip(places, as_ints(shifts, len(places)), strict=True):
         x = _along_channels(x, dim, "moves pixels on")
         x = x.take([(row - shift) % x.out_channels for row in range(x.out_channels)])
     return x

@@ -9,7 +9,7 @@ from torch import nn
 from reparam.algebra.affine import AffineConv, Constant
 from reparam.algebra.kernels import transposed
 from reparam.algebra.lazy import Lazy
-from reparam.rules.table import Case, Op, Value, affine, constant, each, optional, rule
+from reparam.rules.table import Case, Op, Value, affine, as_ints, constant, optional_constant, rule
 
 
 def _pads(padding: Value, spans: list[int]) -> list[tuple[int, int]]:
@@ -18,7 +18,7 @@ def _pads(padding: Value, spans: list[int]) -> list[tuple[int, int]]:
         return [(0, 0)] * len(spans)
     if padding == "same":
         return [((span - 1) // 2, span - 1 - (span - 1) // 2) for span in spans]
-    return [(p, p) for p in each(padding, len(spans))]
+    return [(p, p) for p in as_ints(padding, len(spans))]
 
 
 @rule(
@@ -65,7 +65,9 @@ def conv(
     """A convolution pads its input with zeros, and composes with it."""
     kernel = constant(weight, "kernel")
     spatial = len(kernel.shape) - 2
-    outer = AffineConv.conv(kernel, optional(bias, "bias"), each(stride, spatial), each(dilation, spatial), groups)
+    outer = AffineConv.conv(
+        kernel, optional_constant(bias, "bias"), as_ints(stride, spatial), as_ints(dilation, spatial), groups
+    )
     pads = _pads(padding, [axis.span for axis in outer.axes])
     return affine(affine(input).with_layout(spatial).pad(pads)).then(outer)
 
@@ -111,7 +113,7 @@ def conv_transpose(
     ins, outs, *taps = given.shape
     turned = Lazy(lambda: transposed(given.value(), groups))
     kernel = Constant((outs * groups, ins // groups, *taps), turned)
-    outer = AffineConv.conv(kernel, optional(bias, "bias"), None, each(dilation, len(taps)), groups)
-    fronts = [axis.span - 1 - cut for axis, cut in zip(outer.axes, each(padding, len(taps)), strict=True)]
-    pads = [(front, front + more) for front, more in zip(fronts, each(output_padding, len(taps)), strict=True)]
-    return affine(affine(input).with_layout(len(taps)).dilate_input(each(stride, len(taps))).pad(pads)).then(outer)
+    outer = AffineConv.conv(kernel, optional_constant(bias, "bias"), None, as_ints(dilation, len(taps)), groups)
+    fronts = [axis.span - 1 - cut for axis, cut in zip(outer.axes, as_ints(padding, len(taps)), strict=True)]
+    pads = [(front, front + more) for front, more in zip(fronts, as_ints(output_padding, len(taps)), strict=True)]
+    return affine(affine(input).with_layout(len(taps)).dilate_input(as_ints(stride, len(taps))).pad(pads)).then(outer)

@@ -13,7 +13,7 @@ from reparam.algebra.affine import AffineConv, Constant
 from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 from reparam.rules.arithmetic import add, mul
-from reparam.rules.table import Case, Op, Value, affine, channels_at, constant, each, optional, rule
+from reparam.rules.table import Case, Op, Value, affine, as_ints, channels_at, constant, optional_constant, rule
 
 
 @rule(
@@ -35,7 +35,7 @@ def linear(input: Value, weight: Value, bias: Value = None) -> AffineConv:
     kernel = constant(weight, "kernel")
     if len(kernel.shape) != 2:
         raise Refusal("its weight is a vector", "a weight of shape (1, in_features) would fold")
-    return affine(input).with_layout(0).then(AffineConv.conv(kernel, optional(bias, "bias")))
+    return affine(input).with_layout(0).then(AffineConv.conv(kernel, optional_constant(bias, "bias")))
 
 
 def _mapped(x: AffineConv, dim: int, matrix: Constant) -> AffineConv:
@@ -242,7 +242,9 @@ def _labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[
 def tensordot(a: Value, b: Value, dims: Value = 2, out: Value = None) -> AffineConv:
     """Sums of products along the last dimension and one of a constant matrix."""
     pairs = (
-        [(-1, 0)] * (dims == 1) if isinstance(dims, int) else list(zip(*map(partial(each, count=1), dims), strict=True))
+        [(-1, 0)] * (dims == 1)
+        if isinstance(dims, int)
+        else list(zip(*map(partial(as_ints, count=1), dims), strict=True))
     )
     if not isinstance(b, Constant) or isinstance(a, Constant) or len(b.shape) != 2 or len(pairs) != 1:
         raise Refusal("it sums over something else than one dimension of the input and of a constant matrix")

@@ -12,7 +12,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import Lazy
 from reparam.capture.norms import affine_part
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, constant, optional, rule
+from reparam.rules.table import Case, Op, Value, affine, constant, optional_constant, rule
 
 
 def _functional(m: Any, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def batch_norm(
             "track_running_stats=True while training would fold",
         )
     mean, var = constant(running_mean, "running mean"), constant(running_var, "running variance")
-    gamma, beta = optional(weight, "weight"), optional(bias, "bias")
+    gamma, beta = optional_constant(weight, "weight"), optional_constant(bias, "bias")
 
     def gain() -> Tensor:
         inverse = (var.value() + eps).rsqrt()
@@ -86,6 +86,6 @@ def batch_norm(
 )
 def normalised(input: Value, weight: Value, bias: Value, dim: int) -> AffineConv:
     """The scale and shift per channel of `layer_norm`, `rms_norm`, `group_norm` and `instance_norm`; the rest stays."""
-    gamma, beta = optional(weight, "weight"), optional(bias, "bias")
+    gamma, beta = optional_constant(weight, "weight"), optional_constant(bias, "bias")
     x = affine(input).with_layout(0) if dim == -1 else affine(input).channels_first()
     return x.scale_shift(None if gamma is None else gamma.value, None if beta is None else beta.value)

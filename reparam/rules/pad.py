@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra.affine import AffineConv, PendingBorder
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, each, per_channel, rule
+from reparam.rules.table import Case, Op, Value, affine, as_ints, per_channel, rule
 
 
 def _border(m: Any) -> Tensor:
@@ -88,7 +88,7 @@ def _one_pixel(m: Any, x: Tensor) -> Tensor:
 def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | PendingBorder:
     """Padding with a constant, where negative amounts crop, or by reflection, replication or wrapping round."""
     inside = affine(input)
-    amounts = each(pad, 2)
+    amounts = as_ints(pad, 2)
     pads = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
     if not inside.axes and len(pads) > 1:
         inside = inside.channels_first()

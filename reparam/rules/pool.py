@@ -12,7 +12,7 @@ from torch import nn
 from reparam.algebra.affine import AffineConv, Constant
 from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, each, rule
+from reparam.rules.table import Case, Op, Value, affine, as_ints, rule
 
 
 def _average(
@@ -25,9 +25,9 @@ def _average(
     count_include_pad: bool,
     divisor: int | None,
 ) -> AffineConv:
-    taps = each(kernel_size, spatial)
-    strides = each(stride, spatial) if stride else taps
-    pads = each(padding, spatial)
+    taps = as_ints(kernel_size, spatial)
+    strides = as_ints(stride, spatial) if stride else taps
+    pads = as_ints(padding, spatial)
     if any(pads) and not count_include_pad and divisor is None:
         raise Refusal(
             "count_include_pad=False divides windows at the border by fewer pixels",

@@ -120,18 +120,18 @@ def constant(x: Value, role: str) -> Constant:
     raise Refusal(f"its {role} is computed from the input", f"a {role} computed from parameters alone would fold")
 
 
-def optional(x: Value, role: str) -> Constant | None:
+def optional_constant(x: Value, role: str) -> Constant | None:
     """The same for an argument that may be None."""
     return None if x is None else constant(x, role)
 
 
-def each(value: Value, count: int) -> list[int]:
+def as_ints(value: Value, count: int) -> list[int]:
     """An int or a sequence of `count` ints (or of one), as torch spells geometry."""
     values: list[int] = list(value) if isinstance(value, (tuple, list)) else [value]
     return values * count if len(values) == 1 else values
 
 
-def alike(x: AffineConv, y: AffineConv) -> tuple[AffineConv, AffineConv]:
+def same_layout(x: AffineConv, y: AffineConv) -> tuple[AffineConv, AffineConv]:
     """Both in one layout: the anchor itself has none of its own and takes that of the other."""
     if x.identity:
         return x.with_layout(len(y.axes)), y
@@ -148,7 +148,7 @@ def channels_at(x: AffineConv, dim: int) -> AffineConv:
     raise Refusal(f"it reads dimension {dim} of {rank} as channels, where no layer reads them")
 
 
-def laid_for(x: AffineConv, value: Value) -> AffineConv:
+def layout_for_constant(x: AffineConv, value: Value) -> AffineConv:
     """x; the anchor itself, which has no layout of its own, with channels where a constant has them."""
     if not x.identity or not isinstance(value, Constant):
         return x

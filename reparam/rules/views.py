@@ -13,7 +13,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import Permute, Rearranged, Reshape
 from reparam.algebra.views import View
 from reparam.errors import Refusal
-from reparam.rules.table import Case, Op, Value, affine, channel_dimension, each, rule
+from reparam.rules.table import Case, Op, Value, affine, as_ints, channel_dimension, rule
 
 
 def _permuted(x: AffineConv, order: Sequence[int]) -> AffineConv | Rearranged:
@@ -82,7 +82,7 @@ def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Rea
     """Dimensions moved to other places, the others in their order."""
     x = affine(input)
     rank = len(x.anchor.shape)
-    moved = {to % rank: dim % rank for dim, to in zip(each(source, 1), each(destination, 1), strict=True)}
+    moved = {to % rank: dim % rank for dim, to in zip(as_ints(source, 1), as_ints(destination, 1), strict=True)}
     others = iter([dim for dim in range(rank) if dim not in moved.values()])
     return _permuted(x, [moved[at] if at in moved else next(others) for at in range(rank)])
 
