@@ -1,67 +1,124 @@
-"""What every benchmark script shares: its options, how a spread is shown, and its file of results."""
+"""What the benchmarks share: options, fresh processes, and how results are shown and written."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from tabulate import tabulate
+from torch import Tensor, nn
 
-from benchmarks.zoo.models import QUICK, ZOO
 from reparam.compare.bench import Spread
+
+T = TypeVar("T")
+
+
+# Options.
+
+
+def options(description: str, quick: str) -> argparse.ArgumentParser:
+    """The options that most benchmarks have; `quick` says what --quick does."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}, within a minute")
+    # One thread: where another process has a core, a thread that waits for it slows all others down a hundredfold.
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    return parser
+
+
+def model_options(
+    description: str, rounds: int, models: Sequence[str], quick: Sequence[str]
+) -> argparse.ArgumentParser:
+    """The options of benchmarks that time models; `rounds` and `models` are the defaults, `quick` those of --quick."""
+    parser = options(description, f"few rounds on {' '.join(quick)}")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help=f"(default: {' '.join(models)})")
+    parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each kind (default: %(default)s)")
+    return parser
+
+
+# Running.
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """The function's result, computed by a new Python: nothing that ran before is in its memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def forward(model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+# Showing and writing.
 
 
 def shown(spread: Spread, digits: int = 2) -> str:
-    """A median with its quartiles: one number of a shared machine says little."""
+    """The median and the quartiles: on a shared machine a single number says little."""
     return f"{spread.median:.{digits}f} [{spread.low:.{digits}f} .. {spread.high:.{digits}f}]"
 
 
-def parser(description: str, rounds: int, batch: int = 1) -> argparse.ArgumentParser:
-    """The options of every script; `rounds` and `batch` are the defaults of `--rounds` and `--batch`."""
-    options = argparse.ArgumentParser(description=description)
-    options.add_argument("--models", nargs="+", metavar="NAME", help=f"timm models (default: {' '.join(ZOO)})")
-    options.add_argument("--quick", action="store_true", help=f"few rounds on {' '.join(QUICK)}, within a minute")
-    options.add_argument("--rounds", type=int, default=rounds, help="measurements of each kind (default: %(default)s)")
-    # One: threads that wait for one whose core is taken are a hundred times slower, and that is no result.
-    options.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    options.add_argument("--batch", type=int, default=batch, help="images in a batch (default: %(default)s)")
-    options.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
-    return options
+def printed_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table for a terminal; all columns but the first `left` are aligned to the right."""
+    aligned = ["left"] * left + ["right"] * (len(headers) - left)
+    return tabulate(rows, headers=headers, colalign=aligned if rows else None, disable_numparse=True)
 
 
-def chosen_models(options: argparse.Namespace) -> list[str]:
-    return list(options.models or (QUICK if options.quick else ZOO))
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-_TOLD = ("torch", "timm", "onnxruntime")
+def general(reason: str) -> str:
+    """The reason of a refusal without the numbers and names of one network, so that reasons can be counted."""
+    reason = re.sub(r"\(.*?\)", "(...)", reason)
+    reason = re.sub(r"(?<=the forward of )(the model itself|\S+)( \(\.\.\.\))?|(?<=parameters of )\S+", "M", reason)
+    reason = re.sub(r"(for every input.*?\b(?:stops|goes on with|calls)\b|does not reach|where) .*", r"\1 ...", reason)
+    return re.sub(r"\b(?:[a-z]+\d+[.\w]*)|-?\d+(\.\d+)?(e[+-]?\d+)?", "N", reason)
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+def versions(*packages: str) -> str:
+    """The packages that are installed, with their versions."""
+    installed = []
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            installed.append(f"{package} {metadata.version(package)}")
+    return ", ".join(installed)
 
 
-def write_json(file: Path, options: argparse.Namespace, results: Sequence[dict[str, Any]]) -> None:
-    """Writes the results with what they depend on, whole or not at all: an interrupted run leaves the old file."""
+def command() -> str:
+    """The command that started this process."""
+    spec = sys.modules["__main__"].__spec__
+    module = ["-m", spec.name.removesuffix(".__main__")] if spec is not None else [sys.argv[0]]
+    return shlex.join(["python", *module, *sys.argv[1:]])
+
+
+def write_json(file: Path, given: argparse.Namespace, results: Sequence[dict[str, Any]]) -> None:
+    """Writes the results with the command, the machine and the versions that they depend on."""
     content = {
-        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "python": platform.python_version(),
-        "versions": ", ".join(f"{name} {version}" for name in _TOLD if (version := _version(name))),
+        "versions": versions("torch", "timm", "onnxruntime"),
         "machine": f"a CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)",
-        "threads": options.threads,
-        "batch": options.batch,
+        **{name: value for name, value in vars(given).items() if name in ("threads", "batch")},
         "results": list(results),
     }
+    write_whole(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file whole or not at all: an interrupted run leaves the old one."""
     unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)

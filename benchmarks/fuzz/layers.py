@@ -2,60 +2,60 @@
 
 from __future__ import annotations
 
-from benchmarks.fuzz.drawing import (
+from benchmarks.fuzz.operations import (
     activation_text,
     channels_of,
     conv_text,
-    drawn,
     drawn_groups,
     norm_text,
+    operation,
     per_channel,
     rank_of,
 )
-from benchmarks.fuzz.networks import Unfit, Writer
+from benchmarks.fuzz.writer import NotApplicable, Writer
 
 # --- convolutions and linear layers
 
 
-@drawn(14)
+@operation(14)
 def conv(w: Writer) -> None:
-    x = w.map()
+    x = w.pick_map()
     w.call("conv", conv_text(w, x), x)
 
 
-@drawn(8)
+@operation(8)
 def conv_norm(w: Writer) -> None:
-    x = w.map()
+    x = w.pick_map()
     y = w.call("conv", conv_text(w, x), x)
     w.call("bn", norm_text(w, y), y)
 
 
-@drawn(9)
+@operation(9)
 def norm(w: Writer) -> None:
-    x = w.any()
+    x = w.pick()
     w.call("bn", norm_text(w, x), x)
 
 
-@drawn(1)
+@operation(1)
 def functional_norm(w: Writer) -> None:
-    x = w.map()
+    x = w.pick_map()
     m = w.member("bn", f"nn.BatchNorm{rank_of(w, x)}d({w.shape(x)[1]})")
-    eps = w.draw.choice(["1e-5", f"{m}.eps", "0.2"])
+    eps = w.rng.choice(["1e-5", f"{m}.eps", "0.2"])
     w.let(f"F.batch_norm({x}, {m}.running_mean, {m}.running_var, {m}.weight, {m}.bias, False, 0.1, {eps})")
 
 
-@drawn(6)
+@operation(6)
 def linear(w: Writer) -> None:
-    x = w.any()
-    outputs = w.shape(x)[-1] if w.chance(0.5) else w.draw.choice([1, 2, 3, 4])
+    x = w.pick()
+    outputs = w.shape(x)[-1] if w.chance(0.5) else w.rng.choice([1, 2, 3, 4])
     w.call("fc", f"nn.Linear({w.shape(x)[-1]}, {outputs}{', bias=False' if w.chance(0.4) else ''})", x)
 
 
-@drawn(3)
+@operation(3)
 def computed_kernel(w: Writer) -> None:
-    x = w.map()
+    x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
-    outputs, size = channels_of(w, x), w.draw.choice([1, 2, 3])
+    outputs, size = channels_of(w, x), w.rng.choice([1, 2, 3])
     shape = [outputs, channels, *[size] * rank]
     k = w.constant(shape)
     ones = ", ".join("1" for _ in range(rank))
@@ -69,43 +69,43 @@ def computed_kernel(w: Writer) -> None:
         f"{k}.transpose(0, 1)" if outputs == channels else f"{k} * 2",
     ]
     bias = f", {w.constant([outputs])}" if w.chance(0.5) else ""
-    padding = f", padding={w.draw.choice([size // 2, 1, 0])}" if w.chance(0.6) else ""
-    w.let(f"F.conv{rank}d({x}, {w.draw.choice(forms)}{bias}{padding})")
+    padding = f", padding={w.rng.choice([size // 2, 1, 0])}" if w.chance(0.6) else ""
+    w.let(f"F.conv{rank}d({x}, {w.rng.choice(forms)}{bias}{padding})")
 
 
-@drawn(1.5)
-def other_kernel(w: Writer) -> None:
+@operation(1.5)
+def shared_kernel(w: Writer) -> None:
     """The weights of a module, used by other code."""
     convs = [member for member, _ in w.callables if ".conv" in member]
     if not convs:
-        raise Unfit
-    x, member = w.map(), w.draw.choice(convs)
-    w.let(f"F.conv{rank_of(w, x)}d({x}, {member}.weight{w.draw.choice(['', ' * 0.5', f', {member}.bias', '.abs()'])})")
+        raise NotApplicable
+    x, member = w.pick_map(), w.rng.choice(convs)
+    w.let(f"F.conv{rank_of(w, x)}d({x}, {member}.weight{w.rng.choice(['', ' * 0.5', f', {member}.bias', '.abs()'])})")
 
 
-@drawn(1.5)
+@operation(1.5)
 def matrix_product(w: Writer) -> None:
-    x = w.any()
+    x = w.pick()
     shape = w.shape(x)
-    outputs = w.draw.choice([shape[-1], 2])
+    outputs = w.rng.choice([shape[-1], 2])
     c = w.constant([shape[-1], outputs])
     forms = [f"{x} @ {c}", f"torch.matmul({x}, {c})", f"F.linear({x}, {c}.t())", f"F.linear({x}, {c}.t() * 0.5)"]
     forms.append(f'torch.einsum("...i,io->...o", {x}, {c})')
     if len(shape) == 2:
         forms.append(f"torch.addmm({w.constant([outputs])}, {x}, {c})")
     if len(shape) == 3:
-        d = w.constant([w.draw.choice([2, shape[1]]), shape[1]])
+        d = w.constant([w.rng.choice([2, shape[1]]), shape[1]])
         forms += [f"{d} @ {x}", f'torch.einsum("oi,bin->bon", {d}, {x})', f'torch.einsum("bin,oi->bno", {x}, {d})']
     if len(shape) == 4:
-        d = w.constant([w.draw.choice([2, shape[1]]), shape[1]])
+        d = w.constant([w.rng.choice([2, shape[1]]), shape[1]])
         forms.append(f'torch.einsum("bihw,oi->bohw", {x}, {d})')
     w.let(*forms)
 
 
-@drawn(1)
-def low_rank(w: Writer) -> None:
+@operation(1)
+def low_rank_branch(w: Writer) -> None:
     """A linear layer with a branch of low rank beside it."""
-    x = w.any()
+    x = w.pick()
     size = w.shape(x)[-1]
     y = w.call("fc", f"nn.Linear({size}, {size})", x)
     z = w.call("down", f"nn.Linear({size}, 1, bias=False)", x)
@@ -113,9 +113,9 @@ def low_rank(w: Writer) -> None:
     w.let(f"{y} + 0.5 * {z}", f"{y} + {z} * 2", f"({y} + {z}) / 2")
 
 
-def _upsampling(w: Writer, x: str, geometry: str) -> str:
+def _transposed_conv(w: Writer, x: str, geometry: str) -> str:
     channels = w.shape(x)[1]
-    outputs = w.draw.choice([channels, channels, 2, 4])
+    outputs = w.rng.choice([channels, channels, 2, 4])
     groups = drawn_groups(w, channels, outputs)
     bias = ", bias=False" if w.chance(0.4) else ""
     return w.call(
@@ -123,25 +123,25 @@ def _upsampling(w: Writer, x: str, geometry: str) -> str:
     )
 
 
-@drawn(2.5)
-def transposed(w: Writer) -> None:
-    x = w.map()
-    stride = w.draw.choice([1, 2, 2, 3])
-    geometry = f"{w.draw.choice([1, 2, 3, 4])}, stride={stride}"
-    geometry += f", padding={w.draw.choice([0, 1])}" if w.chance(0.4) else ""
+@operation(2.5)
+def transposed_conv(w: Writer) -> None:
+    x = w.pick_map()
+    stride = w.rng.choice([1, 2, 2, 3])
+    geometry = f"{w.rng.choice([1, 2, 3, 4])}, stride={stride}"
+    geometry += f", padding={w.rng.choice([0, 1])}" if w.chance(0.4) else ""
     geometry += f", output_padding={stride - 1}" if w.chance(0.3) else ""
     geometry += ", dilation=2" if w.chance(0.15) else ""
-    y = _upsampling(w, x, geometry)
+    y = _transposed_conv(w, x, geometry)
     if w.chance(0.6):
         y = w.call("bn", norm_text(w, y), y)
     if w.chance(0.3):
-        w.call("conv", conv_text(w, y, geometry=w.draw.choice(["1", "1", "3, padding=1"])), y)
+        w.call("conv", conv_text(w, y, geometry=w.rng.choice(["1", "1", "3, padding=1"])), y)
 
 
-@drawn(0.7)
+@operation(0.7)
 def transposed_branches(w: Writer) -> None:
-    x = w.map()
-    kernels = w.draw.choice([("2, stride=2", "2, stride=2"), ("4, stride=2, padding=1", "2, stride=2")])
+    x = w.pick_map()
+    kernels = w.rng.choice([("2, stride=2", "2, stride=2"), ("4, stride=2, padding=1", "2, stride=2")])
     channels = w.shape(x)[1]
     names = []
     for geometry in kernels:
@@ -157,7 +157,7 @@ def _branch(w: Writer, x: str, outputs: int, stride: int) -> str:
     """One of the branches that training-time blocks are made of; all give the same size."""
     step = f", stride={stride}" if stride > 1 else ""
     channels = w.shape(x)[1]
-    form = w.draw.randint(0, 7)
+    form = w.rng.randint(0, 7)
     if form == 0 and stride == 1 and outputs == channels:
         return w.call("bn", norm_text(w, x), x) if w.chance(0.7) else x
     if form == 1:
@@ -173,7 +173,7 @@ def _branch(w: Writer, x: str, outputs: int, stride: int) -> str:
     elif form == 5 and rank_of(w, x) == 2:
         y = w.call(
             "conv",
-            conv_text(w, x, outputs, w.draw.choice([f"(1, 3), padding=(0, 1){step}", f"(3, 1), padding=(1, 0){step}"])),
+            conv_text(w, x, outputs, w.rng.choice([f"(1, 3), padding=(0, 1){step}", f"(3, 1), padding=(1, 0){step}"])),
             x,
         )
     else:
@@ -181,11 +181,11 @@ def _branch(w: Writer, x: str, outputs: int, stride: int) -> str:
     return w.call("bn", norm_text(w, y), y) if w.chance(0.7) else y
 
 
-@drawn(7)
+@operation(7)
 def branches(w: Writer) -> None:
-    x = w.map()
-    outputs, stride = channels_of(w, x), w.draw.choice([1, 1, 1, 2])
-    names = [_branch(w, x, outputs, stride) for _ in range(w.draw.randint(2, 4))]
+    x = w.pick_map()
+    outputs, stride = channels_of(w, x), w.rng.choice([1, 1, 1, 2])
+    names = [_branch(w, x, outputs, stride) for _ in range(w.rng.randint(2, 4))]
     joined = ", ".join(names)
     forms = [
         " + ".join(names),
@@ -198,32 +198,30 @@ def branches(w: Writer) -> None:
         w.let(activation_text(w).format(y))
 
 
-@drawn(1.5)
-def copied_border(w: Writer) -> None:
+@operation(1.5)
+def copied_padding_branches(w: Writer) -> None:
     """Branches with one padding mode, mostly."""
-    x = w.map()
+    x = w.pick_map()
     channels = w.shape(x)[1]
-    mode = w.draw.choice(["reflect", "circular", "replicate"])
+    mode = w.rng.choice(["reflect", "circular", "replicate"])
     names = [x] if w.chance(0.5) else []
-    for _ in range(w.draw.randint(1, 3)):
+    for _ in range(w.rng.randint(1, 3)):
         other = "zeros" if w.chance(0.05) else mode
-        size = w.draw.choice(
-            ["1", f'3, padding=1, padding_mode="{other}"', f'3, padding="same", padding_mode="{mode}"']
-        )
+        size = w.rng.choice(["1", f'3, padding=1, padding_mode="{other}"', f'3, padding="same", padding_mode="{mode}"'])
         y = w.call("conv", f"nn.Conv{rank_of(w, x)}d({channels}, {channels}, {size})", x)
         names.append(w.call("bn", norm_text(w, y), y) if w.chance(0.5) else y)
     w.let(" + ".join(names))
 
 
-@drawn(2)
-def norm_behind_join(w: Writer) -> None:
+@operation(2)
+def norm_after_join(w: Writer) -> None:
     """Kernels of different tensors put together, and a norm behind that."""
-    x = w.map()
+    x = w.pick_map()
     channels = w.shape(x)[1]
     sides = []
-    for _ in range(w.draw.randint(2, 3)):
+    for _ in range(w.rng.randint(2, 3)):
         y = w.let(activation_text(w).format(x))
-        y = w.call("conv", conv_text(w, y, channels, w.draw.choice(["1", "3, padding=1"])), y)
+        y = w.call("conv", conv_text(w, y, channels, w.rng.choice(["1", "3, padding=1"])), y)
         sides.append(w.call("bn", norm_text(w, y), y) if w.chance(0.3) else y)
     joined = ", ".join(sides)
     y = w.let(" + ".join(sides), " - ".join(sides), f"torch.cat([{joined}], 1)")
@@ -232,28 +230,26 @@ def norm_behind_join(w: Writer) -> None:
         w.let(activation_text(w).format(y))
 
 
-@drawn(2)
-def listed_branches(w: Writer) -> None:
-    x = w.map()
+@operation(2)
+def module_list(w: Writer) -> None:
+    x = w.pick_map()
     channels = w.shape(x)[1]
-    items = [
-        conv_text(w, x, channels, f"{k}, padding={k // 2}") for k in w.draw.choices([1, 3], k=w.draw.randint(1, 3))
-    ]
+    items = [conv_text(w, x, channels, f"{k}, padding={k // 2}") for k in w.rng.choices([1, 3], k=w.rng.randint(1, 3))]
     m = w.member("branches", f"nn.ModuleList([{', '.join([*items, 'nn.Identity()'])}])")
     w.let(f"sum(branch({x}) for branch in {m})", f"torch.stack([branch({x}) for branch in {m}]).sum(0)")
 
 
-@drawn(5)
+@operation(5)
 def residual(w: Writer) -> None:
-    x = w.map()
-    y = w.call("conv", conv_text(w, x, w.shape(x)[1], w.draw.choice(["1", "3, padding=1"])), x)
+    x = w.pick_map()
+    y = w.call("conv", conv_text(w, x, w.shape(x)[1], w.rng.choice(["1", "3, padding=1"])), x)
     w.let(f"{x} + {y}", f"{y} + {x}", f"{x} - {y}", f"{y}.add({x})", f"torch.add({y}, {x}, alpha=0.5)")
 
 
-@drawn(4)
+@operation(4)
 def addition(w: Writer) -> None:
-    x = w.any()
-    y = w.like(x)
+    x = w.pick()
+    y = w.pick_like(x)
     w.let(
         f"{x} + {y}",
         f"{x} + {y}",
@@ -264,11 +260,11 @@ def addition(w: Writer) -> None:
     )
 
 
-@drawn(2)
-def joined(w: Writer) -> None:
-    x = w.any()
-    y = w.like(x)
-    dim = w.draw.choice([1, 1, 1, -1, 0])
+@operation(2)
+def concatenation(w: Writer) -> None:
+    x = w.pick()
+    y = w.pick_like(x)
+    dim = w.rng.choice([1, 1, 1, -1, 0])
     w.let(
         f"torch.cat([{x}, {y}], {dim})",
         f"torch.cat(({y}, {x}, {y}), dim={dim})",
@@ -279,10 +275,10 @@ def joined(w: Writer) -> None:
 # --- scalings
 
 
-@drawn(5)
-def scaled(w: Writer) -> None:
-    x = w.any()
-    number = w.draw.choice(["2", "0.5", "-1.5", "1", "3.0"])
+@operation(5)
+def scalar_arithmetic(w: Writer) -> None:
+    x = w.pick()
+    number = w.rng.choice(["2", "0.5", "-1.5", "1", "3.0"])
     forms = [
         f"{x} * {number}",
         f"{x} / {number}",
@@ -299,23 +295,23 @@ def scaled(w: Writer) -> None:
     w.let(*forms)
 
 
-@drawn(5)
-def scaled_per_channel(w: Writer) -> None:
-    x = w.any()
+@operation(5)
+def channel_arithmetic(w: Writer) -> None:
+    x = w.pick()
     c = w.constant(per_channel(w, x), positive=True)
     w.let(f"{x} * {c}", f"{c} * {x}", f"{x} + {c}", f"{x} / {c}", f"{c} - {x}", f"{x} - {c}", f"{x} * ({c} * 2 + 1)")
 
 
-@drawn(1)
-def scaled_per_pixel(w: Writer) -> None:
-    x = w.any()
+@operation(1)
+def pixel_arithmetic(w: Writer) -> None:
+    x = w.pick()
     c = w.constant(w.shape(x)[1:], positive=True)
     w.let(f"{x} * {c}", f"{x} + {c}")
 
 
-@drawn(1)
-def gated(w: Writer) -> None:
-    x = w.map()
+@operation(1)
+def gate(w: Writer) -> None:
+    x = w.pick_map()
     dims = tuple(range(2, len(w.shape(x))))
     w.let(f"{x} * {x}.mean({dims}, keepdim=True).sigmoid()")
 
@@ -323,29 +319,29 @@ def gated(w: Writer) -> None:
 # --- what changes nothing, and activations
 
 
-@drawn(10)
+@operation(10)
 def activation(w: Writer) -> None:
-    w.let(activation_text(w).format(w.any()))
+    w.let(activation_text(w).format(w.pick()))
 
 
-@drawn(2)
+@operation(2)
 def activation_module(w: Writer) -> None:
     w.call(
         "act",
-        w.draw.choice(
+        w.rng.choice(
             ["nn.ReLU()", "nn.ReLU(inplace=True)", "nn.GELU()", "nn.PReLU()", "nn.Softmax(1)", "nn.Hardtanh()"]
         ),
-        w.any(),
+        w.pick(),
     )
 
 
-@drawn(3)
-def nothing(w: Writer) -> None:
-    x = w.any()
+@operation(3)
+def identity(w: Writer) -> None:
+    x = w.pick()
     if w.chance(0.5):
         w.call(
             "same",
-            w.draw.choice(["nn.Identity()", "nn.Dropout(0.3)", "nn.Dropout2d(0.2)", "nn.Dropout(0.1, inplace=True)"]),
+            w.rng.choice(["nn.Identity()", "nn.Dropout(0.3)", "nn.Dropout2d(0.2)", "nn.Dropout(0.1, inplace=True)"]),
             x,
         )
     else:
@@ -358,13 +354,13 @@ def nothing(w: Writer) -> None:
         )
 
 
-@drawn(2)
-def other_norm(w: Writer) -> None:
-    x = w.map()
+@operation(2)
+def instance_statistics_norm(w: Writer) -> None:
+    x = w.pick_map()
     channels = w.shape(x)[1]
     y = w.call(
         "norm",
-        w.draw.choice(
+        w.rng.choice(
             [
                 f"nn.LayerNorm({w.shape(x)[-1]})",
                 f"nn.RMSNorm({w.shape(x)[-1]})",
@@ -378,11 +374,11 @@ def other_norm(w: Writer) -> None:
         w.call("conv", conv_text(w, y), y)
 
 
-@drawn(2)
-def norm_then_linear(w: Writer) -> None:
-    x = w.any()
+@operation(2)
+def norm_linear(w: Writer) -> None:
+    x = w.pick()
     size = w.shape(x)[-1]
-    y = w.call("norm", w.draw.choice([f"nn.LayerNorm({size})", f"nn.RMSNorm({size})"]), x)
+    y = w.call("norm", w.rng.choice([f"nn.LayerNorm({size})", f"nn.RMSNorm({size})"]), x)
     z = w.call("fc", f"nn.Linear({size}, {size}{', bias=False' if w.chance(0.3) else ''})", y)
     if w.chance(0.5):
         z = w.let(f"{z} + {w.call('fc', f'nn.Linear({size}, {size})', y)}.sigmoid()")
@@ -393,26 +389,26 @@ def norm_then_linear(w: Writer) -> None:
 # --- pools and pads
 
 
-@drawn(4)
-def pooled(w: Writer) -> None:
-    x = w.map()
+@operation(4)
+def average_pool(w: Writer) -> None:
+    x = w.pick_map()
     rank = rank_of(w, x)
-    kernel, stride = w.draw.choice([1, 2, 2, 3]), w.draw.choice([1, 1, 2, 3])
+    kernel, stride = w.rng.choice([1, 2, 2, 3]), w.rng.choice([1, 1, 2, 3])
     text = f"nn.AvgPool{rank}d({kernel}, {stride}"
-    text += f", padding={w.draw.choice([0, 1])}" if w.chance(0.4) else ""
+    text += f", padding={w.rng.choice([0, 1])}" if w.chance(0.4) else ""
     text += ", ceil_mode=True" if w.chance(0.15) else ""
     text += ", count_include_pad=False" if w.chance(0.2) else ""
-    text += f", divisor_override={w.draw.choice([2, 3])}" if rank > 1 and w.chance(0.1) else ""
+    text += f", divisor_override={w.rng.choice([2, 3])}" if rank > 1 and w.chance(0.1) else ""
     w.call("pool", text + ")", x)
 
 
-@drawn(1.5)
+@operation(1.5)
 def other_pool(w: Writer) -> None:
-    x = w.map()
+    x = w.pick_map()
     rank = rank_of(w, x)
     w.call(
         "pool",
-        w.draw.choice(
+        w.rng.choice(
             [
                 f"nn.MaxPool{rank}d(2, 1)",
                 f"nn.MaxPool{rank}d(3, 1, 1)",
@@ -424,24 +420,24 @@ def other_pool(w: Writer) -> None:
     )
 
 
-@drawn(4)
-def padded(w: Writer) -> None:
-    x = w.map()
+@operation(4)
+def padding(w: Writer) -> None:
+    x = w.pick_map()
     rank = rank_of(w, x)
-    amounts = [w.draw.choice([1, 1, 0, 2, -1] if w.chance(0.3) else [1]) for _ in range(2 * rank)]
-    value = w.draw.choice(["", "", "", ", value=0.5", ", value=-1.0"])
+    amounts = [w.rng.choice([1, 1, 0, 2, -1] if w.chance(0.3) else [1]) for _ in range(2 * rank)]
+    value = w.rng.choice(["", "", "", ", value=0.5", ", value=-1.0"])
     if w.chance(0.2):
-        w.let(f'F.pad({x}, {[abs(a) for a in amounts]}, mode="{w.draw.choice(["reflect", "replicate", "circular"])}")')
+        w.let(f'F.pad({x}, {[abs(a) for a in amounts]}, mode="{w.rng.choice(["reflect", "replicate", "circular"])}")')
     elif w.chance(0.3):
-        w.call("pad", f"nn.ConstantPad{rank}d({tuple(amounts)}, {w.draw.choice(['0.0', '0.0', '1.5'])})", x)
+        w.call("pad", f"nn.ConstantPad{rank}d({tuple(amounts)}, {w.rng.choice(['0.0', '0.0', '1.5'])})", x)
     else:
         w.let(f"F.pad({x}, {amounts}{value})")
 
 
-@drawn(4)
-def border(w: Writer) -> None:
+@operation(4)
+def written_border(w: Writer) -> None:
     """Batch norm that pads with what it makes of zero, or nearly so, and a convolution behind it."""
-    x = w.map()
+    x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
     if w.chance(0.3):
         x = w.call("conv", conv_text(w, x, channels, "1"), x)
@@ -455,8 +451,8 @@ def border(w: Writer) -> None:
     y = w.let(f"F.pad({y}, {[1] * (2 * rank)})")
     faces = [f"{', '.join([':'] * (2 + axis))}, {side}" for axis in range(rank) for side in ("0:1", "-1:")]
     if w.chance(0.2):
-        faces.remove(w.draw.choice(faces))
-    wrong = w.draw.choice(faces) if w.chance(0.2) else None
+        faces.remove(w.rng.choice(faces))
+    wrong = w.rng.choice(faces) if w.chance(0.2) else None
     for face in faces:
         w.line(f"{y}[{face}] = {value}{' + 0.5' if face == wrong else ''}")
     if w.chance(0.8):

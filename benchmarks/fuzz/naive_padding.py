@@ -15,8 +15,8 @@ from reparam.algebra.affine import AffineConv, Number
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.compare.folds import fold_error
 from reparam.compare.bounds import EXACT
+from reparam.compare.folds import fold_error
 from reparam.errors import BorderRefusal
 from reparam.plan.fold import Fold
 from reparam.plan.plan import plan

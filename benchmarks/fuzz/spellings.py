@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from benchmarks.fuzz.drawing import conv_text, drawn, drawn_groups, norm_text, per_channel, rank_of
-from benchmarks.fuzz.networks import Writer
+from benchmarks.fuzz.operations import conv_text, drawn_groups, norm_text, operation, per_channel, rank_of
+from benchmarks.fuzz.writer import Writer
 
 # --- layers
 
 
-@drawn(1)
-def transposed_unevenly(w: Writer) -> None:
+@operation(1)
+def uneven_transposed_conv(w: Writer) -> None:
     """A transposed convolution that pads and adds differently along each axis, or is told its output size."""
-    x = w.map()
+    x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
-    stride = [w.draw.choice([1, 2, 3]) for _ in range(rank)]
-    dilation = [w.draw.choice([1, 1, 2]) for _ in range(rank)]
-    added = [w.draw.randrange(max(s, d)) for s, d in zip(stride, dilation, strict=True)]
-    kernel = [w.draw.choice([1, 2, 3]) for _ in range(rank)]
-    padding = [w.draw.choice([0, 0, 1]) for _ in range(rank)]
-    outputs = w.draw.choice([channels, 2, 3])
+    stride = [w.rng.choice([1, 2, 3]) for _ in range(rank)]
+    dilation = [w.rng.choice([1, 1, 2]) for _ in range(rank)]
+    added = [w.rng.randrange(max(s, d)) for s, d in zip(stride, dilation, strict=True)]
+    kernel = [w.rng.choice([1, 2, 3]) for _ in range(rank)]
+    padding = [w.rng.choice([0, 0, 1]) for _ in range(rank)]
+    outputs = w.rng.choice([channels, 2, 3])
     text = f"nn.ConvTranspose{rank}d({channels}, {outputs}, {kernel}, stride={stride}, padding={padding}"
     text += f", output_padding={added}, dilation={dilation}, groups={drawn_groups(w, channels, outputs)})"
     if w.chance(0.25):
@@ -30,16 +30,16 @@ def transposed_unevenly(w: Writer) -> None:
         w.call("bn", norm_text(w, y), y)
 
 
-@drawn(1)
-def functional_layer(w: Writer) -> None:
+@operation(1)
+def functional_conv(w: Writer) -> None:
     """A functional convolution with stride, dilation and groups, by position or by name."""
-    x = w.map()
+    x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
-    outputs = w.draw.choice([channels, 2 * channels])
+    outputs = w.rng.choice([channels, 2 * channels])
     groups = drawn_groups(w, channels, outputs)
-    k = w.constant([outputs, channels // groups, *[w.draw.choice([1, 2, 3]) for _ in range(rank)]])
+    k = w.constant([outputs, channels // groups, *[w.rng.choice([1, 2, 3]) for _ in range(rank)]])
     b = w.constant([outputs]) if w.chance(0.5) else "None"
-    stride, padding, dilation = w.draw.choice([1, 2]), w.draw.choice([0, 1, 2]), w.draw.choice([1, 1, 2])
+    stride, padding, dilation = w.rng.choice([1, 2]), w.rng.choice([0, 1, 2]), w.rng.choice([1, 1, 2])
     named = f"bias={b}, stride={stride}, padding={padding}, dilation={dilation}, groups={groups}"
     y = w.let(
         f"F.conv{rank}d({x}, {k}, {b}, {stride}, {padding}, {dilation}, {groups})",
@@ -49,12 +49,12 @@ def functional_layer(w: Writer) -> None:
         w.call("bn", norm_text(w, y), y)
 
 
-@drawn(1)
+@operation(1)
 def product(w: Writer) -> None:
     """Products with a constant on either side, behind and in front of a linear layer."""
-    x = w.any(lambda value: value.dim() == 3)
+    x = w.pick(lambda value: value.dim() == 3)
     batch, rows, size = w.shape(x)
-    c, d = w.constant([size, w.draw.choice([2, size])]), w.constant([rows, rows])
+    c, d = w.constant([size, w.rng.choice([2, size])]), w.constant([rows, rows])
     y = w.let(
         f"torch.tensordot({x}, {c}, 1)",
         f"torch.tensordot({x}, {c}, dims=([2], [0]))",
@@ -75,13 +75,13 @@ def product(w: Writer) -> None:
 # --- channels
 
 
-@drawn(1)
-def ranges(w: Writer) -> None:
+@operation(1)
+def channel_range(w: Writer) -> None:
     """A range of channels or of pixels, and what reads it."""
-    x = w.map()
+    x = w.pick_map()
     channels, last = w.shape(x)[1], w.shape(x)[-1]
-    start, long = w.draw.randrange(channels), w.draw.randrange(last)
-    index = w.draw.sample(range(channels), w.draw.randint(1, channels))
+    start, long = w.rng.randrange(channels), w.rng.randrange(last)
+    index = w.rng.sample(range(channels), w.rng.randint(1, channels))
     name = w.name("i")
     w.setup(f'self.register_buffer("{name}", torch.tensor({index}))')
     y = w.let(
@@ -103,14 +103,14 @@ def ranges(w: Writer) -> None:
 # --- orders of memory
 
 
-@drawn(2)
-def ordered_otherwise(w: Writer) -> None:
+@operation(2)
+def memory_order(w: Writer) -> None:
     """Dimensions moved, something done there, and a view that asks for an order of memory."""
-    x = w.map()
+    x = w.pick_map()
     rank = len(w.shape(x))
-    order = w.draw.sample(range(rank), rank)
+    order = w.rng.sample(range(rank), rank)
     y = w.let(f"{x}.permute({order})", f"{x}.transpose(1, -1)", f"{x}.movedim(1, -1)", f"{x}.swapaxes(-1, -2)", x)
-    for _ in range(w.draw.randint(0, 2)):
+    for _ in range(w.rng.randint(0, 2)):
         c = w.constant(per_channel(w, y), positive=True)
         y = w.let(f"{y} * {c}", f"{y} + {c}", f"{y}.relu()", f"{y} * 0.5 + {y}")
     if w.chance(0.4):
@@ -125,10 +125,10 @@ def ordered_otherwise(w: Writer) -> None:
     w.let(*forms)
 
 
-@drawn(1.5)
-def written_through(w: Writer) -> None:
+@operation(1.5)
+def written_layer_output(w: Writer) -> None:
     """A tensor made by a layer, written to through a view of it, and read again."""
-    x = w.map()
+    x = w.pick_map()
     y = w.call("conv", conv_text(w, x), x)
     z = w.let(
         f"{y}.view(len({y}), -1)",
@@ -147,10 +147,10 @@ def written_through(w: Writer) -> None:
 # --- code that counts
 
 
-@drawn(0.7)
-def loops(w: Writer) -> None:
+@operation(0.7)
+def python_loop(w: Writer) -> None:
     """Code that goes round as often as a size says, or asks for the batch."""
-    x = w.map()
+    x = w.pick_map()
     w.let(
         f"sum({x} * (i + 1) for i in range({x}.shape[1]))",
         f"{x} * 2 if {x}.shape[0] > 1 else {x} + 1",
@@ -161,12 +161,12 @@ def loops(w: Writer) -> None:
     )
 
 
-@drawn(2)
-def several_calls(w: Writer) -> None:
+@operation(2)
+def shared_module(w: Writer) -> None:
     """One module, called on two tensors or on its own result, perhaps with a norm behind each."""
-    x = w.map()
+    x = w.pick_map()
     channels = w.shape(x)[1]
-    m = w.member("conv", conv_text(w, x, channels, w.draw.choice(["1", "3, padding=1"])))
+    m = w.member("conv", conv_text(w, x, channels, w.rng.choice(["1", "3, padding=1"])))
     w.callables.append((m, w.shape(x)))
     y = w.let(f"{m}({x})")
     z = w.let(f"{m}({y})", f"{m}(F.relu({x}))", f"{m}(-{x})")

@@ -2,53 +2,53 @@
 
 from __future__ import annotations
 
-from benchmarks.fuzz.drawing import (
+from benchmarks.fuzz.operations import (
     OPERATIONS,
     WEIGHTS,
     activation_text,
     conv_text,
-    drawn,
     norm_text,
+    operation,
     per_channel,
     rank_of,
 )
-from benchmarks.fuzz.networks import Unfit, Writer, block_result
+from benchmarks.fuzz.writer import NotApplicable, Writer
 
 # --- channels and pixels taken apart
 
 
-@drawn(4)
-def parts(w: Writer) -> None:
-    x = w.map()
+@operation(4)
+def split_channels(w: Writer) -> None:
+    x = w.pick_map()
     channels = w.shape(x)[1]
     if channels < 2:
-        raise Unfit
+        raise NotApplicable
     a, b = w.name("t"), w.name("t")
-    cut = w.draw.randint(1, channels - 1)
-    form = w.draw.choice(
+    cut = w.rng.randint(1, channels - 1)
+    form = w.rng.choice(
         [f"{x}.split([{cut}, {channels - cut}], 1)", f"{x}.chunk(2, 1)", f"({x}[:, :{cut}], {x}[:, {cut}:])"]
     )
     w.line(f"{a}, {b} = {form}")
     if w.chance(0.6):
-        c = w.call("conv", conv_text(w, a, geometry=w.draw.choice(["1", "3, padding=1"])), a)
+        c = w.call("conv", conv_text(w, a, geometry=w.rng.choice(["1", "3, padding=1"])), a)
         w.let(f"torch.cat([{b}, {c}], 1)", f"torch.cat(({c}, {b}), dim=1)")
 
 
-@drawn(3)
-def sliced(w: Writer) -> None:
-    x = w.map()
+@operation(3)
+def strided_slice(w: Writer) -> None:
+    x = w.pick_map()
     last = len(w.shape(x)) - 1
     cuts = [":"] * last
-    cuts[w.draw.randrange(last)] = w.draw.choice(["::2", "1:", ":-1", "1:-1", "1::2", ":2", "-2:", "::3"])
+    cuts[w.rng.randrange(last)] = w.rng.choice(["::2", "1:", ":-1", "1:-1", "1::2", ":2", "-2:", "::3"])
     cuts[0] = ":" if w.chance(0.9) else cuts[0]
     w.let(f"{x}[:, {', '.join(cuts)}]" if w.chance(0.7) else f"{x}[..., {cuts[-1]}]")
 
 
-@drawn(1)
-def picked(w: Writer) -> None:
-    x = w.map()
+@operation(1)
+def selected_channels(w: Writer) -> None:
+    x = w.pick_map()
     order = list(range(w.shape(x)[1]))
-    w.draw.shuffle(order)
+    w.rng.shuffle(order)
     w.let(
         f"{x}[:, {order}]",
         f"{x}.flip(1)",
@@ -64,16 +64,16 @@ def picked(w: Writer) -> None:
     )
 
 
-@drawn(1)
-def shuffled(w: Writer) -> None:
-    x = w.any(lambda value: value.dim() == 4 and value.shape[1] % 2 == 0)
-    sizes = w.draw.choice(["{0}.shape[0], {1}, 2, {0}.shape[2], {0}.shape[3]", "len({0}), 2, {1}, *{0}.shape[2:]"])
+@operation(1)
+def channel_shuffle(w: Writer) -> None:
+    x = w.pick(lambda value: value.dim() == 4 and value.shape[1] % 2 == 0)
+    sizes = w.rng.choice(["{0}.shape[0], {1}, 2, {0}.shape[2], {0}.shape[3]", "len({0}), 2, {1}, *{0}.shape[2:]"])
     y = w.let(f"{x}.reshape({sizes.format(x, w.shape(x)[1] // 2)}).transpose(1, 2).flatten(1, 2)")
     if w.chance(0.6):
         w.call("conv", conv_text(w, y), y)
 
 
-_FACTORED = (
+_REGROUPINGS = (
     "{x}.view({b}, 2, {c} // 2, {h}, {w}).transpose(1, 2).reshape({b}, {c}, {h}, {w})",
     "{x}.reshape({b}, -1, 2, {h} * {w}).permute(0, 2, 1, 3).reshape({b}, -1, {h}, {w})",
     "{x}.reshape({b} * {c} // 2, 2, {h}, {w})[:, 1].reshape({b}, {c} // 2, {h}, {w})",
@@ -91,22 +91,22 @@ _FACTORED = (
 )
 
 
-@drawn(3)
-def factored(w: Writer) -> None:
+@operation(3)
+def regrouped_channels(w: Writer) -> None:
     """Channels and pixels cut apart by sizes of the code's own, and what stands behind that."""
-    x = w.any(lambda value: value.dim() == 4)
-    size = w.draw.choice(["{}.shape[{}]", "{}.size({})"])
-    y = w.let(w.draw.choice(_FACTORED).format(x=x, **{name: size.format(x, i) for i, name in enumerate("bchw")}))
+    x = w.pick(lambda value: value.dim() == 4)
+    size = w.rng.choice(["{}.shape[{}]", "{}.size({})"])
+    y = w.let(w.rng.choice(_REGROUPINGS).format(x=x, **{name: size.format(x, i) for i, name in enumerate("bchw")}))
     if w.chance(0.5):
         w.call("bn", norm_text(w, y), y)
     elif w.chance(0.7):
-        w.call("conv", conv_text(w, y, geometry=w.draw.choice(["1", "1", "3", "3, padding=1"])), y)
+        w.call("conv", conv_text(w, y, geometry=w.rng.choice(["1", "1", "3", "3, padding=1"])), y)
 
 
-@drawn(1)
-def rearranged(w: Writer) -> None:
+@operation(1)
+def pixel_shuffle(w: Writer) -> None:
     """Pixels to channels or back, and what stands behind that."""
-    x = w.any(lambda value: value.dim() == 4)
+    x = w.pick(lambda value: value.dim() == 4)
     if w.shape(x)[1] % 4 == 0 and w.chance(0.6):
         y = w.let(f"F.pixel_shuffle({x}, 2)", f"F.channel_shuffle({x}, 2)")
     else:
@@ -117,26 +117,26 @@ def rearranged(w: Writer) -> None:
         w.call("conv", conv_text(w, y), y)
 
 
-@drawn(1)
-def padded_channels(w: Writer) -> None:
-    x = w.map()
+@operation(1)
+def channel_padding(w: Writer) -> None:
+    x = w.pick_map()
     rank = rank_of(w, x)
-    w.let(f"F.pad({x}, {[*[0] * (2 * rank), w.draw.choice([0, 1]), 2]}{w.draw.choice(['', ', value=0.5'])})")
+    w.let(f"F.pad({x}, {[*[0] * (2 * rank), w.rng.choice([0, 1]), 2]}{w.rng.choice(['', ', value=0.5'])})")
 
 
-@drawn(1)
+@operation(1)
 def space_to_depth(w: Writer) -> None:
-    x = w.any(lambda value: value.dim() == 4)
+    x = w.pick(lambda value: value.dim() == 4)
     w.let(f"torch.cat([{x}[..., ::2, ::2], {x}[..., 1::2, ::2], {x}[..., ::2, 1::2], {x}[..., 1::2, 1::2]], 1)")
 
 
 # --- views
 
 
-@drawn(3)
+@operation(3)
 def tokens(w: Writer) -> None:
     """Pixels in a row and a linear layer over channels, or the other way."""
-    x = w.map()
+    x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
     order = [0, *range(2, rank + 2), 1]
     y = w.let(
@@ -145,14 +145,14 @@ def tokens(w: Writer) -> None:
         f"{x}.view({x}.shape[0], {channels}, -1).transpose(1, 2)",
     )
     if w.chance(0.7):
-        z = w.call("fc", f"nn.Linear({channels}, {w.draw.choice([channels, 3])})", y)
+        z = w.call("fc", f"nn.Linear({channels}, {w.rng.choice([channels, 3])})", y)
         if w.chance(0.3):
             w.let(f"{z}.transpose(1, -1)")
 
 
-@drawn(2)
-def head(w: Writer) -> None:
-    x = w.map()
+@operation(2)
+def pooled_head(w: Writer) -> None:
+    x = w.pick_map()
     dims = tuple(range(2, len(w.shape(x))))
     y = w.let(
         f"{x}.mean({dims})",
@@ -164,9 +164,9 @@ def head(w: Writer) -> None:
         w.call("fc", f"nn.Linear({w.shape(y)[1]}, 3)", y)
 
 
-@drawn(2)
-def viewed(w: Writer) -> None:
-    x = w.any()
+@operation(2)
+def view(w: Writer) -> None:
+    x = w.pick()
     shape = w.shape(x)
     forms = [
         f"{x}.unsqueeze(-1)",
@@ -182,9 +182,9 @@ def viewed(w: Writer) -> None:
     w.let(*forms)
 
 
-@drawn(1)
-def resized(w: Writer) -> None:
-    x = w.any(lambda value: value.dim() == 4)
+@operation(1)
+def resize(w: Writer) -> None:
+    x = w.pick(lambda value: value.dim() == 4)
     w.let(
         f'F.interpolate({x}, scale_factor=2, mode="nearest")',
         f'F.interpolate({x}, size=(4, 5), mode="bilinear")',
@@ -192,10 +192,10 @@ def resized(w: Writer) -> None:
     )
 
 
-@drawn(1)
-def mixed(w: Writer) -> None:
+@operation(1)
+def unsupported(w: Writer) -> None:
     """Operations that no rule will ever know."""
-    x = w.any()
+    x = w.pick()
     w.let(
         f"{x}.softmax(1)",
         f"{x}.cumsum(1)",
@@ -209,12 +209,12 @@ def mixed(w: Writer) -> None:
 # --- writes
 
 
-@drawn(3)
-def added_in_place(w: Writer) -> None:
-    x = w.any()
-    form = w.draw.randint(0, 4)
+@operation(3)
+def in_place_arithmetic(w: Writer) -> None:
+    x = w.pick()
+    form = w.rng.randint(0, 4)
     if form == 0:
-        w.line(f"{x} += {w.like(x)}")
+        w.line(f"{x} += {w.pick_like(x)}")
     elif form == 1:
         w.line(
             f"{x} *= 0.5",
@@ -231,27 +231,27 @@ def added_in_place(w: Writer) -> None:
         w.line(f"{y} += {x}")
 
 
-@drawn(1.5)
-def written_and_dropped(w: Writer) -> None:
+@operation(1.5)
+def in_place_statement(w: Writer) -> None:
     """Writes as statements."""
-    x = w.map()
+    x = w.pick_map()
     y = w.call("conv", conv_text(w, x), x)
-    w.line(f"{y}.mul_(0.5)", f"{y}.add_({w.like(y)})", f"F.relu({y}, inplace=True)", f"{y}.neg_()")
+    w.line(f"{y}.mul_(0.5)", f"{y}.add_({w.pick_like(y)})", f"F.relu({y}, inplace=True)", f"{y}.neg_()")
     if w.chance(0.6):
         w.call("bn", norm_text(w, y), y)
 
 
-@drawn(0.7)
-def computed_in_vain(w: Writer) -> None:
+@operation(0.7)
+def unused_result(w: Writer) -> None:
     """A result that nobody reads."""
-    x = w.map()
+    x = w.pick_map()
     w.line(f"{w.member('conv', conv_text(w, x))}({x})")
 
 
-@drawn(1.5)
-def view_written(w: Writer) -> None:
+@operation(1.5)
+def write_through_view(w: Writer) -> None:
     """A write through a view: the whole changes as well."""
-    x = w.map()
+    x = w.pick_map()
     w.line(
         f"{x}[:, :1] *= 2",
         f"{x}[:, 0] = 1",
@@ -262,19 +262,19 @@ def view_written(w: Writer) -> None:
     )
 
 
-@drawn(0.5)
-def counted(w: Writer) -> None:
+@operation(0.5)
+def updated_buffer(w: Writer) -> None:
     """A buffer that every call changes."""
-    x, name = w.any(), w.name("c")
+    x, name = w.pick(), w.name("c")
     w.setup(f'self.register_buffer("{name}", torch.ones(1))')
     w.line(f"self.{name}.mul_(1.5)")
     w.let(f"{x} * self.{name}")
 
 
-@drawn(0.5)
-def remembered(w: Writer) -> None:
+@operation(0.5)
+def stored_tensor(w: Writer) -> None:
     """A tensor kept on the module."""
-    x, name = w.any(), w.name("kept")
+    x, name = w.pick(), w.name("kept")
     w.line(f"self.{name} = {x}")
     w.let(f"self.{name} * 2")
 
@@ -282,9 +282,9 @@ def remembered(w: Writer) -> None:
 # --- code that looks
 
 
-@drawn(1)
-def depends_on_size(w: Writer) -> None:
-    x = w.map()
+@operation(1)
+def size_dependent(w: Writer) -> None:
+    x = w.pick_map()
     forms = [
         f"{x} * {x}.shape[-1]",
         f"{x}[:, :, : {x}.shape[2] // 2]",
@@ -296,36 +296,36 @@ def depends_on_size(w: Writer) -> None:
     w.let(*forms)
 
 
-@drawn(1.5)
-def depends_on_other_size(w: Writer) -> None:
+@operation(1.5)
+def other_tensor_size(w: Writer) -> None:
     """A size that was read from another tensor, perhaps one that is folded away."""
-    x, y = w.map(), w.any()
-    size = f"{y}.{w.draw.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(0)'])}"
+    x, y = w.pick_map(), w.pick()
+    size = f"{y}.{w.rng.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(0)'])}"
     w.let(f"{x} * {size}", f"{x} / {size}", f"{x}.view({y}.shape[0], {w.shape(x)[1]}, -1)", f"{x} + {size}")
 
 
-@drawn(2)
-def size_on_the_way(w: Writer) -> None:
+@operation(2)
+def size_of_intermediate(w: Writer) -> None:
     """Code that looks at the size of what a fold would not compute any more."""
-    x = w.map()
+    x = w.pick_map()
     y = w.call("conv", conv_text(w, x), x)
     if w.chance(0.3):
         w.line(f"assert {y}.shape[1] == {w.shape(y)[1]}")
     z = w.call("conv", conv_text(w, y), y) if w.chance(0.6) else w.call("bn", norm_text(w, y), y)
     z = w.let(activation_text(w).format(z)) if w.chance(0.7) else z
-    w.let(f"{z} * {y}.{w.draw.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(2)'])}")
+    w.let(f"{z} * {y}.{w.rng.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(2)'])}")
 
 
-@drawn(0.7)
-def norm_by_size(w: Writer) -> None:
-    x = w.map()
+@operation(0.7)
+def norm_if_large(w: Writer) -> None:
+    x = w.pick_map()
     m = w.member("bn", norm_text(w, x))
-    w.let(f"{m}({x}) if {x}.shape[-1] > {w.draw.choice([3, 5])} else {x}")
+    w.let(f"{m}({x}) if {x}.shape[-1] > {w.rng.choice([3, 5])} else {x}")
 
 
-@drawn(0.7)
-def number_read(w: Writer) -> None:
-    x = w.any()
+@operation(0.7)
+def value_dependent(w: Writer) -> None:
+    x = w.pick()
     w.let(
         f"{x} * (2.0 if {x}.mean().item() > 1e9 else 1.0)",
         f"{x} + float({x}.abs().max() > 1e9)",
@@ -333,9 +333,9 @@ def number_read(w: Writer) -> None:
     )
 
 
-@drawn(0.7)
-def asserted(w: Writer) -> None:
-    x = w.any()
+@operation(0.7)
+def assertion(w: Writer) -> None:
+    x = w.pick()
     w.line(
         f"assert {x}.dim() == {len(w.shape(x))}",
         f'torch._assert({x}.ndim == {len(w.shape(x))}, "rank")',
@@ -346,40 +346,40 @@ def asserted(w: Writer) -> None:
 # --- modules that are shared, watched, computed
 
 
-@drawn(5)
-def called_again(w: Writer) -> None:
+@operation(5)
+def repeated_call(w: Writer) -> None:
     if not w.callables:
-        raise Unfit
-    member, shape = w.draw.choice(w.callables)
-    w.let(f"{member}({w.any(lambda value: len(value.shape) == len(shape) and value.shape[1] == shape[1])})")
+        raise NotApplicable
+    member, shape = w.rng.choice(w.callables)
+    w.let(f"{member}({w.pick(lambda value: len(value.shape) == len(shape) and value.shape[1] == shape[1])})")
 
 
-@drawn(1.5)
+@operation(1.5)
 def second_name(w: Writer) -> None:
     if not w.callables:
-        raise Unfit
-    member, shape = w.draw.choice(w.callables)
-    x = w.any(lambda value: tuple(value.shape) == shape)
+        raise NotApplicable
+    member, shape = w.rng.choice(w.callables)
+    x = w.pick(lambda value: tuple(value.shape) == shape)
     w.call("twin", member, x)
 
 
-@drawn(1.5)
-def tied(w: Writer) -> None:
+@operation(1.5)
+def tied_weight(w: Writer) -> None:
     """A module whose weight belongs to another as well."""
     convs = [(member, shape) for member, shape in w.callables if ".conv" in member]
     if not convs:
-        raise Unfit
-    member, shape = w.draw.choice(convs)
+        raise NotApplicable
+    member, shape = w.rng.choice(convs)
     constructor = next(line.partition(" = ")[2] for line in w.init if line.startswith(f"{member} = "))
     twin = w.member("conv", constructor)
     w.setup(f"{twin}.weight = {member}.weight")
     w.callables.append((twin, shape))
-    w.let(f"{twin}({w.any(lambda value: len(value.shape) == len(shape) and value.shape[1] == shape[1])})")
+    w.let(f"{twin}({w.pick(lambda value: len(value.shape) == len(shape) and value.shape[1] == shape[1])})")
 
 
-@drawn(1.5)
-def hooked(w: Writer) -> None:
-    x = w.map()
+@operation(1.5)
+def hooked_conv(w: Writer) -> None:
+    x = w.pick_map()
     m = w.member("conv", conv_text(w, x))
     w.setup(
         f"{m}.register_forward_hook(halved)",
@@ -392,9 +392,9 @@ def hooked(w: Writer) -> None:
         w.call("bn", norm_text(w, y), y)
 
 
-@drawn(2)
-def computed_weight(w: Writer) -> None:
-    x = w.map()
+@operation(2)
+def parametrized_weight(w: Writer) -> None:
+    x = w.pick_map()
     m = w.member("conv", conv_text(w, x))
     w.setup(
         f"parametrizations.weight_norm({m})",
@@ -412,13 +412,13 @@ def computed_weight(w: Writer) -> None:
 # --- containers
 
 
-@drawn(5)
+@operation(5)
 def sequence(w: Writer) -> None:
-    x = y = w.map()
-    inner = Writer(w.session, {x: w.values[x]})
+    x = y = w.pick_map()
+    inner = Writer(w.draft, {x: w.values[x]})
     steps = []
-    for _ in range(w.draw.randint(1, 4)):
-        step = w.draw.choice(
+    for _ in range(w.rng.randint(1, 4)):
+        step = w.rng.choice(
             [
                 conv_text(inner, y),
                 conv_text(inner, y),
@@ -433,20 +433,20 @@ def sequence(w: Writer) -> None:
     w.call("seq", f"nn.Sequential({', '.join(steps)})", x)
 
 
-@drawn(10)
+@operation(10)
 def block(w: Writer) -> None:
     """A class of its own."""
     if w.depth >= 2:
-        raise Unfit
-    arguments = [w.map()]
+        raise NotApplicable
+    arguments = [w.pick_map()]
     if w.chance(0.2):
-        arguments.append(w.any())
-    inner = Writer(w.session, dict(zip("xy", (w.values[a].clone() for a in arguments), strict=False)), w.depth + 1)
-    inner.write(OPERATIONS, WEIGHTS, w.draw.randint(1, 5))
-    result, count = block_result(inner)
-    made = inner.block(f"Block{len(w.session.blocks)}", result)
-    w.session.blocks.append(made)
-    exec(made.text(), vars(w.session.module))
+        arguments.append(w.pick())
+    inner = Writer(w.draft, dict(zip("xy", (w.values[a].clone() for a in arguments), strict=False)), w.depth + 1)
+    inner.write(OPERATIONS, WEIGHTS, w.rng.randint(1, 5))
+    result, count = inner.result()
+    made = inner.block(f"Block{len(w.draft.blocks)}", result)
+    w.draft.blocks.append(made)
+    exec(made.source(), vars(w.draft.module))
     m = w.member("block", f"{made.name}()")
     targets = [w.name("t") for _ in range(count)]
     w.line(f"{', '.join(targets)} = {m}({', '.join(arguments)})")
@@ -454,18 +454,18 @@ def block(w: Writer) -> None:
         w.callables.append((m, w.shape(arguments[0])))
 
 
-@drawn(1.5)
-def block_again(w: Writer) -> None:
+@operation(1.5)
+def second_instance(w: Writer) -> None:
     """A second instance of a class, perhaps with a module of the first."""
     blocks = [(member, shape) for member, shape in w.callables if ".block" in member]
     if not blocks:
-        raise Unfit
-    member, shape = w.draw.choice(blocks)
+        raise NotApplicable
+    member, shape = w.rng.choice(blocks)
     constructor = next(line.partition(" = ")[2] for line in w.init if line.startswith(f"{member} = "))
     twin = w.member("block", constructor)
-    inner = [name for name, _ in w.holder.get_submodule(twin.removeprefix("self.")).named_children()]
+    inner = [name for name, _ in w.instance.get_submodule(twin.removeprefix("self.")).named_children()]
     if inner and w.chance(0.5):
-        name = w.draw.choice(inner)
+        name = w.rng.choice(inner)
         w.setup(f"{twin}.{name} = {member}.{name}")
     w.callables.append((twin, shape))
-    w.let(f"{twin}({w.any(lambda value: tuple(value.shape) == shape)})")
+    w.let(f"{twin}({w.pick(lambda value: tuple(value.shape) == shape)})")

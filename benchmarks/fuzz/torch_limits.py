@@ -1,7 +1,7 @@
-"""Layers that torch itself computes wrongly: no fold can be judged by what they return.
+"""Layers that torch itself computes wrongly: their outputs say nothing about a fold.
 
-torch 2.13 on processors with bfloat16 tiles: a convolution of 8 channels by an 8-wide kernel returns other numbers, and
-one in 3-D what was left in its memory.
+With torch 2.13 on processors with bfloat16 tiles, a convolution of 8 channels with an 8-wide kernel returns wrong
+numbers, and one in 3-D returns uninitialised memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from reparam.compare.error import relative_error
 from reparam.plan.cost import KERNELS
 from reparam.rules import operation
 
-_RUNS = 3  # what was left in memory may be right once
-_ROUNDING = 0.1  # of max|y|: a layer that is rounded once in its dtype is off by less than a hundredth
+_RUNS = 3  # uninitialised memory may be right by chance
+_WRONG = 0.1  # of max|y|: rounding once in its dtype changes the output of a layer by less than a hundredth
 
 
-class _Layers(TorchFunctionMode):
-    """Holds every convolution and product against float64 on the same numbers."""
+class _AgainstFloat64(TorchFunctionMode):
+    """Compares every convolution and product with float64 on the same numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,36 +37,36 @@ class _Layers(TorchFunctionMode):
         result = func(*args, **kwargs)
         if operation(func) in KERNELS and isinstance(result, Tensor) and result.numel():
             truth = func(*as_float64(args), **as_float64(kwargs))
-            if not relative_error(truth, result) <= _ROUNDING:
+            if not relative_error(truth, result) <= _WRONG:
                 self.wrong.add(operation(func))
         return result
 
 
 def miscomputed(program: Program) -> set[str]:
-    """The operations of a network, or of what it is converted to, that torch computes wrongly in its dtype.
+    """The operations that torch computes wrongly in the dtype of the network, before or after the conversion.
 
-    Empty where the two differ in float64, too.
+    Empty where the two models differ in float64, too: then the conversion is wrong.
     """
-    model, given = program.built()
-    folded = reparam.reparameterize(model, given, verify=False, fixed_size=program.fixed)
-    compared = reparam.verify(model, folded, given, fixed_size=program.fixed)
-    if any(check.kind == "fp64" and not check.passed for check in compared.checks):
+    model, given = program.build()
+    folded = reparam.reparameterize(model, given, verify=False, fixed_size=program.fixed_size)
+    verification = reparam.verify(model, folded, given, fixed_size=program.fixed_size)
+    if any(check.kind == "fp64" and not check.passed for check in verification.checks):
         return set()
-    runs = [(each, inputs) for each in (model, folded) for inputs in _others(Inputs.of(given))]
-    return {name for each, inputs in runs for name in _wrong(each, inputs)}
+    variants = _variants(Inputs.of(given))
+    return {name for network in (model, folded) for inputs in variants for name in _wrong_operations(network, inputs)}
 
 
-def _others(inputs: Inputs) -> list[Inputs]:
+def _variants(inputs: Inputs) -> list[Inputs]:
     """The inputs that verification compares on."""
     return [inputs, *inputs.resized().values(), *inputs.resized(batch=0, size=(1, 3)).values()]
 
 
-def _wrong(model: nn.Module, inputs: Inputs) -> set[str]:
-    layers = _Layers()
-    with torch.no_grad(), layers:
+def _wrong_operations(model: nn.Module, inputs: Inputs) -> set[str]:
+    comparison = _AgainstFloat64()
+    with torch.no_grad(), comparison:
         for _ in range(_RUNS):
             try:
                 inputs.map(Tensor.clone).call(copied(model))
             except (RuntimeError, ValueError, IndexError, AssertionError):
-                break  # a size that it does not take
-    return layers.wrong
+                break  # the network rejects this size
+    return comparison.wrong

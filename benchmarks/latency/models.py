@@ -1,4 +1,4 @@
-"""The networks whose latency is compared: public ones of timm, and blocks that no model library carries."""
+"""The networks whose latency is compared: public ones of timm, and networks of blocks that no model library has."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def resnet18(block: Block) -> nn.Module:
 
 
 class FilterBranch(nn.Module):
-    """A 1x1 convolution followed by a depthwise 3x3 of one fixed filter, each channel scaled: a branch of an ECB."""
+    """A branch of an ECB: a 1x1 convolution, then a depthwise 3x3 convolution by a fixed filter, scaled per channel."""
 
     def __init__(self, channels: int, filter_: list[list[float]]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class FilterBranch(nn.Module):
         self.bias = nn.Parameter(torch.randn(channels) * 1e-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The border holds the shift, too, as if the 1x1 convolution had run on an image padded with zeros.
+        # The shift also fills the border, as if the 1x1 convolution had run on an image padded with zeros.
         y = F.pad(self.mix(x), (1, 1, 1, 1)) + self.shift
         return F.conv2d(y, self.scale * self.filter, self.bias, groups=x.shape[1])
 
@@ -77,12 +77,12 @@ class EdgeBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         sobel = [[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]
-        turned = [list(row) for row in zip(*sobel, strict=True)]
+        transposed = [list(row) for row in zip(*sobel, strict=True)]
         laplace = [[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]
         self.plain = nn.Conv2d(channels, channels, 3, padding=1)
         self.widen = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.narrow = nn.Conv2d(2 * channels, channels, 3, padding=1)
-        self.filters = nn.ModuleList(FilterBranch(channels, each) for each in (sobel, turned, laplace))
+        self.filters = nn.ModuleList(FilterBranch(channels, filter_) for filter_ in (sobel, transposed, laplace))
         self.act = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class EdgeBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """A small super-resolution network in the manner of ECBSR: (N, 1, H, W) to (N, 1, 2 H, 2 W)."""
+    """A small super-resolution network like ECBSR; (N, 1, H, W) to (N, 1, 2 H, 2 W)."""
 
     def __init__(self, depth: int = 4, channels: int = 16) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ MODELS = (*TIMM, *OWN)
 
 
 def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """The network in eval mode, random weights and drawn statistics, and a batch of the images it is made for."""
+    """The network in eval mode with random weights and drawn statistics, and a batch of the size it is made for."""
     if name not in OWN:
         model = timm_model(name, seed)
         return model, example_input(model, batch)

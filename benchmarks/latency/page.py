@@ -1,4 +1,4 @@
-"""The page of latencies: tables and plots made from the numbers that `latency.py --json` has written."""
+"""docs/benchmarks.md: tables and plots of the numbers that `python -m benchmarks.latency --json` has written."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tabulate import tabulate
-
+from benchmarks.common import markdown_table, write_whole
 from reparam.errors import InputError
 
 Case = dict[str, Any]
-WALL = "ratio"
-CLOCKS = {WALL: "wall", "cpu_ratio": "processor"}
-NOISE = 1.02  # two runs of one and the same network differ by that much here
+_WALL = "ratio"
+_CLOCKS = {_WALL: "wall", "cpu_ratio": "processor"}
+_NOISE = 1.02  # two measurements of the same network differ by as much
 
 _HEAD = """# Benchmarks
 
-What a forward pass of the folded network costs, beside everything else that could be deployed, as ratios to the
+The time of a forward pass of the folded network and of everything else that could be deployed, over the time of the
 original network run eagerly: below 1 is faster. Made by
 
     {command}
-    python benchmarks/latency.py --page docs --json latency.json
+    python -m benchmarks.latency --json latency.json --page docs
 
 with {versions}
 on {machine}, {threads} thread(s).
 
-All forms of a network take turns in one process, {rounds} rounds, each in an order of its own; a ratio is formed within
-each round, on the clock ("wall") and in processor time. A cell is the median of the ratios and, in brackets, the
+All forms of a network take turns in one process for {rounds} rounds, each round in another order. A ratio is formed
+within each round, on the clock ("wall") and in processor time. A cell is the median of the ratios and, in brackets, the
 distance of their quartiles.
 Weights are random, statistics drawn; nothing is downloaded. "compiled" is `torch.compile` with freezing, for one size;
 ONNX Runtime runs what `torch.onnx.export` makes. A form that fails, or computes something else than the original, is
@@ -59,10 +58,8 @@ def write_page(file: Path, folder: Path) -> None:
         parts += [f"## {title}\n", f"![{title}: time over that of the original]({plot.as_posix()})\n", _ratios(chosen)]
     parts += ["## Against each alternative\n", _AGAINST, _against(cases)]
     parts += ["## Half precision\n", _ROUNDING, _rounding(cases)]
-    parts += ["## Not timed\n", _missing(cases)]
-    unfinished = folder / "benchmarks.md.unfinished"
-    unfinished.write_text("\n".join(parts), encoding="utf-8")
-    unfinished.replace(folder / "benchmarks.md")
+    parts += ["## Not timed\n", _missing(cases), _OTHERS]
+    write_whole(folder / "benchmarks.md", "\n".join(parts))
 
 
 def _kind(case: Case) -> tuple[int, str]:
@@ -78,27 +75,26 @@ def _forms(cases: Sequence[Case]) -> list[str]:
 
 
 def _ratio(case: Case, form: str, clock: str) -> dict[str, float] | None:
-    found: list[dict[str, float]] = [each[clock] for each in case["forms"] if each["form"] == form]
-    return found[0] if found else None
+    return next((measured[clock] for measured in case["forms"] if measured["form"] == form), None)
 
 
-def _table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table(headers, rows) + "\n"
 
 
 def _ratios(cases: Sequence[Case]) -> str:
     forms = _forms(cases)
     lines = [
-        [case["case"]["model"] if clock is WALL else "", said, *(_cell(_ratio(case, form, clock)) for form in forms)]
+        [case["case"]["model"] if clock == _WALL else "", title, *(_cell(_ratio(case, form, clock)) for form in forms)]
         for case in cases
-        for clock, said in CLOCKS.items()
+        for clock, title in _CLOCKS.items()
     ]
     return _table(["network", "time", *forms], lines)
 
 
 _AGAINST = f"""The processor time of the folded network over that of the alternative in the same runtime, over all
-networks, batches and memory formats: it is the same whatever else the machine does. "slower" names those above {NOISE};
-what is below is noise. The last column is the median on the clock.
+networks, batches and memory formats. "slower" names the cases above {_NOISE}; what is below is noise. The last column
+is the median on the clock, which other load on the machine changes.
 """
 
 
@@ -108,7 +104,7 @@ def _against(cases: Sequence[Case]) -> str:
         shares = {_name(case): case["against"][form] for case in cases if form in case["against"]}
         ratios = {name: share["cpu"]["median"] for name, share in shares.items()}
         ordered = sorted(ratios.values())
-        slower = [f"{name}: {ratio:.2f}" for name, ratio in ratios.items() if ratio > NOISE]
+        slower = [f"{name}: {ratio:.2f}" for name, ratio in ratios.items() if ratio > _NOISE]
         clock = f"{median(share['wall']['median'] for share in shares.values()):.2f}"
         ends = f"{ordered[0]:.2f} .. {ordered[-1]:.2f}"
         lines.append([form, str(len(ratios)), f"{median(ordered):.2f}", ends, "; ".join(slower) or "none", clock])
@@ -119,17 +115,26 @@ def _name(case: Case) -> str:
     return f"{case['case']['model']} ({case['case']['batch']}, {case['case']['memory_format']})"
 
 
-_ROUNDING = """The distance of the outputs from the float64 truth, over their length, for the original and for the
-folded network, both rounded to the dtype once: the root mean square of several networks with weights of their own, for
-how the roundings of one happen to add up is luck, in either of its forms.
+_ROUNDING = """The Euclidean distance of the outputs from those in float64, over their norm, for the original and for
+the folded network, both rounded to the dtype once. It is the root mean square of several networks with different
+weights, because the error of a single one depends on luck.
+"""
+
+_OTHERS = """## Other benchmarks
+
+`python -m benchmarks.conversion` measures the conversion itself ([what a conversion costs](performance.md)),
+`python -m benchmarks.zoo` converts public networks ([the zoo](zoo.md)), and `python -m benchmarks.calibrate` fits the
+[cost model](costs.md) to a machine. `python -m benchmarks.fuzz` converts random networks and compares them with
+themselves; with `--digest FILE` it writes one line per network (seed, folds, removed operations, a hash of what was
+folded, refusals), so that `diff` shows where two versions of the code fold differently.
 """
 
 
 def _rounding(cases: Sequence[Case]) -> str:
     lines = [
-        [case["case"]["model"], dtype, f"{each['original']:.2g}", f"{each['reparam']:.2g}"]
+        [case["case"]["model"], dtype, f"{error['original']:.2g}", f"{error['reparam']:.2g}"]
         for case in cases
-        for dtype, each in case["rounding"].items()
+        for dtype, error in case["rounding"].items()
     ]
     return _table(["network", "dtype", "original", "folded"], lines)
 
@@ -144,7 +149,7 @@ def _missing(cases: Sequence[Case]) -> str:
 
 
 def _plot(cases: Sequence[Case], file: Path) -> None:
-    """One row a network, one mark a form: the median, and a line between the quartiles."""
+    """One row per network, one mark per form: the median, and a line between the quartiles."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -152,14 +157,14 @@ def _plot(cases: Sequence[Case], file: Path) -> None:
     forms = _forms(cases)
     figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(cases) + 1.6), layout="constrained")
     for i, form in enumerate(forms):
-        there = [(row, ratio) for row, case in enumerate(cases) if (ratio := _ratio(case, form, WALL))]
-        middles = [ratio["median"] for _, ratio in there]
+        measured = [(row, ratio) for row, case in enumerate(cases) if (ratio := _ratio(case, form, _WALL))]
+        medians = [ratio["median"] for _, ratio in measured]
         sides = [
-            [ratio["median"] - ratio["low"] for _, ratio in there],
-            [ratio["high"] - ratio["median"] for _, ratio in there],
+            [ratio["median"] - ratio["low"] for _, ratio in measured],
+            [ratio["high"] - ratio["median"] for _, ratio in measured],
         ]
-        heights = [row + 0.09 * (i - (len(forms) - 1) / 2) for row, _ in there]
-        axes.errorbar(middles, heights, xerr=sides, fmt="osD^vPX"[i % 7], color=f"C{i}", markersize=5, label=form)
+        heights = [row + 0.09 * (i - (len(forms) - 1) / 2) for row, _ in measured]
+        axes.errorbar(medians, heights, xerr=sides, fmt="osD^vPX"[i % 7], color=f"C{i}", markersize=5, label=form)
     axes.axvline(1.0, color="0.5", linewidth=1)
     axes.set_xscale("log")
     axes.set_yticks(range(len(cases)), [case["case"]["model"] for case in cases])

@@ -1,4 +1,4 @@
-"""The sets of public networks that `zoo.py` converts: their names, and how one of them is built. No download."""
+"""The sets of public networks: their names, and how one of them is built. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reparam.capture.tree import tensors
 BATCH = 2
 CHOSEN = Path(__file__).with_name("timm.txt")
 
-# One or two of every file of torchvision.models: the smallest, and another where batch norms are an option of the file.
+# One or two of every file of torchvision.models: the smallest, and one with batch norms where they are optional.
 # The slow ones last.
 TORCHVISION = (
     *"squeezenet1_0 squeezenet1_1 shufflenet_v2_x0_5 mobilenet_v3_small mnasnet0_5 mobilenet_v2 resnet18".split(),
@@ -30,7 +30,7 @@ TORCHVISION = (
     *"convnext_tiny swin_t swin_v2_t maxvit_t fcn_resnet50 deeplabv3_resnet50 wide_resnet50_2 vit_b_32 vgg11".split(),
     *"mc3_18 r3d_18 r2plus1d_18 swin3d_t mvit_v1_b s3d".split(),
 )
-# Whole detectors: what follows the heads depends on the data, and sorts.
+# Whole detectors: the code after the heads depends on the data and sorts.
 DETECTION = (
     *"ssdlite320_mobilenet_v3_large fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_mobilenet_v3_large_fpn".split(),
     *"fcos_resnet50_fpn retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fasterrcnn_resnet50_fpn_v2".split(),
@@ -38,58 +38,59 @@ DETECTION = (
 )
 
 
-def load(sets: Sequence[str]) -> None:
-    """Import what the networks of these sets come from, as far as it is installed."""
+def load(set_names: Sequence[str]) -> None:
+    """Import the packages of these sets, as far as they are installed."""
     declare_torchvision_operators()
-    for of in sets:
+    for set_name in set_names:
         with suppress(ImportError):
-            _set(of).load()
+            _set(set_name).load()
 
 
-def names(of: str) -> list[str]:
-    """The names of a set, those that take long last."""
-    return list(_set(of).names())
+def names(set_name: str) -> list[str]:
+    """The names of a set, slow ones last."""
+    return list(_set(set_name).names())
 
 
-def made(of: str, name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
-    """The network `name` of a set in eval mode, nothing left at its defaults, with the smallest images it takes.
+def build(set_name: str, name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
+    """The network `name` of a set in eval mode, with drawn weights and statistics, and the smallest images it accepts.
 
     Both are float64 where the network sorts what it returns: in a lower dtype rounding decides near ties. Weights are
-    drawn again where all that comes out is one number (behind a last relu), which would be equal whatever came before.
+    drawn again where every output is constant (after a last relu), because a comparison would say nothing.
     """
     declare_torchvision_operators()
-    chosen = _set(of)
+    network_set = _set(set_name)
     for attempt in range(_ATTEMPTS):
-        model, x = _drawn(chosen, name, seed + attempt)
-        if not _mute(model, x):
+        model, x = _draw(network_set, name, seed + attempt)
+        if not _is_constant(model, x):
             break
-    return (model.double(), x.double()) if any(fnmatchcase(name, each) for each in chosen.sorted) else (model, x)
+    is_sorted = any(fnmatchcase(name, pattern) for pattern in network_set.sorted)
+    return (model.double(), x.double()) if is_sorted else (model, x)
 
 
 _ATTEMPTS = 5
 
 
-def _mute(model: nn.Module, x: torch.Tensor) -> bool:
-    """Whether every output is one number throughout."""
+def _is_constant(model: nn.Module, x: torch.Tensor) -> bool:
+    """Whether every output holds one number throughout."""
     with torch.no_grad():
-        found = [value for _, value in tensors(model(x)) if value.is_floating_point()]
-    return bool(found) and all(bool((value == value.flatten()[:1]).all()) for value in found)
+        outputs = [value for _, value in tensors(model(x)) if value.is_floating_point()]
+    return bool(outputs) and all(bool((value == value.flatten()[:1]).all()) for value in outputs)
 
 
-def _drawn(chosen: _Set, name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
+def _draw(network_set: _Set, name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
     from reparam.nn import draw_constants, draw_statistics
 
     torch.manual_seed(seed)
-    model = chosen.build(name)
+    model = network_set.build(name)
     draw_constants(model, seed).eval()
-    x = _accepted(model, list(_images(model, chosen.sizes, chosen.shapes.get(name))))
-    # The variance of two numbers is often tiny, and what is divided by it nothing but noise.
+    x = _accepted(model, list(_images(model, network_set.sizes, network_set.shapes.get(name))))
+    # The variance of two numbers is often tiny, and dividing by it leaves nothing but noise.
     many = torch.randn(8 * BATCH, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
     return draw_statistics(model, seed, inputs=(many,)).eval(), x
 
 
 def own_conversion(model: nn.Module) -> Callable[[], nn.Module] | None:
-    """The conversion that the authors of a network ship with it, if they do; it works on a copy."""
+    """The conversion that the authors of a network ship with it; None where there is none. It works on a copy."""
     if type(model).__module__.startswith("ultralytics."):
         return lambda: ultralytics.fused(model)
     if not any(callable(getattr(m, way, None)) for m in model.modules() for way in _OWN_WAYS):
@@ -126,10 +127,10 @@ def _torchvision(name: str, **options: Any) -> nn.Module:
 
 
 def _detector(name: str) -> nn.Module:
-    """A detector that finds a few boxes in small images, whatever their scores."""
+    """A detector that returns a few boxes for small images, whatever their scores."""
     from torchvision.ops import boxes
 
-    boxes._assert_has_ops = lambda: None  # that its operation is no compiled one is no reason to stop
+    boxes._assert_has_ops = lambda: None  # it would stop where the operation is not the compiled one
     regions = "rcnn" in name
     options: dict[str, Any] = {"weights_backbone": None, "num_classes": 2 if "keypoint" in name else 5}
     options["box_detections_per_img" if regions else "detections_per_img"] = 3
@@ -145,10 +146,11 @@ def _detector(name: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Set:
-    """names: in the order in which they are converted; sizes: of images, to be tried before a model's own.
+    """A set of networks.
 
-    shapes: of one example, where it is no image of any size; sorted: patterns of names whose outputs are sorted.
-    load: imports the package that they come from.
+    names: in the order of conversion; build: makes the network of a name.
+    sizes: of images, tried before the model's own size; shapes: of the examples that are not images of any size.
+    sorted: patterns of the names whose networks sort what they return; load: imports the package of the set.
     """
 
     names: Callable[[], list[str]]
@@ -183,14 +185,14 @@ _SETS = {
 SETS = tuple(_SETS)
 
 
-def _set(of: str) -> _Set:
-    if of not in _SETS:
-        raise ValueError(f"there is no set {of!r}")
-    return _SETS[of]
+def _set(set_name: str) -> _Set:
+    if set_name not in _SETS:
+        raise ValueError(f"unknown set {set_name!r}; the sets are {', '.join(_SETS)}")
+    return _SETS[set_name]
 
 
 def _images(model: nn.Module, sizes: tuple[int, ...], given: tuple[int, ...] | None) -> Iterator[torch.Tensor]:
-    """What to try, smallest first."""
+    """Candidates for the example, smallest first."""
     generator = torch.Generator().manual_seed(0)
     if given is not None:
         yield torch.randn(BATCH, *given, generator=generator)
@@ -205,21 +207,21 @@ def _images(model: nn.Module, sizes: tuple[int, ...], given: tuple[int, ...] | N
 
 
 def _accepted(model: nn.Module, candidates: list[torch.Tensor]) -> torch.Tensor:
-    """The first of the candidates on which the model runs; the last one if none is."""
+    """The first candidate that the model accepts; the last one if it accepts none."""
     for x in candidates[:-1]:
         try:
             with torch.no_grad():
                 model(x)
-        except Exception:  # noqa: BLE001 -- a model of a fixed size may refuse in any way
+        except Exception:  # noqa: BLE001 -- a model of a fixed size may fail in any way
             continue
         return x
     return candidates[-1]
 
 
 def choose() -> str:
-    """The text of `zoo_timm.txt`: of every model file of timm the smallest model, by parameters; smallest first.
+    """The text of `timm.txt`: the smallest model of every model file of timm, by parameters; smallest first.
 
-    Of a file with a conversion of its own, the smallest model of every family: of every name up to its first digit.
+    Of a file with a conversion of its own, the smallest model of every family, which is the name up to its first digit.
     Takes minutes: every model is built, without memory for its weights.
     """
     declare_torchvision_operators()
@@ -228,11 +230,11 @@ def choose() -> str:
     smallest: dict[tuple[str, str], tuple[int, str]] = {}
     for name in timm.list_models():
         if name.startswith("test_"):
-            continue  # toys
+            continue  # made for tests of timm
         try:
             with torch.device("meta"):
                 model = timm.create_model(name)
-        except Exception:  # noqa: BLE001 -- those that need real memory are never the smallest
+        except Exception:  # noqa: BLE001 -- models that need real memory are never the smallest
             continue
         file = type(model).__module__
         key = (file, _family(name) if own_conversion(model) else "")
@@ -241,5 +243,5 @@ def choose() -> str:
 
 
 def _family(name: str) -> str:
-    found = re.match(r"[a-z]+", name)
-    return found.group() if found else name
+    letters = re.match(r"[a-z]+", name)
+    return letters.group() if letters else name

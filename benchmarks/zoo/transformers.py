@@ -1,4 +1,4 @@
-"""Vision models of transformers, each from a small configuration: random weights, no download."""
+"""Vision models of transformers, from small configurations; random weights, no download."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _UPERNET = {"hidden_size": 64, "auxiliary_in_channels": 64, "auxiliary_channels"
 _HEADS = {"num_attention_heads": [1, 2, 4, 8]}
 _FRAMES = {**_VIT, "num_frames": 4}
 _PLAIN = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64}
-_HEARD = {"initializer_range": 0.02}  # where the default is 1e-10, and no block could be told from nothing
+_VISIBLE = {"initializer_range": 0.02}  # the default of these is 1e-10: their blocks would compute nothing
 _SAM = {
     **_PLAIN,
     "output_channels": 32,
@@ -60,7 +60,7 @@ _SAM = {
     "global_attn_indexes": [1],
     "mlp_dim": 128,
     "num_pos_feats": 16,
-    **_HEARD,
+    **_VISIBLE,
 }
 _POSE = {**_PLAIN, "model_type": "vitpose_backbone", "image_size": [64, 48], "out_indices": [2]}
 _GROUPED_QUERIES = {
@@ -82,7 +82,7 @@ _HGNET = {
     "hidden_sizes": [32, 64, 128, 256],
 }
 
-# The class and the configuration of each, those that take long last.
+# Class and configuration; slow ones last.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet": ("ResNetForImageClassification", {**_RESNET}),
     "resnet_basic": ("ResNetForImageClassification", {**_RESNET, "layer_type": "basic"}),
@@ -173,7 +173,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2_with_registers": ("Dinov2WithRegistersForImageClassification", _VIT),
     "clip_vision": ("CLIPVisionModel", _VIT),
     "siglip_vision": ("SiglipVisionModel", _VIT),
-    "blip_vision": ("BlipVisionModel", {**_VIT, **_HEARD}),
+    "blip_vision": ("BlipVisionModel", {**_VIT, **_VISIBLE}),
     "owlvit_vision": ("OwlViTVisionModel", _VIT),
     "aimv2_vision": ("Aimv2VisionModel", _VIT),
     "mlcd_vision": ("MLCDVisionModel", _VIT),
@@ -336,7 +336,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 NAMES = tuple(CONFIGURATIONS)
-# One example of those that take no image of 3 channels and any size: frames of films, pairs of images, lines of text.
+# Shapes of examples that are not images of 3 channels and any size: video frames, pairs of images, lines of text.
 SHAPES = {
     **dict.fromkeys(("timesformer", "videomae", "vivit", "vjepa2"), (4, 3, 64, 64)),
     **dict.fromkeys(("vitpose", "vitpose_simple"), (3, 64, 48)),
@@ -345,12 +345,12 @@ SHAPES = {
     "vitmatte": (4, 64, 64),
     "mgp_str": (3, 32, 128),
 }
-# They choose by scores whose near ties another rounding decides otherwise.
+# They choose by scores, and rounding decides near ties.
 SORTED = ("rt_detr*", "rf_detr", "lw_detr", "d_fine", "deimv2", "superpoint", "superglue")
 
 
 def load() -> Any:
-    """The package, which is told first to stay offline."""
+    """Import the package, offline."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import transformers
@@ -362,6 +362,6 @@ def load() -> Any:
 def build(name: str) -> nn.Module:
     """The model `name` in train mode."""
     kind, options = CONFIGURATIONS[name]
-    made = getattr(load(), kind)
-    model: nn.Module = made(made.config_class(**options))
+    model_class = getattr(load(), kind)
+    model: nn.Module = model_class(model_class.config_class(**options))
     return model

@@ -1,4 +1,4 @@
-"""Models of ultralytics, each from a yaml file of the package at its smallest scale: random weights, no download."""
+"""Models of ultralytics, from the yaml files of the package at their smallest scale; random weights, no download."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NAMES = (
     *"yolov8n-cls-resnet50 yoloe-v8n yoloe-11n yolov9s yolov8n-rtdetr rtdetr-resnet50".split(),
     *"yolov5n-p6 yolov9c-seg rtdetr-l".split(),
 )
-# They sort what they return, by scores whose near ties another rounding decides otherwise.
+# They sort what they return by scores, and rounding decides near ties.
 SORTED = ("yolov10*", "yolo26*", "*rtdetr*")
 
 
 def load() -> Any:
-    """Its models. Nothing is read from, written to or asked of anything outside the package."""
+    """Import its models, so that it reads and writes nothing outside the package and stays offline."""
     if "YOLO_CONFIG_DIR" not in os.environ:
-        os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="zoo-")  # it writes its settings somewhere
+        os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="zoo-")  # it writes its settings there
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_VERBOSE", "false")
     from ultralytics.nn import tasks
@@ -49,16 +49,16 @@ def build(name: str) -> nn.Module:
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """What ultralytics itself makes of a model for deployment; a copy.
+    """A copy of the model, fused by ultralytics itself.
 
-    It would also drop the head of a model that only training needs, and with it an output: that is no fusion, and is
-    left out.
+    `fuse` also drops a head that only training needs, and with it an output; that step is disabled, so that the outputs
+    can be compared.
     """
     from ultralytics.nn.modules import Detect
 
-    twin: Any = copy.deepcopy(model)
-    for module in twin.modules():
+    fused_model: Any = copy.deepcopy(model)
+    for module in fused_model.modules():
         if isinstance(module, Detect):
             module.fuse = lambda *_: None
-    made: nn.Module = twin.fuse(verbose=False)
-    return made.eval()
+    result: nn.Module = fused_model.fuse(verbose=False)
+    return result.eval()

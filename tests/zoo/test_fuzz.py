@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fuzz import check as fuzz
+from benchmarks.fuzz.check import check
+from benchmarks.fuzz.draw import draw_network
+from benchmarks.fuzz.naive_padding import RIGHT, naive_pad
+from benchmarks.fuzz.run import run
+from benchmarks.fuzz.shrink import shrink
 from reparam.algebra.affine import AffineConv
 from reparam.rules import RULES
 
@@ -23,11 +27,11 @@ from reparam.rules import RULES
 
 def test_random_networks_convert_exactly() -> None:
     said: list[str] = []
-    tally = fuzz.run(range(150), said.append)
+    tally = run(range(150), said.append)
     assert not tally.failures, "\n".join(said)
     assert tally.folds > 100
     assert tally.removed > 150
-    assert not tally.questioned["right"], "a fold was refused that is right"
+    assert not tally.naive[RIGHT], "a fold was refused that is right"
     assert sum(tally.rejected.values()) < 5
 
 
@@ -43,7 +47,7 @@ def forgotten_eps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lenient_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding folds whatever comes before it."""
-    monkeypatch.setattr(AffineConv, "pad", fuzz.naive_pad)
+    monkeypatch.setattr(AffineConv, "pad", naive_pad)
 
 
 @pytest.mark.parametrize("bug", [forgotten_eps, lenient_padding])
@@ -51,13 +55,13 @@ def test_a_planted_bug_is_found_and_made_small(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bug(monkeypatch)
-    programs = map(fuzz.drawn, range(4, 804, 8))  # of middle length
-    found = next((program, failure) for program in programs if (failure := fuzz.check(program).failure))
-    small = fuzz.shrunk(*found)
-    assert fuzz.check(small).failure
-    assert sum(len(block.lines) for block in small.used()) <= 4
+    programs = map(draw_network, range(4, 804, 8))  # of middle length
+    found = next((program, failure) for program in programs if (failure := check(program).failure))
+    small = shrink(*found)
+    assert check(small).failure
+    assert sum(len(block.lines) for block in small.used_blocks()) <= 4
     assert "reparameterize" in small.script()
 
 
 def test_a_shrunk_network_is_a_program_of_its_own() -> None:
-    exec(compile(fuzz.drawn(7).script(), "<script>", "exec"), {})
+    exec(compile(draw_network(7).script(), "<script>", "exec"), {})

@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Any
 
-from benchmarks.fuzz.networks import Unfit, Writer
+from benchmarks.fuzz.writer import NotApplicable, Writer
 
 Operation = Callable[[Writer], Any]
 OPERATIONS: list[Operation] = []
 WEIGHTS: list[float] = []
 
 
-def drawn(weight: float) -> Callable[[Operation], Operation]:
-    """An operation that networks are made of, with how often it is drawn."""
+def operation(weight: float) -> Callable[[Operation], Operation]:
+    """Adds an operation to the table; `weight` says how often it is drawn, relative to the others."""
 
-    def register(operation: Operation) -> Operation:
-        OPERATIONS.append(operation)
+    def register(write: Operation) -> Operation:
+        OPERATIONS.append(write)
         WEIGHTS.append(weight)
-        return operation
+        return write
 
     return register
 
@@ -31,39 +31,39 @@ def rank_of(w: Writer, x: str) -> int:
     """The number of spatial axes."""
     rank = len(w.shape(x)) - 2
     if not 1 <= rank <= 3:
-        raise Unfit
+        raise NotApplicable
     return rank
 
 
 def channels_of(w: Writer, x: str) -> int:
     """Mostly as many as there are: only those can be added."""
     own = w.shape(x)[1]
-    return own if w.chance(0.6) else w.draw.choice([1, 2, 3, 4, 6, 8])
+    return own if w.chance(0.6) else w.rng.choice([1, 2, 3, 4, 6, 8])
 
 
 def each_axis(w: Writer, rank: int, choices: Sequence[int]) -> str:
     """A number for all axes, or one for each."""
     if w.chance(0.7):
-        return str(w.draw.choice(choices))
-    return f"({', '.join(str(w.draw.choice(choices)) for _ in range(rank))},)"
+        return str(w.rng.choice(choices))
+    return f"({', '.join(str(w.rng.choice(choices)) for _ in range(rank))},)"
 
 
 def drawn_groups(w: Writer, inputs: int, outputs: int) -> int:
     common = gcd(inputs, outputs)
-    return w.draw.choice([d for d in range(1, common + 1) if common % d == 0]) if w.chance(0.35) else 1
+    return w.rng.choice([d for d in range(1, common + 1) if common % d == 0]) if w.chance(0.35) else 1
 
 
 def drawn_geometry(w: Writer, rank: int) -> str:
     """Kernel, stride, padding and dilation; half of them keep the size."""
     if w.chance(0.5):
-        kernel, dilation = w.draw.choice([1, 1, 3, 3, 5]), w.draw.choice([1, 1, 1, 2])
+        kernel, dilation = w.rng.choice([1, 1, 3, 3, 5]), w.rng.choice([1, 1, 1, 2])
         text = f"{kernel}, padding={dilation * (kernel // 2)}"
         return text + (f", dilation={dilation}" if dilation > 1 else "")
     text = each_axis(w, rank, [1, 1, 2, 3, 3, 4])
     stride = each_axis(w, rank, [1, 1, 1, 2, 3]) if w.chance(0.5) else "1"
     text += f", stride={stride}" if stride != "1" else ""
     if w.chance(0.25) and stride == "1":
-        text += w.draw.choice([', padding="same"', ', padding="valid"'])
+        text += w.rng.choice([', padding="same"', ', padding="valid"'])
     elif w.chance(0.6):
         text += f", padding={each_axis(w, rank, [0, 1, 1, 2, 3])}"
     return text + (f", dilation={each_axis(w, rank, [1, 2, 3])}" if w.chance(0.2) else "")
@@ -78,14 +78,14 @@ def conv_text(w: Writer, x: str, outputs: int | None = None, geometry: str | Non
     text += f", groups={groups}" if groups > 1 else ""
     text += ", bias=False" if w.chance(0.5) else ""
     if w.chance(0.06):
-        text += f', padding_mode="{w.draw.choice(["reflect", "circular", "replicate"])}"'
+        text += f', padding_mode="{w.rng.choice(["reflect", "circular", "replicate"])}"'
     return text + ")"
 
 
 def norm_text(w: Writer, x: str) -> str:
     rank = len(w.shape(x)) - 2
     if rank < 0:
-        raise Unfit
+        raise NotApplicable
     kind = "nn.SyncBatchNorm" if w.chance(0.03) else f"nn.BatchNorm{max(rank, 1)}d"
     text = f"{kind}({w.shape(x)[1]}"
     text += ", affine=False" if w.chance(0.15) else ""
@@ -104,7 +104,7 @@ def per_channel(w: Writer, x: str) -> Sequence[int]:
 
 
 def activation_text(w: Writer) -> str:
-    return w.draw.choice(
+    return w.rng.choice(
         [
             "F.relu({})",
             "F.relu({})",
