@@ -62,7 +62,7 @@ Cost = Annotated[
     str,
     typer.Option(
         metavar="COST",
-        help="What a plan is judged by: static, measured, params, flops, or a FILE.json of benchmarks/calibrate.py.",
+        help="What a plan is judged by: static, measured, params, flops, or a FILE.json of benchmarks.calibrate.",
     ),
 ]
 Verify = Annotated[

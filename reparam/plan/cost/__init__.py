@@ -1,6 +1,6 @@
 """What a plan is judged by: what runs (`work`), what that costs (`price`), and the costs there are to choose from.
 
-    static    a roofline of the device: microseconds, from constants that `benchmarks/calibrate.py` can fit
+    static    a roofline of the device: microseconds, from constants that `benchmarks.calibrate` can fit
     measured  microseconds that each candidate takes here
     params    how many numbers the model holds
     flops     multiply-adds

@@ -1,6 +1,6 @@
 """A roofline per kind of device: what an operation takes of arithmetic and of memory, and a price per launch.
 
-The constants of a CPU were fitted by `benchmarks/calibrate.py` on one core of a server with AVX-512 that ran torch's
+The constants of a CPU were fitted by `benchmarks.calibrate` on one core of a server with AVX-512 that ran torch's
 float32 kernels, and rounded; what Python takes to call a module was added to `launch` and `view`. Those of a GPU are
 not measured: they follow from the data sheet of a card for data centres (1.5 TB/s, matrix units at a third of their
 peak) and from what it takes to launch a kernel from Python. Plans depend on the ratios of constants only.
@@ -81,7 +81,7 @@ class StaticCost:
 
     @staticmethod
     def load(path: str | Path) -> StaticCost:
-        """Constants from a file that `save` or `benchmarks/calibrate.py --save` has written.
+        """Constants from a file that `save` or `python -m benchmarks.calibrate --save` has written.
 
         Raises InputError for a file that cannot be read, or that holds anything but the constants, each above zero.
         """
@@ -92,7 +92,9 @@ class StaticCost:
         known = {each.name for each in dataclasses.fields(StaticCost)}
         if not isinstance(found, dict) or found.keys() != known:
             wrong = sorted(found.keys() ^ known) if isinstance(found, dict) else type(found).__name__
-            raise InputError(f"{path}: no constants of a cost ({wrong}); benchmarks/calibrate.py --save writes them")
+            raise InputError(
+                f"{path}: no constants of a cost ({wrong}); python -m benchmarks.calibrate --save writes them"
+            )
         device = found.pop("device")
         unusable = [key for key, value in found.items() if not _positive(value)]
         if not isinstance(device, str) or unusable:
