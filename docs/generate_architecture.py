@@ -59,7 +59,7 @@ def without_shortcuts(graph: Rooms) -> dict[str, set[str]]:
 def floors(graph: Rooms) -> list[list[str]]:
     """The rooms from the top floor down.
 
-    Each stands right above the highest that it imports. One that imports nothing stands right below its lowest importer.
+    Each stands right above the highest that it imports. One that imports nothing stands right below its importers.
     """
 
     @cache

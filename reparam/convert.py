@@ -327,7 +327,7 @@ def _copied(model: nn.Module, memo: Mapping[int, torch.Tensor] | None = None) ->
         ) from error
 
 
-def _wrapped(wrapper: nn.DataParallel, inner: nn.Module, inplace: bool) -> nn.Module:
+def _wrapped(wrapper: nn.DataParallel[nn.Module], inner: nn.Module, inplace: bool) -> nn.Module:
     """The wrapper, or a copy of it, around the converted model."""
     outer = wrapper if inplace else copy.deepcopy(wrapper, {id(wrapper.module): inner})
     outer.reparam_report = inner.reparam_report
