@@ -18,8 +18,8 @@ from benchmarks.zoo.models import declare_torchvision_operators
 declare_torchvision_operators()
 torch.set_num_threads(1)
 
-# The same cases on every run; `--hypothesis-profile=explore` draws new ones, and many. Being slow fails nothing: on a busy
-# machine everything is.
+# The same cases on every run; `--hypothesis-profile=explore` draws new ones, and many. No test fails for being slow:
+# on a busy machine all are.
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=SLOW)
 settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=SLOW)
