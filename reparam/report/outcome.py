@@ -1,23 +1,23 @@
-"""What a conversion has come to, as values: made in `report`, shown by `render`."""
+"""The result of a conversion as values: made by `report`, shown by `render`, written by `as_data`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reparam.compare.levels import FOLDS, FULL, NOTHING, Checked
+from reparam.compare.levels import FOLDS, FULL, NONE, Level
 from reparam.compare.verification import Verification
 from reparam.report.quantisation import Weights
 
 START = -1
-"""What a step of a fold reads that reads the tensor that the fold starts from."""
+"""In `Step.reads`: the tensor that the fold starts from."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One operation of a fold.
 
-    operation: torch's name for it; geometry: kernel, channels, stride, ... in the field's shorthand; where: the module
-    that computed it; reads: the steps that it reads, by index, or `START`; count: so many of its kind in a row.
+    operation: its name in torch; geometry: kernel, channels, stride, ... in short; where: the module that computed it;
+    reads: the indices of the steps that it reads, or `START`; count: how many of its kind in a row it stands for.
     """
 
     operation: str
@@ -28,7 +28,7 @@ class Step:
 
 
 NOISE = 0.02
-"""The share of the time below which hardly any measurement tells two models apart."""
+"""The smallest share of the time that a measurement can reliably tell apart."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Gain:
 
     @property
     def saved(self) -> float:
-        """The share of the time that is saved, below zero where it takes longer."""
+        """The share of the time that is saved; negative where it takes longer."""
         return 1 - self.after / self.before if self.before else 0.0
 
     def __str__(self) -> str:
@@ -54,14 +54,16 @@ class Gain:
 
 @dataclass(frozen=True)
 class FoldLine:
-    """One fold: the module that holds it now, what it stands for, what it is; error in float64 relative to max|y|.
+    """One fold.
 
-    steps: the operations that it stands for, in order, the last one being its result.
-    becomes: what is computed instead, in order; nothing where others have taken it.
-    weights: the ranges of the kernels before and after; None where none came out.
-    predicted, measured: what it takes instead of the operations that it makes superfluous (an operation that several
-        folds do is counted with the first); None where it was not.
-    merged: where one convolution computes this and others, all modules that computed them before.
+    name: the module that holds it now; before: its operations, counted; after: the layers that replace them.
+    error: the float64 error of the fold alone, relative to max|y|; None where it was not checked.
+    steps: the operations that it replaces, in order; the last one computes its result.
+    becomes: what is computed instead, in order; empty where other folds have taken it.
+    weights: the ranges of the kernels before and after; None where there is no kernel after.
+    predicted, measured: the time of the operations that it replaces, and its own; None where there is none. An
+        operation that several folds replace counts for the first of them.
+    merged: where one convolution computes this fold and others, all modules that computed them before.
     made_by: the search that found it: "region", "distribute" (over the sides of a join) or "horizontal" (fusion).
     """
 
@@ -80,11 +82,10 @@ class FoldLine:
 
 @dataclass(frozen=True)
 class RefusalLine:
-    """One operation that was kept: where, what was decided about, why, and what would change it.
+    """One operation that was kept: where, what, why, and what would change it.
 
-    naive_error: how wrong a fold would be that overlooks the border, measured in float64, relative to max|y|; None
-        where the reason is another one, nothing was measured, or a transposed convolution has zeros between its pixels:
-        there, what a fold that overlooks them makes of a bias depends on how it does.
+    naive_error: the float64 error, relative to max|y|, of a fold that ignores the border. None where the border is not
+        the reason, where it was not measured, and for transposed convolutions, where there is no single naive fold.
     """
 
     where: str
@@ -95,13 +96,13 @@ class RefusalLine:
 
     def __str__(self) -> str:
         text = f"{self.where} ({self.operation}) kept: {self.reason}" + (f"; {self.remedy}" if self.remedy else "")
-        wrong = self.naive_error
-        return text if wrong is None else f"{text}; a naive fold would be wrong by {percent(wrong)} at the border"
+        error = self.naive_error
+        return text if error is None else f"{text}; a naive fold would be wrong by {percent(error)} at the border"
 
 
 @dataclass(frozen=True)
 class DeadWeight:
-    """What no output of the recorded run depends on: a module that is dead as a whole, or a single tensor.
+    """A module or a tensor that no output of the recorded run depends on.
 
     why: "never called", "never read" or "its result is dropped"; fate: "left", "removed", or why it was kept.
     """
@@ -115,8 +116,11 @@ class DeadWeight:
 
 
 @dataclass(frozen=True)
-class Look:
-    """A module of the user's whose code has looked at what another input may have otherwise."""
+class ControlFlow:
+    """A module whose own code may branch differently for another input.
+
+    what: what its code did, such as "looked at the size of a tensor".
+    """
 
     where: str
     what: str
@@ -129,7 +133,7 @@ class Look:
 class Counts:
     """What one forward pass runs: calls of convolutions and linear layers, batch norms, sums and products.
 
-    parameters: elements of all parameters and buffers; macs: multiply-adds at the example inputs.
+    parameters: elements of all parameters and buffers; macs: multiply-adds for the example inputs.
     """
 
     convs: int
@@ -141,9 +145,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All of it; `model` is the class of the original, `inputs` the sizes of the example.
+    """Everything that a report holds.
 
-    cost: what the plan was judged by; predicted: the time of the whole network.
+    model: the class of the original; inputs: the shapes of the example inputs; cost: the name of the cost model;
+    predicted: the time of the whole network; verification: None where the whole models were not compared.
     """
 
     folds: tuple[FoldLine, ...]
@@ -152,7 +157,7 @@ class Outcome:
     after: Counts
     verification: Verification | None = None
     dead: tuple[DeadWeight, ...] = ()
-    baked: tuple[Look, ...] = ()
+    control_flow: tuple[ControlFlow, ...] = ()
     model: str = ""
     inputs: str = ""
     cost: str = ""
@@ -160,67 +165,65 @@ class Outcome:
 
     @property
     def measured(self) -> Gain | None:
-        """The sum of what was measured of all folds; None where nothing was."""
-        found = [fold.measured for fold in self.folds if fold.measured is not None]
-        return sum(found, Gain(0.0, 0.0)) if found else None
+        """The measured times of all folds, added up; None where nothing was measured."""
+        gains = [fold.measured for fold in self.folds if fold.measured is not None]
+        return sum(gains, Gain(0.0, 0.0)) if gains else None
 
     @property
-    def checked(self) -> Checked:
-        """What has been verified: the whole model and each fold, each fold alone, or nothing."""
+    def checked(self) -> Level:
+        """What was verified: the whole model and each fold, each fold alone, or nothing."""
         if self.verification is not None:
             return FULL
-        return FOLDS if any(fold.error is not None for fold in self.folds) else NOTHING
+        return FOLDS if any(fold.error is not None for fold in self.folds) else NONE
 
     @property
     def fold_error(self) -> float:
-        """The largest error of a fold alone, in float64 and relative to max|y|, of those that were checked."""
+        """The largest float64 error of a fold alone, relative to max|y|, among those that were checked."""
         return max((fold.error for fold in self.folds if fold.error is not None), default=0.0)
 
     @property
     def worth(self) -> str:
-        """What it is worth, in plain words: also where that is nothing, before anybody has to find out."""
-        told = [self._time()]
+        """What folding gains, in plain words, also where it gains nothing."""
+        sentences = [self._time()]
         before, after = self.before.parameters, self.after.parameters
         if after > before > 0:
-            told.append(f"It holds {percent(after / before - 1)} more parameters than before.")
-        return " ".join(filter(None, told))
+            sentences.append(f"It holds {percent(after / before - 1)} more parameters than before.")
+        return " ".join(filter(None, sentences))
 
     def _time(self) -> str:
         if not self.folds:
             return "Nothing was folded: the network takes as long as before."
-        told = [] if self.measured is None else [f"Measured: what was folded takes {self.measured}."]
+        sentences = [] if self.measured is None else [f"Measured: what was folded takes {self.measured}."]
         if self.predicted is not None:
-            hidden = "" if self.predicted.saved >= NOISE else ": do not expect it to be faster"
-            told.append(f"Predicted: the network takes {self.predicted}{hidden}.")
-        return " ".join(told)
+            caution = "" if self.predicted.saved >= NOISE else ": do not expect it to be faster"
+            sentences.append(f"Predicted: the network takes {self.predicted}{caution}.")
+        return " ".join(sentences)
 
     def reasons(self) -> tuple[Reason, ...]:
-        """The refusals by what they say, the most frequent first."""
-        met: dict[tuple[str, str, str], list[RefusalLine]] = {}
+        """The refusals grouped by what they say, the most frequent first."""
+        groups: dict[tuple[str, str, str], list[RefusalLine]] = {}
         for line in self.refusals:
-            met.setdefault((line.operation, line.reason, line.remedy), []).append(line)
-        return tuple(Reason(tuple(lines)) for lines in sorted(met.values(), key=len, reverse=True))
-
-    def looks(self) -> dict[str, list[str]]:
-        """Where code has looked, by what it did, each in the order of the calls."""
-        places: dict[str, list[str]] = {}
-        for look in self.baked:
-            places.setdefault(look.what, []).append(look.where)
-        return places
+            groups.setdefault((line.operation, line.reason, line.remedy), []).append(line)
+        return tuple(Reason(tuple(lines)) for lines in sorted(groups.values(), key=len, reverse=True))
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Refusals that say the same, in order; at least one."""
+    """Refusals with the same operation, reason and remedy, in order; at least one."""
 
     lines: tuple[RefusalLine, ...]
 
     @property
     def example(self) -> RefusalLine:
-        """Of several the worst, for what a naive fold would do there is the reason to look; else the first."""
+        """The line with the largest naive error, or the first where none was measured."""
         return max(self.lines, key=lambda line: -1.0 if line.naive_error is None else line.naive_error)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where it was met, once each, the example first."""
+        return tuple(dict.fromkeys(line.where for line in (self.example, *self.lines)))
 
 
 def percent(share: float) -> str:
-    """A share for people: `12 %`, `0.34 %`."""
+    """A share as text: `12 %`, `0.34 %`."""
     return f"{100 * share:,.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"

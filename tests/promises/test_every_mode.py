@@ -64,7 +64,7 @@ def test_what_asks_whether_gradients_are_recorded_may_go_another_way_with_them(n
     assert _everywhere(model) == 0
     report = reparam.reparameterize(model, image(*SIZES[0])).reparam_report
     assert any("whether gradients are recorded" in line.reason for line in report.refusals)
-    assert any("whether gradients are recorded" in look.what for look in report.baked)
+    assert any("whether gradients are recorded" in line.what for line in report.control_flow)
 
 
 def _with_attention(m: nn.Module, x: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def test_a_norm_behind_a_join_is_shown_where_it_has_gone() -> None:
     assert [step.operation for step in norm.steps] == ["batch_norm"]
     assert norm.becomes == ()
     assert norm.weights is None
-    assert "taken in front" in diagram(norm)
+    assert "its neighbours took it" in diagram(norm)
 
 
 @pytest.mark.parametrize("block", ["repvgg", "dbb", "acnet", "mobileone"])
@@ -214,7 +214,7 @@ def test_a_fold_that_drives_channels_apart_is_flagged_with_what_helps() -> None:
     assert wild.weights is not None
     assert wild.weights.suffers
     assert 4 < wild.weights.bits_lost < 6  # of which one or two were to spare
-    assert wild.weights.mended
+    assert wild.weights.per_channel_suffices
     assert wild.weights.advice == "a scale per output channel"
     (before,) = wild.weights.before
     assert before.ratio < 2

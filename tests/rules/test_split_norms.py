@@ -320,7 +320,7 @@ def test_a_sum_of_readers_becomes_one_layer(forward: Callable[..., Tensor]) -> N
 
 def test_an_activation_does_not_take_it() -> None:
     folded = kept(drawn(nn.Sequential(nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5))), image(2, 7, 8))
-    assert "0 (layer_norm's scale) kept: not everything that reads it can take it (gelu)" in reasons(folded)
+    assert "0 (layer_norm's scale) kept: not every reader can take its scale and shift (gelu)" in reasons(folded)
 
 
 def test_one_reader_that_cannot_take_it_keeps_it() -> None:
@@ -330,7 +330,7 @@ def test_one_reader_that_cannot_take_it_keeps_it() -> None:
 
     folded = kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
     assert not report_of(folded).folds
-    assert "norm (layer_norm's scale) kept: not everything that reads it can take it (linear and add)" in reasons(
+    assert "norm (layer_norm's scale) kept: not every reader can take its scale and shift (linear and add)" in reasons(
         folded
     )
 

@@ -1,9 +1,9 @@
-"""Where the boxes of a small graph go: in ranks from top to bottom, every branch straight down a lane of its own.
+"""Where the boxes of a small graph go: in ranks from top to bottom, with each branch straight down a lane of its own.
 
-The steps are those of Sugiyama, Tagawa and Toda (1981), each in its simplest form: ranks by the longest way down,
-points on the way of lines that pass ranks by, the order within a rank by the mean of the neighbours. Places are those
-of Brandes and Köpf (2002) with two of their four directions: as far to the left as it goes, as far to the right, and
-the middle of both.
+The steps are those of Sugiyama, Tagawa and Toda (1981), each in its simplest form: ranks by the longest path from the
+start, a point on every rank that an edge passes, and in each rank the order of the mean of the neighbours. The
+x-coordinates are those of Brandes and Köpf (2002) with two of their four directions: as far left as possible, as far
+right as possible, and the middle of the two.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
 _SWEEPS = 24
-_PASSING = 8.0  # the width that a line needs which passes a rank by
+_PASSING = 8.0  # the width that an edge takes up in a rank that it passes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Centres of boxes by node: x in units of width, y as a rank. Lines: the points that each passes, from its start.
+    """The centre of each box as (x, rank), by node, and the points that each edge goes through, its two ends included.
 
-    width: of everything, from 0.
+    width: of the whole graph, which begins at x = 0.
     """
 
     places: Mapping[int, tuple[float, int]]
@@ -31,30 +31,30 @@ class Layout:
 
 
 def laid_out(reads: Sequence[Sequence[int]], widths: Sequence[float], gap: float) -> Layout:
-    """Nodes 0, 1, ..., each behind those that it reads: `reads[i]` are below i; node 0 reads nothing.
+    """The layout of nodes 0, 1, ..., where node i reads the nodes `reads[i]`, all below i. Node 0 reads nothing.
 
-    No two boxes of one rank come nearer than `gap`.
+    Two boxes of one rank are at least `gap` apart.
     """
     rank = _ranks(reads)
     size = list(widths)
-    lines: dict[tuple[int, int], list[int]] = {}
+    paths: dict[tuple[int, int], list[int]] = {}
     for node, sources in enumerate(reads):
         for source in dict.fromkeys(sources):
-            passing = list(range(rank[source] + 1, rank[node]))
-            lines[source, node] = [source, *range(len(rank), len(rank) + len(passing)), node]
-            rank += passing
-            size += [_PASSING] * len(passing)
-    edges = [edge for way in lines.values() for edge in pairwise(way)]
+            passed = list(range(rank[source] + 1, rank[node]))
+            paths[source, node] = [source, *range(len(rank), len(rank) + len(passed)), node]
+            rank += passed
+            size += [_PASSING] * len(passed)
+    edges = [edge for path in paths.values() for edge in pairwise(path)]
     above, below = _neighbours(edges, len(rank)), _neighbours([(b, a) for a, b in edges], len(rank))
     rows = [[node for node in range(len(rank)) if rank[node] == r] for r in range(max(rank) + 1)]
     _untangle(rows, above, below)
-    x, width = _places(rows, _lanes(above, below), size, gap)
-    drawn = {edge: tuple((x[node], rank[node]) for node in way) for edge, way in lines.items()}
-    return Layout({node: (x[node], rank[node]) for node in range(len(reads))}, drawn, width, len(rows))
+    x, width = _centres(rows, _lanes(above, below), size, gap)
+    lines = {edge: tuple((x[node], rank[node]) for node in path) for edge, path in paths.items()}
+    return Layout({node: (x[node], rank[node]) for node in range(len(reads))}, lines, width, len(rows))
 
 
 def _ranks(reads: Sequence[Sequence[int]]) -> list[int]:
-    """The longest way from the first node."""
+    """The length of the longest path from node 0."""
     rank: list[int] = []
     for sources in reads:
         rank.append(max((rank[source] + 1 for source in sources), default=0))
@@ -62,27 +62,29 @@ def _ranks(reads: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _neighbours(edges: Sequence[tuple[int, int]], count: int) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in range(count)]
+    """The sources of each node's edges."""
+    sources: list[list[int]] = [[] for _ in range(count)]
     for source, node in edges:
-        found[node].append(source)
-    return found
+        sources[node].append(source)
+    return sources
 
 
 def _untangle(rows: list[list[int]], above: Sequence[Sequence[int]], below: Sequence[Sequence[int]]) -> None:
-    """Sort every row by the mean place of its neighbours in the row before, down and up again, and down at last."""
+    """Sort every row by the mean place of its neighbours in the row before, in sweeps down and up; the last is down."""
     for sweep in range(_SWEEPS + 1):
         down = sweep % 2 == 0
         for r in range(1, len(rows)) if down else range(len(rows) - 2, -1, -1):
-            beside = {node: i for i, node in enumerate(rows[r - 1 if down else r + 1])}
-            near = above if down else below
-            middle = {node: _mean([beside[n] for n in near[node]], i) for i, node in enumerate(rows[r])}
+            index = {node: i for i, node in enumerate(rows[r - 1 if down else r + 1])}
+            neighbours = above if down else below
+            middle = {node: _average([index[n] for n in neighbours[node]], i) for i, node in enumerate(rows[r])}
             rows[r].sort(key=middle.__getitem__)
 
 
 def _lanes(above: Sequence[Sequence[int]], below: Sequence[Sequence[int]]) -> list[int]:
-    """For every node the first one of its lane: a run of nodes each of which has the next alone, and it the one."""
+    """The first node of each node's lane. A lane is a chain in which each node reads only the one before it, which
+    only it reads."""
     lane = list(range(len(above)))
-    # What passes a rank by has a higher number than the node that it leads to, so ways are followed, not numbers.
+    # The points where an edge passes a rank have higher numbers than the node it leads to, so chains are followed.
     for start in range(len(above)):
         if len(above[start]) == 1 and len(below[above[start][0]]) == 1:
             continue
@@ -93,22 +95,22 @@ def _lanes(above: Sequence[Sequence[int]], below: Sequence[Sequence[int]]) -> li
     return lane
 
 
-def _places(
+def _centres(
     rows: Sequence[Sequence[int]], lane: Sequence[int], size: Sequence[float], gap: float
 ) -> tuple[list[float], float]:
-    """The centre of every node and the width of it all: the middle of the left-most and the right-most place."""
+    """The centre of every node and the width of the graph: the middle of the leftmost and the rightmost place."""
     try:
         left, right = (_packed([row[::step] for row in rows], lane, size, gap) for step in (1, -1))
-    except CycleError:  # two lanes cross: every node for itself
-        alone = range(len(lane))
-        left, right = (_packed([row[::step] for row in rows], alone, size, gap) for step in (1, -1))
-        lane = alone
+    except CycleError:  # two lanes cross, so every node becomes a lane of its own
+        single = range(len(lane))
+        left, right = (_packed([row[::step] for row in rows], single, size, gap) for step in (1, -1))
+        lane = single
     width = max(left[node] + size[node] / 2 for row in rows for node in row)
     return [(left[lane[node]] + width - right[lane[node]]) / 2 for node in range(len(lane))], width
 
 
 def _packed(rows: Sequence[Sequence[int]], lane: Sequence[int], size: Sequence[float], gap: float) -> list[float]:
-    """Every lane as near to 0 as the boxes before it in any row let it come; for a lane its first node stands."""
+    """Every lane as near to 0 as the boxes before it allow, in each of its rows. The first node stands for its lane."""
     order: TopologicalSorter[int] = TopologicalSorter()
     apart: dict[tuple[int, int], float] = {}
     least = [0.0] * len(lane)
@@ -116,18 +118,18 @@ def _packed(rows: Sequence[Sequence[int]], lane: Sequence[int], size: Sequence[f
         for node in row:
             order.add(lane[node])
             least[lane[node]] = max(least[lane[node]], size[node] / 2)
-        for one, other in pairwise(row):
-            edge = lane[one], lane[other]
+        for left, right in pairwise(row):
+            edge = lane[left], lane[right]
             order.add(edge[1], edge[0])
-            apart[edge] = max(apart.get(edge, 0.0), (size[one] + size[other]) / 2 + gap)
+            apart[edge] = max(apart.get(edge, 0.0), (size[left] + size[right]) / 2 + gap)
     before: dict[int, list[int]] = {}
-    for one, other in apart:
-        before.setdefault(other, []).append(one)
+    for left, right in apart:
+        before.setdefault(right, []).append(left)
     x = list(least)
-    for each in order.static_order():
-        x[each] = max([least[each], *(x[one] + apart[one, each] for one in before.get(each, ()))])
-    return [x[each] for each in lane]
+    for right in order.static_order():
+        x[right] = max([least[right], *(x[left] + apart[left, right] for left in before.get(right, ()))])
+    return [x[first] for first in lane]
 
 
-def _mean(values: Sequence[float], otherwise: float) -> float:
+def _average(values: Sequence[float], otherwise: float) -> float:
     return sum(values) / len(values) if values else otherwise

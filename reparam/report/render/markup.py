@@ -1,6 +1,6 @@
-"""Text that is markup, and text that is not: everything in a page that `tag` has not made is escaped by it.
+"""HTML that is safe by construction: `tag` escapes every text that is not `Markup` already.
 
-Names of modules and reasons come from other people's code. There is one way into a page for them, and it escapes.
+Names of modules and reasons come from other people's code. This is their only way into a page, and it escapes them.
 """
 
 from __future__ import annotations
@@ -9,38 +9,38 @@ import unicodedata
 from collections.abc import Iterable
 from html import escape
 
-_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, direction, half of a pair: nothing that a name needs
-_EMPTY = ("meta", "link", "br", "input")
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn")  # Unicode categories: control, format, surrogate, private, unassigned
+_VOID = ("meta", "link", "br", "input")  # elements that have no closing tag
 
 
 class Markup(str):
-    """Text that has been escaped already."""
+    """Text that is HTML already."""
 
     __slots__ = ()
 
 
 def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -> Markup:
-    """`<name attributes>children</name>`; what is no `Markup` is escaped.
+    """`<name attributes>children</name>`, with every child escaped that is not `Markup`.
 
-    An attribute is written with hyphens for underscores (one at the end is dropped, for Python's own words); True
-    writes its name alone, None and False leave it out.
+    Underscores in the name of an attribute become hyphens; one at its end is dropped, so that `class_` works. True
+    writes the name alone, None and False leave the attribute out.
     """
     head = "".join(map(_attribute, attributes, attributes.values()))
-    return Markup(f"<{name}{head}>" if name in _EMPTY else f"<{name}{head}>{joined(children)}</{name}>")
+    return Markup(f"<{name}{head}>" if name in _VOID else f"<{name}{head}>{joined(children)}</{name}>")
 
 
 def joined(children: Iterable[str]) -> Markup:
-    """One after another."""
+    """The children one after another."""
     return Markup("".join(child if isinstance(child, Markup) else escaped(child) for child in children))
 
 
 def escaped(text: str) -> Markup:
-    """The text, for any place between tags or in an attribute; what cannot be seen becomes a replacement character."""
-    return Markup(escape("".join("\ufffd" if _unseen(sign) else sign for sign in text), quote=True))
+    """The text for use between tags or in an attribute. Invisible characters become U+FFFD."""
+    return Markup(escape("".join("\ufffd" if _invisible(char) else char for char in text), quote=True))
 
 
-def _unseen(sign: str) -> bool:
-    return sign not in "\n\t" and unicodedata.category(sign) in _UNSEEN
+def _invisible(char: str) -> bool:
+    return char not in "\n\t" and unicodedata.category(char) in _INVISIBLE
 
 
 def _attribute(key: str, value: str | float | bool | None) -> str:

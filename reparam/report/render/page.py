@@ -1,35 +1,49 @@
-"""A report as one page of HTML that needs nothing but itself."""
+"""A report as one page of HTML that refers to nothing outside itself."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 
 import torch
 
-from reparam.compare.bench import Comparison, Spread
+from reparam.compare.bench import Comparison, Spread, Timing
 from reparam.compare.verification import Check, Verification
-from reparam.report.outcome import FoldLine, Outcome, Reason, percent
+from reparam.report.outcome import FoldLine, Outcome, Reason
 from reparam.report.quantisation import Weights
 from reparam.report.render import charts, words
 from reparam.report.render.charts import Bar, Scale
 from reparam.report.render.diagram import diagram, shape_of, shorthand
+from reparam.report.render.elements import (
+    change,
+    code,
+    details,
+    note,
+    place_list,
+    plural,
+    scientific,
+    scrolled,
+    searchable,
+    section,
+    table,
+    with_unit,
+)
 from reparam.report.render.markup import Markup, joined, tag
 
-_OPEN = 8  # so many of the distinct blocks are shown at once, the others on demand
+_OPEN_BLOCKS = 8  # kinds of blocks that show at once; the others have to be opened
 
 
 def as_html(outcome: Outcome, latency: Comparison | None = None) -> str:
-    """The page, in UTF-8 once written; `latency` is what `benchmark` has measured, the original first."""
+    """The page as text, to be written as UTF-8. `latency`: the result of `benchmark`, the original first."""
     style, script = (
         Markup((files("reparam.report.render") / f"page.{kind}").read_text("utf-8")) for kind in ("css", "js")
     )
     title = words.title(outcome)
-    # Nothing is loaded from anywhere, and no script or style runs but these two, whatever a name may hold.
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    # The browser loads nothing, and runs no script or style but these two, whatever a name may hold.
+    policy = f"default-src 'none'; style-src {_source_hash(style)}; script-src {_source_hash(script)}"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -39,326 +53,260 @@ def as_html(outcome: Outcome, latency: Comparison | None = None) -> str:
         tag("title", title),
         tag("style", style),
     )
-    parts = [_blocks, _equality, _quantisation, _folds, _kept, _rest]
-    sections = [section for part in parts if (section := part(outcome))]
-    body = (_header(outcome, title), _summary(outcome, latency), _size(outcome, latency), *sections, _footer())
+    sections = (
+        _size_section(outcome, latency),
+        _blocks_section(outcome),
+        _equality_section(outcome),
+        _quantisation_section(outcome),
+        _folds_section(outcome),
+        _refusals_section(outcome),
+        _findings_section(outcome),
+    )
+    body = (_header(outcome, title), _tiles(outcome, latency), *filter(None, sections), _footer())
     return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *body), tag("script", script)), lang="en")
 
 
-def _hash(text: str) -> str:
+def _source_hash(text: str) -> str:
+    """The source of a script or style as a Content-Security-Policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-# --- pieces
+# --- the head of the page
 
 
-def _section(name: str, title: str, *children: str) -> Markup:
-    heading = tag("h2", title, id=f"{name}-title")
-    return tag("section", heading, *children, id=name, aria_labelledby=f"{name}-title")
+def _header(outcome: Outcome, title: str) -> Markup:
+    worth = tag("p", outcome.worth, class_="about")
+    about = "Converted with example inputs of ", code(outcome.inputs), "."
+    inputs = [tag("p", *about, class_="about")] if outcome.inputs else []
+    return tag("header", tag("h1", title), *inputs, _verdict_badge(outcome), worth)
 
 
-def _table(label: str, headers: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Markup:
-    """A table that scrolls inside itself, without columns that are empty; the columns `numbers` stand to the right."""
-    cells = list(rows)
-    columns = [i for i in range(len(headers)) if any(row[i] for row in cells)]
-    kinds = dict.fromkeys(numbers, "number")
-    head = tag("tr", *(tag("th", headers[i], scope="col", class_=kinds.get(i)) for i in columns))
-    body = (tag("tr", *(tag("td", row[i], class_=kinds.get(i)) for i in columns)) for row in cells)
-    table = tag("table", tag("thead", head), tag("tbody", *body))
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
+def _verdict_badge(outcome: Outcome) -> Markup:
+    verification = outcome.verification
+    if verification is None:
+        text = words.unverified(outcome) if outcome.folds else "Nothing was folded"
+        why = tag("span", "the reasons are below") if not outcome.folds and outcome.refusals else ""
+        return tag("p", tag("strong", text), why, class_="verdict open")
+    if not verification.ok:
+        return tag("p", tag("strong", "✗ Not equal"), tag("span", f"{verification.worst}"), class_="verdict wrong")
+    text = f"float64 error {scientific(verification.fp64_error)} of the largest output"
+    return tag("p", tag("strong", "✓ Equal to the original"), tag("span", text), class_="verdict right")
 
 
-def _searchable(name: str, label: str, table: Markup) -> Markup:
-    """A table with a field that leaves the rows in which a text occurs; hidden where no script runs."""
-    field = tag("input", type="search", id=f"{name}-search", placeholder="a module, an operation, a word …",
-                autocomplete="off", spellcheck="false")  # fmt: skip
-    found = tag("output", for_=f"{name}-search", aria_live="polite")
-    search = tag("p", tag("label", label, for_=f"{name}-search"), field, found, class_="search", hidden=True)
-    return tag("div", search, table, class_="searchable")
+def _tiles(outcome: Outcome, latency: Comparison | None) -> Markup:
+    before, after = outcome.before, outcome.after
+    tiles = [("regions folded", f"{len(outcome.folds):,}", "")]
+    tiles += [
+        (words.COUNTED[key], f"{getattr(after, key):,}", f"of {getattr(before, key):,}")
+        for key in ("convs", "norms", "elementwise")
+        if getattr(before, key)
+    ]
+    tiles.append(("parameters", change(before.parameters, after.parameters), ""))
+    tiles.append(("multiply-adds", change(before.macs, after.macs), ""))
+    if outcome.predicted is not None:
+        tiles.append(("time, predicted", change(outcome.predicted.before, outcome.predicted.after), ""))
+    if latency is not None:
+        tiles.append(("times as fast", f"{1 / _fastest(latency).median:.2f}", ""))
+    boxes = (tag("div", tag("dt", label), tag("dd", number, tag("small", of))) for label, number, of in tiles)
+    return tag("dl", *boxes, class_="tiles", aria_label="Summary")
 
 
-def _code(text: str) -> Markup:
-    return tag("code", text)
+def _fastest(latency: Comparison) -> Spread:
+    """The smallest ratio to the baseline among the other models."""
+    ratios = [latency.ratio(timing.name) for timing in latency.timings[1:]] or [latency.ratio(latency.timings[0].name)]
+    return min(ratios, key=lambda ratio: ratio.median)
 
 
-def _note(*children: str) -> Markup:
-    return tag("p", *children, class_="note")
-
-
-def _more(summary: str, *children: str) -> Markup:
-    return tag("details", tag("summary", summary), *children)
-
-
-def _places(places: Sequence[str]) -> Markup:
-    """The first of them; the others on demand."""
-    first = _code(places[0])
-    if len(places) == 1:
-        return first
-    others = tag("ul", *(tag("li", _code(place)) for place in places[1:]))
-    return joined([first, _more(f"and {len(places) - 1} more", others)])
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def _short(number: float) -> str:
-    """Three digits and a unit: 12, 3.46 k, 25.6 M."""
-    for unit in ("", " k", " M", " G"):
-        if number < 1000:
-            return f"{number:.3g}{unit}" if unit else f"{number:g}"
-        number /= 1000
-    return f"{number:,.3g} T"
-
-
-def _change(before: float, after: float) -> str:
-    """How much less (or more) it is, in percent."""
-    if not before:
-        return "±0 %"
-    share = after / before - 1
-    return f"{'−' if share < 0 else '+'}{percent(abs(share))}" if abs(share) > 5e-5 else "±0 %"
+def _footer() -> Markup:
+    return tag("footer", f"reparam {version('reparam')}, torch {torch.__version__}")
 
 
 # --- sections
 
 
-def _header(outcome: Outcome, title: str) -> Markup:
-    worth = tag("p", outcome.worth, class_="about")
-    return tag("header", tag("h1", title), *_about(outcome), _verdict(outcome), worth)
+def _size_section(outcome: Outcome, latency: Comparison | None) -> Markup:
+    def card(title: str, change_text: str, bars: Sequence[Bar]) -> Markup:
+        return tag("figure", tag("figcaption", title, tag("strong", change_text)), charts.bar_chart(title, bars))
 
-
-def _about(outcome: Outcome) -> list[Markup]:
-    if not outcome.inputs:
-        return []
-    return [tag("p", "Converted with example inputs of ", _code(outcome.inputs), ".", class_="about")]
-
-
-def _verdict(outcome: Outcome) -> Markup:
-    found = outcome.verification
-    if found is None:
-        text = words.unproven(outcome) if outcome.folds else "Nothing was folded"
-        why = tag("span", "the reasons are below") if not outcome.folds and outcome.refusals else ""
-        return tag("p", tag("strong", text), why, class_="verdict open")
-    if not found.ok:
-        return tag("p", tag("strong", "✗ Not equal"), tag("span", f"{found.worst}"), class_="verdict wrong")
-    text = f"float64 error {_error(found.fp64_error)} of the largest output"
-    return tag("p", tag("strong", "✓ Equal to the original"), tag("span", text), class_="verdict right")
-
-
-def _summary(outcome: Outcome, latency: Comparison | None) -> Markup:
-    before, after = outcome.before, outcome.after
-    ran = ((key, words.COUNTED[key]) for key in ("convs", "norms", "elementwise"))
-    tiles = [
-        ("regions folded", f"{len(outcome.folds):,}", ""),
-        *((label, f"{getattr(after, key):,}", f"of {getattr(before, key):,}") for key, label in ran),
-        ("parameters", _change(before.parameters, after.parameters), ""),
-        ("multiply-adds", _change(before.macs, after.macs), ""),
-        *(
-            [("time, predicted", _change(outcome.predicted.before, outcome.predicted.after), "")]
-            if outcome.predicted is not None
-            else []
-        ),
-        *([("times as fast", f"{1 / _fastest(latency).median:.2f}", "")] if latency is not None else []),
-    ]
-    shown = (
-        tag("div", tag("dt", label), tag("dd", number, tag("small", of))) for label, number, of in tiles if of != "of 0"
-    )
-    return tag("dl", *shown, class_="tiles", aria_label="Summary")
-
-
-def _fastest(latency: Comparison) -> Spread:
-    """The ratio to the baseline of the fastest of the other models."""
-    ratios = [latency.ratio(timing.name) for timing in latency.timings[1:]] or [latency.ratio(latency.timings[0].name)]
-    return min(ratios, key=lambda ratio: ratio.median)
-
-
-def _size(outcome: Outcome, latency: Comparison | None) -> Markup:
-    def card(title: str, change: str, given: Sequence[Bar]) -> Markup:
-        return tag("figure", tag("figcaption", title, tag("strong", change)), charts.bars(title, given))
+    def counted(title: str, before: int, after: int) -> Markup:
+        bars = [Bar("before", before, with_unit(before)), Bar("after", after, with_unit(after))]
+        return card(title, change(before, after), bars)
 
     cards = [
-        card(title, _change(was, now), [Bar("before", was, _short(was)), Bar("after", now, _short(now))])
-        for title, was, now in (
-            ("Parameters", outcome.before.parameters, outcome.after.parameters),
-            ("Multiply-adds", outcome.before.macs, outcome.after.macs),
-        )
+        counted("Parameters", outcome.before.parameters, outcome.after.parameters),
+        counted("Multiply-adds", outcome.before.macs, outcome.after.macs),
     ]
     notes = []
     if latency is not None:
-        timed = [
-            Bar(each.name, each.wall.median, f"{each.wall.median * 1e3:.3g} ms", each.wall.low, each.wall.high)
-            for each in latency.timings
-        ]
-        cards.append(card("Latency", _change(1, _fastest(latency).median), timed))
+        cards.append(card("Latency", change(1, _fastest(latency).median), list(map(_latency_bar, latency.timings))))
         rounds = len(latency.timings[0].wall_samples)
         notes.append(
-            _note(f"Latency: median and quartiles of {rounds} rounds in turns, inputs {latency.inputs} on "
-                  f"{latency.device}, {_plural(latency.threads, 'thread')}.")
+            note(f"Latency: median and quartiles of {rounds} interleaved rounds with inputs {latency.inputs} on "
+                 f"{latency.device}, {plural(latency.threads, 'thread')}.")
         )  # fmt: skip
-    table = _table("What runs, before and after", ("", "before", "after"), words.counted(outcome), numbers=(1, 2))
-    return _section("size", "What it is worth", tag("div", *cards, class_="cards"), *notes, _more("In numbers", table))
+    numbers = table("Size before and after", ("", "before", "after"), words.counts(outcome), numbers=(1, 2))
+    return section("size", "Size and speed", tag("div", *cards, class_="cards"), *notes, details("In numbers", numbers))
 
 
-def _blocks(outcome: Outcome) -> Markup | None:
+def _latency_bar(timing: Timing) -> Bar:
+    wall = timing.wall
+    return Bar(timing.name, wall.median, f"{wall.median * 1e3:.3g} ms", wall.low, wall.high)
+
+
+def _blocks_section(outcome: Outcome) -> Markup | None:
     kinds: dict[tuple[object, ...], list[FoldLine]] = {}
     for fold in outcome.folds:
         kinds.setdefault(shape_of(fold), []).append(fold)
     ordered = sorted(kinds.values(), key=lambda alike: len(alike) * len(alike[0].steps), reverse=True)
-    figures = [_block(picture, alike) for alike in ordered if (picture := diagram(alike[0]))]
+    figures = [_block_figure(picture, alike) for alike in ordered if (picture := diagram(alike[0]))]
     if not figures:
         return None
-    note = _note(
-        "Each kind of block once: the operations between two tensors as they were trained, and what computes the same "
-        "now. Point at a box for the module that it comes from."
+    explanation = note(
+        "Each kind of block once: on the left the operations as they were trained, on the right what computes the same "
+        "now. Point at a box to see its module."
     )
-    others = figures[_OPEN:]
-    rest = [_more(f"{_plural(len(others), 'more kind')} of blocks", tag("div", *others, class_="blocks"))]
-    shown = tag("div", *figures[:_OPEN], class_="blocks")
-    return _section("blocks", "Blocks", note, shown, *(rest if others else []))
+    shown = tag("div", *figures[:_OPEN_BLOCKS], class_="blocks")
+    others = figures[_OPEN_BLOCKS:]
+    rest = [details(f"{plural(len(others), 'more kind')} of blocks", tag("div", *others, class_="blocks"))]
+    return section("blocks", "Blocks", explanation, shown, *(rest if others else []))
 
 
-def _block(picture: Markup, alike: Sequence[FoldLine]) -> Markup:
+def _block_figure(picture: Markup, alike: Sequence[FoldLine]) -> Markup:
     first, others = alike[0], alike[1:]
-    caption = [tag("strong", _code(first.name)), tag("span", f"{first.before} → {shorthand(first.after)}")]
+    caption = [tag("strong", code(first.name)), tag("span", f"{first.before} → {shorthand(first.after)}")]
     if others:
-        listed = tag("ul", *(tag("li", _code(fold.name), " ", tag("span", shorthand(fold.after))) for fold in others))
-        caption.append(_more(f"{_plural(len(others), 'more block')} like it", listed))
-    scroll = tag("div", picture, class_="scroll", tabindex=0, role="region", aria_label=f"Diagram of {first.name}")
-    return tag("figure", scroll, tag("figcaption", *caption))
+        names = tag("ul", *(tag("li", code(fold.name), " ", tag("span", shorthand(fold.after))) for fold in others))
+        caption.append(details(f"{plural(len(others), 'more block')} like it", names))
+    return tag("figure", scrolled(f"Diagram of {first.name}", picture), tag("figcaption", *caption))
 
 
-def _equality(outcome: Outcome) -> Markup | None:
+def _equality_section(outcome: Outcome) -> Markup | None:
     measured = [fold for fold in outcome.folds if fold.error is not None]
     parts: list[Markup] = []
     if measured:
-        plot = tag("div", charts.errors(measured), class_="scroll", tabindex=0, role="region", aria_label="Errors")
-        caption = tag("figcaption", "Float64 error of every fold on its own, relative to its largest output")
-        parts.append(tag("figure", plot, caption, class_="wide"))
+        caption = tag("figcaption", "Float64 error of each fold alone, relative to its largest output")
+        parts.append(tag("figure", scrolled("Errors", charts.error_plot(measured)), caption, class_="wide"))
     if outcome.verification is not None:
-        parts += _checks(outcome.verification)
-    return _section("equality", "Is it equal?", *parts) if parts else None
+        parts += _model_checks(outcome.verification)
+    return section("equality", "Is it equal?", *parts) if parts else None
 
 
-def _checks(found: Verification) -> list[Markup]:
-    rows = [(c.inputs, c.kind, *(_numbers(c) if c.compared else [""] * 4), _passed(c)) for c in found.shown()]
+def _model_checks(verification: Verification) -> list[Markup]:
+    rows = [
+        (check.inputs, check.kind, *(_check_numbers(check) if check.compared else [""] * 4), _check_verdict(check))
+        for check in verification.shown()
+    ]
     headers = ("inputs", "compared in", "worst output", "error", "original's own", "bound", "verdict")
-    note = _note(
-        f"{_plural(len(found.checks), 'comparison')} of the whole model; of each inputs the worst output. The "
-        "original's own error is that of the trained model in its own dtype, against float64: the bound rests on it."
+    explanation = note(
+        f"{plural(len(verification.checks), 'comparison')} of the whole model; each row shows the output with the "
+        "largest error. The original's own error is that of the trained model in its own dtype, against float64; the "
+        "bound depends on it."
     )
-    return [note, _table("Comparisons of the whole model", headers, rows, numbers=(3, 4, 5))]
+    return [explanation, table("Comparisons of the whole model", headers, rows, numbers=(3, 4, 5))]
 
 
-def _numbers(check: Check) -> list[str]:
-    noise = _error(check.noise) if check.noise else ""  # it is measured where a bound rests on it
-    return [_code(check.name), _error(check.error), noise, _error(check.bound)]
+def _check_numbers(check: Check) -> list[str]:
+    noise = scientific(check.noise) if check.noise else ""  # measured only where the bound depends on it
+    return [code(check.name), scientific(check.error), noise, scientific(check.bound)]
 
 
-def _passed(check: Check) -> Markup:
+def _check_verdict(check: Check) -> Markup:
     if not check.compared:
         return joined([check.detail])
-    sign = tag("span", "✓ ok", class_="fine") if check.passed else tag("span", "✗ FAILED", class_="warning")
-    return joined([sign, f" {check.detail}" if check.detail else ""])
+    verdict = tag("span", "✓ ok", class_="fine") if check.passed else tag("span", "✗ FAILED", class_="warning")
+    return joined([verdict, f" {check.detail}" if check.detail else ""])
 
 
-def _error(error: float) -> str:
-    return f"{error:.1e}" if error else "0"
-
-
-def _quantisation(outcome: Outcome) -> Markup | None:
+def _quantisation_section(outcome: Outcome) -> Markup | None:
     layers = [fold.weights for fold in outcome.folds if fold.weights is not None]
     if not layers:
         return None
-    layers.sort(key=lambda each: each.bits_lost, reverse=True)
-    scale = Scale.of([each for layer in layers for each in (layer.after, *layer.before)])
+    layers.sort(key=lambda layer: layer.bits_lost, reverse=True)
+    scale = Scale.of([ranges for layer in layers for ranges in (layer.after, *layer.before)])
     suffering = [layer for layer in layers if layer.suffers]
     others = layers[len(suffering) :]
     if suffering:
-        how = "loses" if len(suffering) == 1 else "lose"
+        verb = "loses" if len(suffering) == 1 else "lose"
         verdict = tag(
-            "p", tag("strong", f"▲ {_plural(len(suffering), 'layer')} of {len(layers)} {how} a bit or more"),
-            tag("span", f"the most: {suffering[0].bits_lost:.1f} bits, at ", _code(suffering[0].after.name)),
+            "p", tag("strong", f"▲ {plural(len(suffering), 'layer')} of {len(layers)} {verb} a bit or more"),
+            tag("span", f"the worst: {suffering[0].bits_lost:.1f} bits, in ", code(suffering[0].after.name)),
             class_="verdict warned",
         )  # fmt: skip
     else:
         verdict = tag("p", tag("strong", "✓ No layer loses a bit by folding"), class_="verdict right")
-    note = _note(
-        "Folding multiplies each channel by a factor of its own. Where the ranges of the channels end up far apart and "
-        "int8 has one scale for the whole tensor, the largest decides the step for all. Shown is the median channel; "
-        "before: the worst of the kernels that went into a layer. A scale per output channel mends most of it; where "
-        "single taps stick out, leave the layer in 16 bits, or train the folded model on with quantisation. Only "
-        "weights are looked at, and nothing has been quantised."
+    explanation = note(
+        "Folding multiplies each channel by a factor of its own. Where this drives the ranges of the channels apart, "
+        "and int8 has one scale for the whole tensor, the largest channel sets the step for all. The numbers are those "
+        "of the median channel; “before” is the worst of the kernels that went into a layer. A scale per output "
+        "channel mostly helps. Where single taps stick out, keep the layer in 16 bits, or fine-tune the folded model "
+        "with fake quantisation. This is a forecast from the weights alone: nothing has been quantised."
     )
-    parts = [_weights("Layers that lose a bit or more", suffering, scale)] if suffering else []
+    parts = [_ranges_table("Layers that lose a bit or more", suffering, scale)] if suffering else []
     if others:
-        table = _weights("Layers that are as good as before", others, scale)
-        parts.append(_more(f"{_plural(len(others), 'layer')} as good as before", table) if suffering else table)
-    return _section("quantisation", "Quantisation after folding", verdict, note, *parts)
+        fine = _ranges_table("Layers as good as before", others, scale)
+        parts.append(details(f"{plural(len(others), 'layer')} as good as before", fine) if suffering else fine)
+    return section("quantisation", "Quantisation after folding", verdict, explanation, *parts)
 
 
-def _weights(label: str, layers: Sequence[Weights], scale: Scale) -> Markup:
-    ranges = tag("span", "channel ranges, ", tag("i", "before"), " and ", tag("b", "after"), class_="legend")
-    headers = ("layer", joined([ranges, charts.axis(scale)]), "largest ÷ median", "int8, one scale",
+def _ranges_table(label: str, layers: Sequence[Weights], scale: Scale) -> Markup:
+    legend = tag("span", "channel ranges, ", tag("i", "before"), " and ", tag("b", "after"), class_="legend")
+    headers = ("layer", joined([legend, charts.range_axis(scale)]), "largest ÷ median", "int8, one scale",
                "bits lost", "int8, one per channel", "what to do")  # fmt: skip
-    return _table(label, headers, (_layer(each, scale) for each in layers), numbers=(2, 3, 4, 5))
+    return table(label, headers, (_ranges_row(layer, scale) for layer in layers), numbers=(2, 3, 4, 5))
 
 
-def _layer(layer: Weights, scale: Scale) -> tuple[str, ...]:
+def _ranges_row(layer: Weights, scale: Scale) -> tuple[str, ...]:
     worst, after = layer.worst, layer.after
     return (
-        _code(after.name),
-        charts.strip(worst, after, scale, layer.suffers),
-        _arrowed(worst.ratio if worst else None, after.ratio, "{:.1f}".format),
-        joined([_arrowed(worst.per_tensor if worst else None, after.per_tensor, "{:.0f}".format), " dB"]),
+        code(after.name),
+        charts.range_strip(worst, after, scale, layer.suffers),
+        _before_and_after(worst.ratio if worst else None, after.ratio, "{:.1f}".format),
+        joined([_before_and_after(worst.per_tensor if worst else None, after.per_tensor, "{:.0f}".format), " dB"]),
         tag("span", f"▲ {layer.bits_lost:.1f}", class_="warning") if layer.suffers else f"{layer.bits_lost:.1f}",
         f"{after.per_channel:.0f} dB",
         layer.advice,
     )
 
 
-def _arrowed(before: float | None, after: float, form: Callable[[float], str]) -> str:
+def _before_and_after(before: float | None, after: float, form: Callable[[float], str]) -> str:
     return form(after) if before is None else f"{form(before)} → {form(after)}"
 
 
-def _folds(outcome: Outcome) -> Markup | None:
+def _folds_section(outcome: Outcome) -> Markup | None:
     if not outcome.folds:
         return None
     rows = (
-        (_code(f.name), f.before, shorthand(f.after), "" if f.error is None else _error(f.error),
-         words.times(f.predicted), words.times(f.measured))
-        for f in outcome.folds
+        (code(fold.name), fold.before, shorthand(fold.after), "" if fold.error is None else scientific(fold.error),
+         words.times(fold.predicted), words.times(fold.measured))
+        for fold in outcome.folds
     )  # fmt: skip
-    table = _table("Every fold", words.FOLDED, rows, numbers=(3, 4, 5))
-    return _section("folds", "Every fold", _searchable("folds", "Search the folds", table))
+    folds = table("Every fold", words.FOLDS, rows, numbers=(3, 4, 5))
+    return section("folds", "Every fold", searchable("folds", "Search the folds", folds))
 
 
-def _kept(outcome: Outcome) -> Markup | None:
+def _refusals_section(outcome: Outcome) -> Markup | None:
     reasons = outcome.reasons()
     if not reasons:
         return None
-    headers = ("where", "operation", "why it is kept", "what would change it", "a naive fold is wrong by", "times")
-    table = _table("What was kept, and why", headers, map(_reason, reasons), numbers=(4, 5))
-    return _section("kept", words.KEPT, _searchable("kept", "Search the reasons", table))
+    rows = table("What was kept, and why", words.REFUSALS, map(_refusal_row, reasons), numbers=(4, 5))
+    return section("kept", words.KEPT, searchable("kept", "Search the reasons", rows))
 
 
-def _reason(reason: Reason) -> tuple[str, ...]:
-    line = reason.example
-    places = dict.fromkeys([line.where, *(each.where for each in reason.lines)])
-    wrong = "" if line.naive_error is None else percent(line.naive_error)
-    return _places(list(places)), _code(line.operation), line.reason, line.remedy, wrong, f"{len(reason.lines):,}"
+def _refusal_row(reason: Reason) -> tuple[str, ...]:
+    line, count = reason.example, f"{len(reason.lines):,}"
+    return place_list(reason.places), code(line.operation), line.reason, line.remedy, words.naive_error(reason), count
 
 
-def _rest(outcome: Outcome) -> Markup | None:
+def _findings_section(outcome: Outcome) -> Markup | None:
     parts: list[Markup] = []
     if outcome.dead:
-        rows = ((_code(name), *others) for name, *others in words.dead(outcome))
-        note = _note("No output of the recorded run depends on it; prune=True removes what can be removed.")
-        parts += [tag("h3", "Dead weight"), note, _table("Dead weight", words.DEAD, rows, numbers=(3, 4))]
-    if outcome.baked:
-        rows_ = ((_places(where), what) for what, where in outcome.looks().items())
-        parts += [tag("h3", "Other ways"), _note(f"{words.BAKED}."), _table("Other ways", ("where", "what"), rows_)]
-    return _section("rest", "Besides", *parts) if parts else None
-
-
-def _footer() -> Markup:
-    return tag("footer", f"reparam {version('reparam')}, torch {torch.__version__}")
+        rows = [(code(name), *others) for name, *others in words.dead(outcome)]
+        explanation = note(
+            "No output of the recorded run depends on these; prune=True removes those that no other input needs either."
+        )
+        parts += [tag("h3", "Dead weight"), explanation, table("Dead weight", words.DEAD, rows, numbers=(3, 4))]
+    if outcome.control_flow:
+        causes = [(place_list(places), cause) for cause, places in words.places_by_cause(outcome).items()]
+        flow = table("Control flow", ("where", "what its code did"), causes)
+        parts += [tag("h3", "Control flow"), note(f"{words.CONTROL_FLOW}."), flow]
+    return section("findings", "Also found", *parts) if parts else None

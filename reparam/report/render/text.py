@@ -9,29 +9,28 @@ from reparam.report.render import words
 
 
 def as_text(outcome: Outcome) -> str:
-    """Tables, each only where there is something in it."""
-    parts = [_folds, _counts, _refusals, _dead, _baked, _worth, words.verdict]
-    return "\n\n".join(text for text in (part(outcome) for part in parts) if text)
+    """Tables and lists, leaving out those that are empty."""
+    parts = [
+        _folds_table(outcome),
+        tabulate(words.counts(outcome), ("", "before", "after"), colalign=_aligned("lrr"), disable_numparse=True),
+        _refusals_list(outcome),
+        _dead_table(outcome),
+        _control_flow_list(outcome),
+        outcome.worth,
+        words.verdict(outcome),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
-def _worth(outcome: Outcome) -> str:
-    return outcome.worth
-
-
-def _folds(outcome: Outcome) -> str:
+def _folds_table(outcome: Outcome) -> str:
     if not outcome.folds:
         return "Nothing to fold."
     headers, rows = words.folds(outcome)
-    return tabulate(rows, headers=headers, disable_numparse=True)
+    return tabulate(rows, headers, disable_numparse=True)
 
 
-def _counts(outcome: Outcome) -> str:
-    headers, align = ("", "before", "after"), ("left", "right", "right")
-    return tabulate(words.counted(outcome), headers=headers, colalign=align, disable_numparse=True)
-
-
-def _refusals(outcome: Outcome) -> str:
-    """Every reason once, with how often and where it was met first."""
+def _refusals_list(outcome: Outcome) -> str:
+    """Each reason once, with one place as an example and the number of the others."""
     lines = [
         f"  {reason.example}" + (f" (and {len(reason.lines) - 1} more)" if len(reason.lines) > 1 else "")
         for reason in outcome.reasons()
@@ -39,14 +38,18 @@ def _refusals(outcome: Outcome) -> str:
     return "\n".join([f"{words.KEPT}:", *lines]) if lines else ""
 
 
-def _dead(outcome: Outcome) -> str:
+def _dead_table(outcome: Outcome) -> str:
     if not outcome.dead:
         return ""
-    align = ("left", "left", "left", "right", "right", "left")
-    return tabulate(words.dead(outcome), headers=words.DEAD, colalign=align, disable_numparse=True)
+    return tabulate(words.dead(outcome), words.DEAD, colalign=_aligned("lllrrl"), disable_numparse=True)
 
 
-def _baked(outcome: Outcome) -> str:
-    """Every kind of look once, with the first modules that did."""
-    lines = [f"  {words.some(where)}: {what}" for what, where in outcome.looks().items()]
-    return "\n".join([f"{words.BAKED}:", *lines]) if lines else ""
+def _control_flow_list(outcome: Outcome) -> str:
+    """Each cause once, with the first modules that it was found in."""
+    lines = [f"  {words.first(places)}: {cause}" for cause, places in words.places_by_cause(outcome).items()]
+    return "\n".join([f"{words.CONTROL_FLOW}:", *lines]) if lines else ""
+
+
+def _aligned(columns: str) -> list[str]:
+    """`tabulate`'s alignments from a letter for each column."""
+    return [{"l": "left", "r": "right"}[letter] for letter in columns]
