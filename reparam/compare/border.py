@@ -71,8 +71,8 @@ def _border(interpretation: Interpretation, node: Node) -> Border | None:
         return None
     if outer.is_transposed:
         return None  # the zeros between its pixels can be overlooked in several ways
-    while base in interpretation.above:
-        base = interpretation.above[base]
+    while base in interpretation.dominator:
+        base = interpretation.dominator[base]
         inner = interpretation.value(base, operand)
         try:
             step(node, {operand: inner}, interpretation.fixed)

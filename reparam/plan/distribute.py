@@ -94,7 +94,7 @@ class _Distributor:
         node = join
         while self._read_once(node) and (node is join or node not in self.walk.stops):
             (reader,) = self._readers(node)
-            if reader in self.inside or reader not in self.walk.above or not self.walk.dominates(join, reader):
+            if reader in self.inside or reader not in self.walk.dominator or not self.walk.dominates(join, reader):
                 return
             if reader.inplace or not _scales(self.walk.value(join, reader)):
                 return
@@ -153,7 +153,7 @@ class _Distributor:
 
     def _kernel(self, side: Node) -> Fold | None:
         """A convolution that stays as it is in the plan, as a fold of itself."""
-        if side.op not in KERNELS or side not in self.walk.above or side in self.inside:
+        if side.op not in KERNELS or side not in self.walk.dominator or side in self.inside:
             return None
         base = side.operands[0]
         value = self.walk.value(base, side)

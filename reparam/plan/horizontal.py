@@ -146,7 +146,7 @@ class _Merger:
         return None if fold.value.identity or fold.value.bias_per_pixel or fold.value.is_transposed else fold
 
     def _kept(self, node: Node) -> Fold | None:
-        if node.op not in cost.KERNELS or node in self.gone or node not in self.walk.above:
+        if node.op not in cost.KERNELS or node in self.gone or node not in self.walk.dominator:
             return None
         base, *others = node.operands
         value = self.walk.value(base, node)
@@ -238,9 +238,9 @@ class _Merger:
             return False
         start, price = base, cost.of_fold(self.judge, _joined(parts))
         for _ in range(REACH):
-            if start not in self.walk.above:
+            if start not in self.walk.dominator:
                 return False
-            before = self.walk.above[start]
+            before = self.walk.dominator[start]
             price = cost.total([price, *map(self._kernel, between(before, [start]))])
             start = before
             values = [self.walk.value(start, part.fold.sink) for part in parts]

@@ -119,8 +119,8 @@ def _regions(record: Record, walk: Interpretation, demanded: set[Node]) -> Itera
     """The demanded tensors of each region, in order."""
     regions: dict[Node, dict[Node, None]] = {}
     for node in record.nodes:
-        if node in demanded and node in walk.above:
-            regions.setdefault(walk.root[node], {})[node] = None
+        if node in demanded and node in walk.dominator:
+            regions.setdefault(walk.anchor[node], {})[node] = None
     return regions.values()
 
 
@@ -148,6 +148,6 @@ def _demanded(record: Record, walk: Interpretation, live: set[Node]) -> set[Node
     for node in live:
         if asked_alone(node, live):
             demanded.add(node)
-        if not node.constant and node not in walk.above:
+        if not node.constant and node not in walk.dominator:
             demanded.update(node.operands)
     return demanded

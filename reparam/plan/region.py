@@ -71,7 +71,7 @@ class Region:
     relied: Collection[Node]
 
     def __post_init__(self) -> None:
-        self.anchor = self.found.root[next(iter(self.sinks))]
+        self.anchor = self.found.anchor[next(iter(self.sinks))]
         self.nodes = between(self.anchor, self.sinks)
         self.prices = {node: cost.of_node(self.judge, node) for node in self.nodes}
         self.values: dict[tuple[Node, Node], AffineConv | View | None] = {}
@@ -215,7 +215,7 @@ class Region:
     def _counted(self, base: Node, dim: int) -> bool:
         """Whether dimension `dim` is as long at every size of the input, and not one of pixels moved there."""
         node = way_back(base, self._decides, self.found.sized)
-        value = self.found.value(self.found.base[node], node) if node in self.found.above else None
+        value = self.found.value(self.found.base[node], node) if node in self.found.dominator else None
         if isinstance(value, AffineConv) and node is not None:
             start = self.found.base[node]
             if not any(each.op in cost.KERNELS for each in between(start, [node])):
@@ -226,7 +226,7 @@ class Region:
 
     def _decides(self, node: Node) -> bool:
         """Whether it says what its dimensions are, whatever it is computed from."""
-        return node in self.found.above or node.op in cost.KERNELS
+        return node in self.found.dominator or node.op in cost.KERNELS
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
         """Whatever has a kernel pays; of operations without one, what a depthwise convolution of many taps can do.
@@ -289,7 +289,7 @@ class Region:
         """The nodes that all between the two passes through and that rearrange or average pixels; copies behind one."""
         way = [node]
         while way[-1] is not base:
-            way.append(self.found.above[way[-1]])
+            way.append(self.found.dominator[way[-1]])
         found: list[Node] = []
         before = 0
         for each in way[-2::-1]:
@@ -434,7 +434,7 @@ class _Search:
         starts: list[Node] = []
         start = node
         while start is not base and len(starts) < REACH:
-            start = self.region.found.above[start]
+            start = self.region.found.dominator[start]
             if start is base or self.region.starts(start):
                 starts.append(start)
         return starts

@@ -51,9 +51,9 @@ class Interpretation:
     ) -> None:
         self.fixed = fixed
         self.stops = stops
-        self.above: dict[Node, Node] = {}
+        self.dominator: dict[Node, Node] = {}
         self.base: dict[Node, Node] = {}
-        self.root: dict[Node, Node] = {}
+        self.anchor: dict[Node, Node] = {}
         self.refusals: dict[Node, Refusal] = {}
         self.sized: dict[Node, Node | None] = {}
         self.cropped: dict[Node, Node | None] = {}
@@ -91,11 +91,11 @@ class Interpretation:
         """Whether there is a rule for it, and every operand is a feature map or waits to become one."""
         if node.function is None or not node.operands or node.op not in RULES:
             return False
-        return all(operand in self.above or _is_map(operand) for operand in node.operands)
+        return all(operand in self.dominator or _is_map(operand) for operand in node.operands)
 
     def _place(self, node: Node) -> None:
         """Give the node its place below the nearest common dominator of its operands, if it is a value of that."""
-        roots = {self._known(self.root, operand) for operand in node.operands}
+        roots = {self._known(self.anchor, operand) for operand in node.operands}
         if len(roots) > 1:
             self._settles(node, node)
             self.refusals.setdefault(node, Refusal("its inputs start from different tensors"))
@@ -104,7 +104,7 @@ class Interpretation:
         farthest = max((self._known(self.base, operand) for operand in node.operands), key=self._depth_of)
         for base in self._candidates(farthest, nearest):
             if self._settles(node, base):
-                self.above[node], self.base[node], self.root[node] = nearest, base, roots.pop()
+                self.dominator[node], self.base[node], self.anchor[node] = nearest, base, roots.pop()
                 self._depth[node] = self._depth_of(nearest) + 1
                 return
 
@@ -116,7 +116,7 @@ class Interpretation:
         """The dominators from `farthest` (if it is one) to `nearest`, which are at most `REACH` and the farthest."""
         chain = [nearest]
         while self._depth_of(chain[-1]) > self._depth_of(farthest):
-            chain.append(self.above[chain[-1]])
+            chain.append(self.dominator[chain[-1]])
         return chain[::-1] if len(chain) <= REACH else [chain[-1], *chain[REACH - 1 :: -1]]
 
     def _settles(self, node: Node, base: Node) -> bool:
@@ -138,7 +138,7 @@ class Interpretation:
     def dominates(self, base: Node, node: Node) -> bool:
         """Whether every path to `node` passes through `base` (a node dominates itself)."""
         while self._depth_of(node) > self._depth_of(base):
-            node = self.above[node]
+            node = self.dominator[node]
         return node is base
 
     def _depth_of(self, node: Node) -> int:
@@ -150,9 +150,9 @@ class Interpretation:
         for other in others:
             while first is not other:
                 if self._depth_of(first) >= self._depth_of(other):
-                    first = self.above[first]
+                    first = self.dominator[first]
                 else:
-                    other = self.above[other]
+                    other = self.dominator[other]
         return first
 
 
