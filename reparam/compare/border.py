@@ -75,7 +75,7 @@ def _border(interpretation: Interpretation, node: Node) -> Border | None:
         base = interpretation.dominator[base]
         inner = interpretation.value(base, operand)
         try:
-            step(node, {operand: inner}, interpretation.fixed)
+            step(node, {operand: inner}, interpretation.fixed_size)
         except BorderRefusal:
             inner = inner.inside if isinstance(inner, PendingBorder) else inner
             plain = isinstance(inner, AffineConv) and not inner.bias_per_pixel and len(inner.axes) == len(outer.axes)

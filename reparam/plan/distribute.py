@@ -92,7 +92,7 @@ class _Distributor:
     def _chain(self, join: Node) -> Iterator[Node]:
         """The operations, one after the other, that only scale and shift what `join` computes."""
         node = join
-        while self._read_once(node) and (node is join or node not in self.walk.stops):
+        while self._read_once(node) and (node is join or node not in self.walk.barriers):
             (reader,) = self._readers(node)
             if reader in self.inside or reader not in self.walk.dominator or not self.walk.dominates(join, reader):
                 return

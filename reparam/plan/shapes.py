@@ -118,8 +118,8 @@ def _start(found: Interpretation, base: Node, values: Iterable[Value]) -> Affine
     for value in values:
         inside = value.inside if isinstance(value, View) else value
         if isinstance(inside, AffineConv) and not (inside is value and inside.identity):
-            return AffineConv.of(anchored(base, found.fixed).anchor, len(inside.axes))
-    return anchored(base, found.fixed)
+            return AffineConv.of(anchored(base, found.fixed_size).anchor, len(inside.axes))
+    return anchored(base, found.fixed_size)
 
 
 def _apart(

@@ -46,11 +46,11 @@ class Interpretation:
         self,
         nodes: Iterable[Node],
         opaque: Collection[Node],
-        fixed: Collection[Node] = (),
-        stops: Collection[Node] = (),
+        fixed_size: Collection[Node] = (),
+        barriers: Collection[Node] = (),
     ) -> None:
-        self.fixed = fixed
-        self.stops = stops
+        self.fixed_size = fixed_size
+        self.barriers = barriers
         self.dominator: dict[Node, Node] = {}
         self.base: dict[Node, Node] = {}
         self.anchor: dict[Node, Node] = {}
@@ -85,7 +85,7 @@ class Interpretation:
         nearest = self._meet(node.operands) if len(node.operands) > 1 and views else None
         view = None if nearest is None else known.get(nearest)
         joined = self.value(nearest, node) if nearest is not None and isinstance(view, View) else None
-        return step(node, known, self.fixed) if joined is None else view.then(joined)  # type: ignore[union-attr]
+        return step(node, known, self.fixed_size) if joined is None else view.then(joined)  # type: ignore[union-attr]
 
     def _ruled(self, node: Node) -> bool:
         """Whether there is a rule for it, and every operand is a feature map or waits to become one."""
@@ -110,7 +110,7 @@ class Interpretation:
 
     def _known(self, places: Mapping[Node, Node], operand: Node) -> Node:
         """The place of an operand for what reads it: itself, where nothing is known of it or folding stops at it."""
-        return operand if operand in self.stops else places.get(operand, operand)
+        return operand if operand in self.barriers else places.get(operand, operand)
 
     def _candidates(self, farthest: Node, nearest: Node) -> list[Node]:
         """The dominators from `farthest` (if it is one) to `nearest`, which are at most `REACH` and the farthest."""
