@@ -17,7 +17,7 @@ from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
 from reparam.compare.error import relative_error
 from reparam.errors import BorderRefusal, Refusal
-from reparam.rules.interpret import Interpretation, between, step
+from reparam.rules.interpret import Interpretation, apply_rule, between
 
 _LARGEST = 32  # pixels per axis: more of them cost more and show the same border
 
@@ -75,7 +75,7 @@ def _border(interpretation: Interpretation, node: Node) -> Border | None:
         base = interpretation.dominator[base]
         inner = interpretation.value(base, operand)
         try:
-            step(node, {operand: inner}, interpretation.fixed_size)
+            apply_rule(node, {operand: inner}, interpretation.fixed_size)
         except BorderRefusal:
             inner = inner.inside if isinstance(inner, PendingBorder) else inner
             plain = isinstance(inner, AffineConv) and not inner.bias_per_pixel and len(inner.axes) == len(outer.axes)

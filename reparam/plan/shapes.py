@@ -19,7 +19,7 @@ from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
 from reparam.errors import Refusal
 from reparam.plan.cost import KERNELS
 from reparam.rules import RULES, Value
-from reparam.rules.interpret import Interpretation, anchored, read, way_back
+from reparam.rules.interpret import Interpretation, anchor_value, apply_rule_to_view, way_back
 from reparam.rules.table import as_ints, channel_dimension
 
 Lengths = tuple[Length, ...]
@@ -118,8 +118,8 @@ def _start(found: Interpretation, base: Node, values: Iterable[Value]) -> Affine
     for value in values:
         inside = value.inside if isinstance(value, View) else value
         if isinstance(inside, AffineConv) and not (inside is value and inside.identity):
-            return AffineConv.of(anchored(base, found.fixed_size).anchor, len(inside.axes))
-    return anchored(base, found.fixed_size)
+            return AffineConv.of(anchor_value(base, found.fixed_size).anchor, len(inside.axes))
+    return anchor_value(base, found.fixed_size)
 
 
 def _apart(
@@ -131,7 +131,7 @@ def _apart(
         value, before = values[node], values.get(node.operands[0])
         made = None
         if isinstance(before, View) and before.moves is not None:
-            result = read(node, before)
+            result = apply_rule_to_view(node, before)
             made = Rearranged(before.inside, (*before.moves, *result.moves)) if isinstance(result, Rearranged) else None
         if made is None and isinstance(value, View) and value.moves is not None:
             made = Rearranged(value.inside, value.moves)
@@ -186,7 +186,7 @@ class _Followed:
             return self._unknown(node, value)
         before = self.known[operand]
         channel = was.channel if isinstance(was, View) else channel_dimension(was)
-        result = read(node, was) if isinstance(was, View) else value
+        result = apply_rule_to_view(node, was) if isinstance(was, View) else value
         moves = result.moves if isinstance(result, (Rearranged, View)) else None
         assert channel is not None
         if isinstance(result, AffineConv) and result.pixelwise:

@@ -10,7 +10,7 @@ from reparam.capture.norms import affine_part
 from reparam.errors import Refusal
 from reparam.plan.cost import KERNELS
 from reparam.plan.fold import Fold, ViewedFold
-from reparam.rules.interpret import anchored
+from reparam.rules.interpret import anchor_value
 
 MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
 ELSEWHERE = "what comes behind the pixels' rearrangement is also read elsewhere"
@@ -91,7 +91,7 @@ def parted(fold: ViewedFold, inside: Mapping[Node, list[Fold]], removed: Collect
             raise Refusal(ELSEWHERE)
         elif not _as_large(fold, node, fold.sink if behind else fold.base):
             raise Refusal(MEASURED)
-    values = [fold.value if i == at else anchored(start) for i, (start, _) in enumerate(found)]
+    values = [fold.value if i == at else anchor_value(start) for i, (start, _) in enumerate(found)]
     return [Fold(start, nodes[-1], value, nodes) for (start, nodes), value in zip(found, values, strict=True)]
 
 

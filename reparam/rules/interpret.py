@@ -85,7 +85,7 @@ class Interpretation:
         nearest = self._meet(node.operands) if len(node.operands) > 1 and views else None
         view = None if nearest is None else known.get(nearest)
         joined = self.value(nearest, node) if nearest is not None and isinstance(view, View) else None
-        return step(node, known, self.fixed_size) if joined is None else view.then(joined)  # type: ignore[union-attr]
+        return apply_rule(node, known, self.fixed_size) if joined is None else view.then(joined)  # type: ignore[union-attr]
 
     def _ruled(self, node: Node) -> bool:
         """Whether there is a rule for it, and every operand is a feature map or waits to become one."""
@@ -156,7 +156,7 @@ class Interpretation:
         return first
 
 
-def step(node: Node, values: Mapping[Node, Value], fixed: Collection[Node] = ()) -> Value:
+def apply_rule(node: Node, values: Mapping[Node, Value], fixed: Collection[Node] = ()) -> Value:
     """The value of a node from those of its operands; an operand that has none is an anchor (of one size if `fixed`).
 
     None where an operand is known to be no value; raises Refusal where the rule refuses.
@@ -199,13 +199,13 @@ def way_back(node: Node, ends: Callable[[Node], bool], known: dict[Node, Node | 
     return end
 
 
-def anchored(node: Node, fixed: Collection[Node] = ()) -> AffineConv:
+def anchor_value(node: Node, fixed: Collection[Node] = ()) -> AffineConv:
     """An anchor as the value that its readers see: channels on dimension 1 where it has the rank of a feature map."""
     rank = len(node.shape)
     return AffineConv.of(Anchor(node, node.shape, node in fixed), rank - 2 if 3 <= rank <= 5 else 0)
 
 
-def read(node: Node, before: View) -> object:
+def apply_rule_to_view(node: Node, before: View) -> object:
     """What the rule of a node makes of the rearranged tensor that it reads; None where it is refused."""
     seen = {node.operands[0]: before.as_anchor()}
     try:
@@ -238,7 +238,7 @@ def _looked_up(argument: Any, values: Mapping[Node, Value], fixed: Collection[No
             return Constant(argument.shape, _number(argument))
         if argument in values:
             return values[argument]
-        return anchored(argument, fixed) if _is_map(argument) else None
+        return anchor_value(argument, fixed) if _is_map(argument) else None
     if isinstance(argument, (tuple, list)):
         return type(argument)(_looked_up(item, values, fixed) for item in argument)
     if isinstance(argument, dict):
