@@ -102,7 +102,7 @@ def geometry(node: Node) -> str:
     if (channels := _product_channels(node)) is not None:
         return f"{channels[0]}->{channels[1]}"
     if "pool" in name and "kernel_size" in arguments:
-        window = each(arguments["kernel_size"], len(node.shape) - 2)
+        window = as_ints(arguments["kernel_size"], len(node.shape) - 2)
         return _fields(window, s=arguments.get("stride") or window, p=arguments.get("padding"))
     if name == "pad" and "pad" in arguments:
         mode = arguments.get("mode", "constant")
