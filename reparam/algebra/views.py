@@ -198,10 +198,10 @@ def _repeated(outer: AffineConv, times: int) -> AffineConv:
     return AffineConv.conv(Constant(shape, kernel), shift, groups=groups)
 
 
-def viewed(result: object) -> object:
+def as_views(result: object) -> object:
     """What a rule has made: tensors that it has moved, each with its channels."""
     if isinstance(result, tuple):
-        return tuple(map(viewed, result))
+        return tuple(map(as_views, result))
     return View.of(result) if isinstance(result, Rearranged) else result
 
 

@@ -29,7 +29,7 @@ from reparam.plan.shapes import extents
 from reparam.plan.strides import ORDER, asked_for, reordered
 from reparam.plan.validity import _copies, _fixes_channels, _picks, _takes_nothing, _vanishes
 from reparam.rules import Value
-from reparam.rules.interpret import REACH, Interpretation, between, way_back
+from reparam.rules.interpret import REACH, Interpretation, between
 
 _SMALL = 12  # nodes of a region of which every set of tensors is tried
 _FEW = 4  # or so many tensors that several others could be computed from
@@ -160,7 +160,7 @@ class Region:
             _require(not any(map(_picks, nodes)) or _fixes_channels(base, nodes, counted), _CHANNELS)
             return value
         _require(_fixes_channels(base, nodes, counted), _CHANNELS)
-        _require(not (_vanishes(base, self.found.cropped) and _takes_nothing(base, nodes)), _VANISHING)
+        _require(not (_vanishes(self.found, base) and _takes_nothing(base, nodes)), _VANISHING)
         return value
 
     def _refuse(self, base: Node, node: Node, refusal: Refusal) -> None:
@@ -214,7 +214,7 @@ class Region:
 
     def _counted(self, base: Node, dim: int) -> bool:
         """Whether dimension `dim` is as long at every size of the input, and not one of pixels moved there."""
-        node = way_back(base, self._decides, self.found.sized)
+        node = self.found.origin(base, self.found.sets_its_sizes)
         value = self.found.value(self.found.base[node], node) if node in self.found.dominator else None
         if isinstance(value, AffineConv) and node is not None:
             start = self.found.base[node]
@@ -223,10 +223,6 @@ class Region:
             # A linear layer leaves dimension 1 as it is, which may be of pixels.
             return dim == (1 if value.axes else len(base.shape) - 1)
         return not isinstance(value, View) or value.channel == dim
-
-    def _decides(self, node: Node) -> bool:
-        """Whether it says what its dimensions are, whatever it is computed from."""
-        return node in self.found.dominator or node.op in cost.KERNELS
 
     def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
         """Whatever has a kernel pays; of operations without one, what a depthwise convolution of many taps can do.

@@ -19,7 +19,7 @@ from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
 from reparam.errors import Refusal
 from reparam.plan.cost import KERNELS
 from reparam.rules import RULES, Value
-from reparam.rules.interpret import Interpretation, anchor_value, apply_rule_to_view, way_back
+from reparam.rules.interpret import Interpretation, anchor_value, apply_rule_to_view
 from reparam.rules.table import as_ints, channel_dimension
 
 Lengths = tuple[Length, ...]
@@ -61,7 +61,7 @@ def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents
     squeezed = [node for node in nodes if node.op == "squeeze"]
     ended = (n for n in nodes if isinstance(values.get(n.operands[0]), View) and not isinstance(values[n], View))
     start = _start(found, base, values.values())
-    if named and start.axes and _reduced(base, found.first):
+    if named and start.axes and _reduced(found, base):
         raise Refusal(*_REDUCED)
     if not all(view.whole for view in views) or any(True for _ in ended):
         told = _apart(start, base, nodes, values, named)
@@ -83,12 +83,12 @@ def _require_one(node: Node, base: Node, lengths: Mapping[Node, Lengths]) -> Non
         raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
 
 
-def _reduced(node: Node, known: dict[Node, Node | None]) -> bool:
+def _reduced(walk: Interpretation, node: Node) -> bool:
     """Whether it, or the tensor of its shape that it is computed of, has fewer dimensions than what that was made of.
 
     Dimension 1 is then perhaps what has been pixels; a reshape keeps all entries, and its own lengths are shown.
     """
-    first = way_back(node, _shaped, known)
+    first = walk.origin(node, _shaped)
     assert first is not None
     reshaped = first.op in (*GIVEN_SIZES, "flatten")
     return not reshaped and any(len(operand.shape) > len(first.shape) for operand in first.operands)

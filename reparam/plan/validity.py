@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from reparam.capture.graph import Node
 from reparam.capture.ops import _MULTIPLYING, _PARTING, MOVING
 from reparam.plan import cost
-from reparam.rules.interpret import way_back
+from reparam.rules.interpret import Interpretation
 
 _BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
 
@@ -48,9 +48,9 @@ def _cuts(node: Node) -> bool:
     return node.op in (*cost.KERNELS, "getitem", "narrow", "pad")
 
 
-def _vanishes(base: Node, known: dict[Node, Node | None]) -> bool:
+def _vanishes(walk: Interpretation, base: Node) -> bool:
     """Whether it is a part of an image, of which nothing is left at some sizes."""
-    node = way_back(base, _cuts, known)
+    node = walk.origin(base, _cuts)
     if node is None:
         return False
     if node.op != "getitem":
