@@ -22,7 +22,6 @@ from reparam.algebra.lazy import Lazy, Uncached
 from reparam.algebra.views import View, as_views
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
-from reparam.capture.ops import KERNELS
 from reparam.errors import Refusal
 from reparam.rules import RULES, Value
 
@@ -62,7 +61,7 @@ class Interpretation:
         self.refusals: dict[Node, Refusal] = {}
         self._depth: dict[Node, int] = {}  # in the tree of dominators
         self._values: dict[Node, dict[Node, Value]] = {}  # by base and node
-        self._origins: dict[Callable[[Node], bool], dict[Node, Node | None]] = {}
+        self._origins: dict[Callable[[Interpretation, Node], bool], dict[Node, Node | None]] = {}
         for node in nodes:
             if not node.constant and node not in opaque and self._has_rule(node):
                 self._place(node)
@@ -82,7 +81,7 @@ class Interpretation:
             node = self.dominator[node]
         return node is base
 
-    def origin(self, node: Node, ends: Callable[[Node], bool]) -> Node | None:
+    def origin(self, node: Node, ends: Callable[[Interpretation, Node], bool]) -> Node | None:
         """The first node for which `ends` holds, going back from `node` through operands of its shape.
 
         The results are cached by `ends`: otherwise each of a thousand residual blocks would go back to the first.
@@ -90,16 +89,12 @@ class Interpretation:
         origins = self._origins.setdefault(ends, {})
         path: list[Node] = []
         here: Node | None = node
-        while here is not None and here not in origins and not ends(here):
+        while here is not None and here not in origins and not ends(self, here):
             path.append(here)
             here = next((operand for operand in here.operands if operand.shape == here.shape), None)
         end = None if here is None else origins.get(here, here)
         origins.update(dict.fromkeys(path, end))
         return end
-
-    def sets_its_sizes(self, node: Node) -> bool:
-        """Whether its value or its kernel says how long its dimensions are."""
-        return node in self.dominator or node.op in KERNELS
 
     def _value_or_none(self, node: Node, values: Mapping[Node, Value]) -> Value:
         try:
