@@ -214,7 +214,7 @@ class Region:
 
     def _counted(self, base: Node, dim: int) -> bool:
         """Whether dimension `dim` is as long at every size of the input, and not one of pixels moved there."""
-        node = self.found.origin(base, self.found.sets_its_sizes)
+        node = self.found.origin(base, _sets_its_sizes)
         value = self.found.value(self.found.base[node], node) if node in self.found.dominator else None
         if isinstance(value, AffineConv) and node is not None:
             start = self.found.base[node]
@@ -377,6 +377,11 @@ def _size(value: Value, space: bool) -> Any:
     if not isinstance(value, AffineConv) or not (space or value.pixelwise):
         return None
     return value.out_channels, [axis.size_key for axis in value.axes if space]
+
+
+def _sets_its_sizes(walk: Interpretation, node: Node) -> bool:
+    """Whether its value or its kernel says how long its dimensions are."""
+    return node in walk.dominator or node.op in cost.KERNELS
 
 
 _Choice = tuple[cost.Price, Node, bool]

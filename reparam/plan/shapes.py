@@ -94,7 +94,7 @@ def _reduced(walk: Interpretation, node: Node) -> bool:
     return not reshaped and any(len(operand.shape) > len(first.shape) for operand in first.operands)
 
 
-def _shaped(node: Node) -> bool:
+def _shaped(_: Interpretation, node: Node) -> bool:
     """Whether nothing that it is computed from has its shape."""
     return all(operand.shape != node.shape for operand in node.operands)
 

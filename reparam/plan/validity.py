@@ -44,7 +44,7 @@ def _copies(node: Node) -> bool:
     return node.op == "contiguous"
 
 
-def _cuts(node: Node) -> bool:
+def _cuts(_: Interpretation, node: Node) -> bool:
     return node.op in (*cost.KERNELS, "getitem", "narrow", "pad")
 
 
