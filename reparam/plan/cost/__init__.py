@@ -1,11 +1,14 @@
-"""What a plan is judged by: what runs (`work`), what that costs (`price`), and the costs there are to choose from.
+"""Cost models: what an operation or a fold costs.
 
-    static    a roofline of the device: microseconds, from constants that `benchmarks.calibrate` can fit
-    measured  microseconds that each candidate takes here
-    params    how many numbers the model holds
+Takes an operation of the record, or the value that a fold computes. Describes what runs (`work`) and gives it a
+`Price`. Never runs the model, and never chooses: that is the plan's job.
+
+    static    microseconds, predicted by a roofline of the device; `benchmarks.calibrate` fits its constants
+    measured  microseconds, timed on this device
+    params    the numbers that the model holds
     flops     multiply-adds
 
-Whatever a cost judges by, what is equal by it is decided by the static one.
+Ties are broken by the static cost.
 """
 
 from reparam.capture.ops import KERNELS

@@ -1,4 +1,4 @@
-"""The costs by name."""
+"""The cost models by name."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ NAMES = ("static", "measured", "params", "flops")
 
 
 def chosen(cost: object, device: str) -> Cost | MeasuredCost:
-    """The cost of that name for a kind of device ("cpu", "cuda"), or the one that was given.
+    """The cost model of that name for a type of device ("cpu", "cuda"), or the one that was given.
 
-    Raises InputError for a name that is not known, and for what is no cost.
+    Raises InputError for an unknown name, and for an object that is not a cost model.
     """
-    then = DEVICES.get(device, CPU)
+    static = DEVICES.get(device, CPU)
     named: dict[str, Cost | MeasuredCost] = {
-        "static": then,
+        "static": static,
         "measured": MeasuredCost(),
-        "params": ParamsCost(then),
-        "flops": FlopsCost(then),
+        "params": ParamsCost(static),
+        "flops": FlopsCost(static),
     }
     if isinstance(cost, str):
         if cost not in named:
@@ -29,5 +29,5 @@ def chosen(cost: object, device: str) -> Cost | MeasuredCost:
         return named[cost]
     if not isinstance(cost, (Cost, MeasuredCost)):
         kind = type(cost).__name__
-        raise InputError(f"cost: a {kind} has no name and price; give one of {', '.join(NAMES)}, or a cost")
+        raise InputError(f"cost: a {kind} has no `name` and `price`; give one of {', '.join(NAMES)}, or a cost model")
     return cost

@@ -1,4 +1,4 @@
-"""What can be counted, whatever the device: numbers that are stored, and multiply-adds."""
+"""Costs that are counts, the same on every device: stored numbers and multiply-adds."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from reparam.plan.cost.work import Work
 
 @dataclass(frozen=True)
 class ParamsCost:
-    """How many numbers the deployed model holds. A tensor that several operations read is held whatever becomes of one.
+    """The numbers that the deployed model holds. A tensor that several operations read is charged to none of them.
 
-    then: what decides between plans that hold equally many.
+    tie_breaker: decides between plans that hold equally many.
     """
 
-    then: StaticCost = CPU
+    tie_breaker: StaticCost = CPU
     name: str = "params"
 
     def price(self, work: Work) -> Price:
-        return Price(work.stored, self.then.time(work))
+        return Price(work.stored, self.tie_breaker.time(work))
 
 
 @dataclass(frozen=True)
 class FlopsCost:
     """Multiply-adds of convolutions, linear layers and products with weights: those that reports count.
 
-    then: what decides between plans that need equally many.
+    tie_breaker: decides between plans that need equally many.
     """
 
-    then: StaticCost = CPU
+    tie_breaker: StaticCost = CPU
     name: str = "flops"
 
     def price(self, work: Work) -> Price:
-        return Price(work.macs if work.weights else 0, self.then.time(work))
+        return Price(work.macs if work.weights else 0, self.tie_breaker.time(work))

@@ -1,4 +1,4 @@
-"""What operations take on the device at hand: timed where a plan asks for their price."""
+"""Prices that are times, measured on the device at hand for the operations that a plan asks about."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from reparam.plan.cost.work import Work
 
 @dataclass(frozen=True)
 class TimedCost:
-    """Prices by times that were taken (microseconds, by the key of a sample).
+    """Prices by measured times (microseconds, by the key of a sample).
 
-    What was not timed is priced by `then`, times `scale`: by so much the others took longer than `then` has predicted.
+    An operation without a measured time costs what `static` predicts, times `scale`: the median ratio of measured to
+    predicted times.
     """
 
     name: str
     times: Mapping[str, float]
     scale: float
-    then: StaticCost
+    static: StaticCost
 
     def price(self, work: Work) -> Price:
-        predicted = self.then.time(work)
+        predicted = self.static.time(work)
         measured = self.times.get(work.sample().key) if work.sample is not None else None
         return Price(self.scale * predicted if measured is None else measured, predicted)
 
 
 @dataclass(frozen=True)
 class MeasuredCost:
-    """Times the distinct operations and candidate folds of a plan where the model is, at the size of its inputs.
+    """Times the distinct operations and candidate folds of a plan on the model's device, at the size of its inputs.
 
-    They take turns, `rounds` times, within about `seconds`; those that are predicted to take longest come first, and
-    what is not reached is predicted. One object remembers what it has timed (`known`), so a second conversion with it
-    asks for the rest alone. stopwatch: what the time is taken by.
-    Raises InputError for times or rounds that are not above zero.
+    They take turns, `rounds` times, within about `seconds`. The ones predicted to take longest come first; the rest is
+    predicted. An object remembers its times (`known`), so a second conversion with it times only what is new.
+    stopwatch: measures a call. Raises InputError for `seconds` or `rounds` that are not above zero.
     """
 
     seconds: float = 30.0
@@ -50,28 +50,28 @@ class MeasuredCost:
 
     def __post_init__(self) -> None:
         if not self.seconds > 0 or self.rounds < 1:
-            raise InputError(f"seconds={self.seconds}, rounds={self.rounds}: give more than zero of both")
+            raise InputError(f"seconds={self.seconds}, rounds={self.rounds}: both must be above zero")
 
     def timed(
-        self, planned: Callable[[Cost], object], setting: Setting, then: StaticCost, say: Callable[[str], object]
+        self, make_plan: Callable[[Cost], object], setting: Setting, static: StaticCost, say: Callable[[str], object]
     ) -> TimedCost:
-        """The cost for one model; `planned` makes its plan, and so asks for all prices that matter."""
-        asked = _Asked(then)
-        planned(asked)
+        """The cost model for one model. `make_plan` plans it by a given cost, and so asks for every price it needs."""
+        recorder = _SampleRecorder(static)
+        make_plan(recorder)
         known = self.known.setdefault(str(setting), {})
-        longest = sorted(asked.samples, key=lambda key: asked.predicted[key], reverse=True)
-        missing = {key: asked.samples[key] for key in longest if key not in known}
+        longest = sorted(recorder.samples, key=lambda key: recorder.predicted[key], reverse=True)
+        missing = {key: recorder.samples[key] for key in longest if key not in known}
         known |= timed(missing, setting, self.seconds, self.rounds, self.stopwatch, say)
-        ratios = [known[key] / asked.predicted[key] for key in asked.samples if key in known]
-        return TimedCost(f"measured ({setting})", known, median(ratios) if ratios else 1.0, then)
+        ratios = [known[key] / recorder.predicted[key] for key in recorder.samples if key in known]
+        return TimedCost(f"measured ({setting})", known, median(ratios) if ratios else 1.0, static)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Predicts, and remembers what it was asked for: views apart, which take no time worth measuring."""
+class _SampleRecorder:
+    """A static cost that remembers the work it was asked about. Views are left out: they take next to no time."""
 
-    then: StaticCost = CPU
-    name: str = "asked"
+    static: StaticCost = CPU
+    name: str = "recorder"
     samples: dict[str, Sample] = field(default_factory=dict)
     predicted: dict[str, float] = field(default_factory=dict)
 
@@ -79,5 +79,5 @@ class _Asked:
         if work.sample is not None and work.kind != "view":
             sample = work.sample()
             self.samples[sample.key] = sample
-            self.predicted[sample.key] = self.then.time(work)
-        return self.then.price(work)
+            self.predicted[sample.key] = self.static.time(work)
+        return self.static.price(work)

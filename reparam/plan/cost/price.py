@@ -1,4 +1,4 @@
-"""What a plan is judged by: the price of each operation that runs, and sums of them."""
+"""Prices of operations and folds, and the protocol of a cost model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from reparam.plan.cost.work import Work
 
 
 class Price(NamedTuple):
-    """Two prices compare by `judged`, in the unit of the cost that was chosen, and where that is equal by `time`.
+    """Prices compare by `value`, in the unit of the chosen cost model. Ties are broken by `time`.
 
     time: microseconds, predicted by the static cost.
     """
 
-    judged: float = 0.0
+    value: float = 0.0
     time: float = 0.0
 
     def __add__(self, other: Price) -> Price:  # type: ignore[override]
-        return Price(self.judged + other.judged, self.time + other.time)
+        return Price(self.value + other.value, self.time + other.time)
 
     def __sub__(self, other: Price) -> Price:
-        return Price(self.judged - other.judged, self.time - other.time)
+        return Price(self.value - other.value, self.time - other.time)
 
 
 FREE = Price()
@@ -32,41 +32,41 @@ FREE = Price()
 
 @runtime_checkable
 class Cost(Protocol):
-    """What a plan is judged by. One of your own needs these two; it is asked for the same work again and again."""
+    """A cost model. Your own needs a name and a price; it is asked about the same work many times."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
 
     def price(self, work: Work) -> Price:
         """The price of one operation, never negative."""
 
 
 def total(prices: Iterable[Price]) -> Price:
-    """Their sum."""
+    """The sum of some prices."""
     return sum(prices, FREE)
 
 
-def of_node(judge: Cost, node: Node) -> Price:
-    """An operation as the user's code runs it, with what it takes to compute its constants again at every call."""
-    return total(map(judge.price, work.of_node(node)))
+def of_node(cost_model: Cost, node: Node) -> Price:
+    """The price of an operation as the user's code runs it. Constants that are computed at every call are included."""
+    return total(map(cost_model.price, work.of_node(node)))
 
 
-def of_fold(judge: Cost, value: AffineConv) -> Price:
-    """The plain convolution that a value would be emitted as; nothing for the anchor itself."""
-    return total(map(judge.price, work.of_fold(value)))
+def of_fold(cost_model: Cost, value: AffineConv) -> Price:
+    """The price of the plain convolution that computes `value`; `FREE` for the anchor itself."""
+    return total(map(cost_model.price, work.of_fold(value)))
 
 
-def of_map(judge: Cost, value: AffineConv, read: int, written: int) -> Price:
-    """A map of channels where it stands, so many elements read and written."""
-    return judge.price(work.of_map(value, read, written))
+def of_map(cost_model: Cost, value: AffineConv, read: int, written: int) -> Price:
+    """The price of a map of channels that reads and writes so many elements."""
+    return cost_model.price(work.of_map(value, read, written))
 
 
-def of_copy(judge: Cost, elements: int) -> Price:
-    """An operation that reads so many elements and writes them elsewhere."""
-    return judge.price(Work("moved", elements, elements))
+def of_copy(cost_model: Cost, elements: int) -> Price:
+    """The price of copying so many elements."""
+    return cost_model.price(Work("moved", elements, elements))
 
 
-def of_view(judge: Cost) -> Price:
-    """An operation that looks at a tensor in another way and moves nothing, such as one part of a split."""
-    return judge.price(work.VIEW)
+def of_view(cost_model: Cost) -> Price:
+    """The price of a view, such as one part of a split."""
+    return cost_model.price(work.VIEW)

@@ -1,7 +1,7 @@
-"""Calls that launch the work of a plan, on tensors of ones: what is timed.
+"""The calls that are timed: each launches one piece of work on tensors of ones.
 
-Biases are left out. They take next to nothing, and a layer that gets one should not be timed as another one: the noise
-of two measurements would decide whether it takes a norm.
+Biases are left out, since they take next to no time. A layer with a bias and one without are then the same sample, so
+the noise of two measurements does not decide whether a layer takes a norm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reparam.rules import operation
 
 @dataclass(frozen=True)
 class Shaped:
-    """Stands for a tensor of ones; dtype None is that of the model."""
+    """A placeholder for a tensor of ones; dtype None is the model's."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
@@ -31,7 +31,7 @@ class Shaped:
 
 @dataclass(frozen=True)
 class Sample:
-    """A call, with `Shaped` where tensors are. Two calls of one key take the same time."""
+    """A call, with `Shaped` in the place of tensors. Samples of one key take the same time."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -42,7 +42,7 @@ class Sample:
         return f"{operation(self.function)}{self.args}{self.kwargs or ''}"
 
     def call(self, tensor: Callable[[Shaped], Tensor]) -> Callable[[], Any]:
-        """The call on tensors that `tensor` makes."""
+        """The call, on tensors that `tensor` makes of the placeholders."""
         args, kwargs = (_replaced(tree, Shaped, tensor) for tree in (self.args, self.kwargs))
         return lambda: self.function(*args, **kwargs)
 
@@ -52,21 +52,21 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.con
 _NAMED = {function.__name__: function for function in (*_CONV.values(), *_TRANSPOSED.values())}
 
 
-def _direct(
+def _conv(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
 ) -> None:
-    """How the convolutions of torch are called."""
+    """The signature of torch's convolutions."""
 
 
-def _stretched(
+def _conv_transpose(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: Any = 1, dilation: Any = 1,
 ) -> None:  # fmt: skip
-    """How the transposed ones are called."""
+    """The signature of torch's transposed convolutions."""
 
 
 def of_node(node: Node) -> Sample:
-    """The user's own call; convolutions spelled in one way, so that a fold of the same geometry is the same call."""
+    """The user's own call. Convolutions get one spelling, so that a fold of the same geometry has the same key."""
     function = node.function
     assert function is not None
     args, kwargs = (_replaced(tree, Node, _shaped) for tree in (node.args, node.kwargs))
@@ -75,7 +75,8 @@ def of_node(node: Node) -> Sample:
     convolution = _NAMED.get(operation(function))
     if convolution is None:
         return Sample(function, args, kwargs)
-    given = inspect.signature(_stretched if convolution in _TRANSPOSED.values() else _direct).bind(*args, **kwargs)
+    signature = inspect.signature(_conv_transpose if convolution in _TRANSPOSED.values() else _conv)
+    given = signature.bind(*args, **kwargs)
     given.apply_defaults()
     given.arguments["bias"] = None
     rank = len(given.arguments["weight"].shape) - 2
@@ -86,12 +87,12 @@ def of_node(node: Node) -> Sample:
 def _per_axis(name: str, value: Any, rank: int) -> Any:
     if name not in ("stride", "padding", "output_padding", "dilation") or isinstance(value, str):
         return value
-    every = tuple(value) if isinstance(value, Sequence) else (value,)
-    return every * rank if len(every) == 1 else every
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values * rank if len(values) == 1 else values
 
 
 def of_fold(value: AffineConv, shape: Sequence[int]) -> Sample:
-    """The layer that a deployable value would be, reading a tensor of `shape`, padded where that copies pixels."""
+    """The layer that computes a deployable value from a tensor of `shape`; where padding copies pixels, it is padded."""
     read = Shaped(tuple(shape))
     if not value.axes:
         return Sample(F.linear, (read, Shaped((value.out_channels, value.in_channels))))
@@ -99,12 +100,16 @@ def of_fold(value: AffineConv, shape: Sequence[int]) -> Sample:
     taps, inner = [axis.taps for axis in value.axes], value.in_channels // value.groups
     if value.is_transposed:
         weight = Shaped((value.in_channels, value.out_channels // value.groups, *taps))
-        cuts, ends = zip(*((axis.transposed_padding, axis.hi - axis.lo) for axis in value.axes), strict=True)
+        paddings, output_paddings = zip(
+            *((axis.transposed_padding, axis.hi - axis.lo) for axis in value.axes), strict=True
+        )
         strides = tuple(axis.input_dilation for axis in value.axes)
-        return Sample(_TRANSPOSED[len(taps)], (read, weight, None, strides, cuts, ends, value.groups, dilations))
-    pads = tuple(map(_padding, value.axes))
+        return Sample(
+            _TRANSPOSED[len(taps)], (read, weight, None, strides, paddings, output_paddings, value.groups, dilations)
+        )
+    paddings = tuple(map(_padding, value.axes))
     weight = Shaped((value.out_channels, inner, *taps))
-    return Sample(_CONV[len(taps)], (read, weight, None, strides, pads, dilations, value.groups))
+    return Sample(_CONV[len(taps)], (read, weight, None, strides, paddings, dilations, value.groups))
 
 
 def _padding(axis: Axis) -> int:
@@ -117,7 +122,7 @@ def of_pad(shape: Sequence[int], sides: Sequence[int], mode: str) -> Sample:
 
 
 def of_sum(shape: Sequence[int]) -> Sample:
-    """A map of biases that is added, one number per channel and pixel."""
+    """The sum with a map of biases, one number per channel and pixel."""
     return Sample(torch.add, (Shaped(tuple(shape)), Shaped((1, *shape[1:]))))
 
 
@@ -127,11 +132,11 @@ def _shaped(node: Node) -> Shaped:
 
 
 def _replaced(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """The tree of an operation's arguments with something else for everything of that kind."""
+    """A tree of arguments in which `change` replaces everything of one type."""
     if isinstance(tree, kind):
         return change(tree)
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_replaced(each, kind, change) for each in tree)
+        return type(tree)(_replaced(item, kind, change) for item in tree)
     if isinstance(tree, dict):
-        return {key: _replaced(each, kind, change) for key, each in tree.items()}
+        return {key: _replaced(item, kind, change) for key, item in tree.items()}
     return tree

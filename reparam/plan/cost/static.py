@@ -1,10 +1,10 @@
-"""A roofline per kind of device: what an operation takes of arithmetic and of memory, and a price per launch.
+"""The static cost: a roofline per type of device, of arithmetic, memory traffic and launches.
 
 The constants of a CPU were fitted by `benchmarks.calibrate` on one core of a server with AVX-512 that ran torch's
-float32 kernels, and rounded; what Python takes to call a module was added to `launch` and `view`. Those of a GPU are
-not measured: they follow from the data sheet of a card for data centres (1.5 TB/s, matrix units at a third of their
-peak) and from what it takes to launch a kernel from Python. Plans depend on the ratios of constants only.
-`docs/costs.md` says how to fit them to a machine of one's own.
+float32 kernels, and rounded. The time that Python takes to call a module was added to `launch` and `view`. The
+constants of a GPU are not measured: they come from the data sheet of a data centre card (1.5 TB/s, matrix units at a
+third of their peak) and from the time that Python takes to launch a kernel. Plans depend on ratios of constants only.
+`docs/costs.md` says how to fit them to your machine.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class StaticCost:
 
     dense, pointwise, large, depthwise: multiply-adds per microsecond of convolutions of several pixels, of one pixel
         (and of linear layers and products), of windows of 25 pixels and more, and of one input channel per group.
-    grouped: the same of other groups, for each input channel of a group; never more than `dense`.
+    grouped: multiply-adds per microsecond of other grouped convolutions, for each input channel of a group; at most
+        `dense` in total.
     pool: additions per microsecond of average pools.
-    bandwidth: bytes per microsecond of activations; streaming: of those of grouped and depthwise convolutions, which
-        reuse little of what they load; packing: of weights, which are laid out anew.
-    launch: microseconds of an operation that computes something; layer: of a convolution or linear layer; view: of
-        one that looks at a tensor in another way.
+    bandwidth: bytes per microsecond of activations; streaming: of activations of grouped and depthwise convolutions,
+        which reuse little of what they load; packing: of weights, which a CPU packs at every call.
+    launch: microseconds to launch an operation; layer: a convolution or linear layer; view: a view.
     element: bytes of a number.
     """
 
@@ -55,7 +55,7 @@ class StaticCost:
         return f"static ({self.device})"
 
     def time(self, work: Work) -> float:
-        """Microseconds."""
+        """The predicted microseconds."""
         if work.kind == "view":
             return self.view
         moved = (work.read + work.written) * self.element
@@ -81,25 +81,26 @@ class StaticCost:
 
     @staticmethod
     def load(path: str | Path) -> StaticCost:
-        """Constants from a file that `save` or `python -m benchmarks.calibrate --save` has written.
+        """Read a file of constants that `save` or `python -m benchmarks.calibrate --save` has written.
 
-        Raises InputError for a file that cannot be read, or that holds anything but the constants, each above zero.
+        Raises InputError for a file that cannot be read, that lacks a constant or has others, or where one is not above
+        zero.
         """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            constants = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: the constants of a cost cannot be read: {error}") from error
-        known = {each.name for each in dataclasses.fields(StaticCost)}
-        if not isinstance(found, dict) or found.keys() != known:
-            wrong = sorted(found.keys() ^ known) if isinstance(found, dict) else type(found).__name__
+        names = {field.name for field in dataclasses.fields(StaticCost)}
+        if not isinstance(constants, dict) or constants.keys() != names:
+            wrong = sorted(constants.keys() ^ names) if isinstance(constants, dict) else type(constants).__name__
             raise InputError(
-                f"{path}: no constants of a cost ({wrong}); python -m benchmarks.calibrate --save writes them"
+                f"{path}: not the constants of a cost ({wrong}); python -m benchmarks.calibrate --save writes them"
             )
-        device = found.pop("device")
-        unusable = [key for key, value in found.items() if not _positive(value)]
+        device = constants.pop("device")
+        unusable = [key for key, value in constants.items() if not _positive(value)]
         if not isinstance(device, str) or unusable:
             raise InputError(f"{path}: {', '.join(unusable) or 'device'}: constants are numbers above zero")
-        return StaticCost(device, **found)
+        return StaticCost(device, **constants)
 
 
 def _positive(value: object) -> bool:

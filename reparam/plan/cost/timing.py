@@ -1,4 +1,4 @@
-"""Samples timed in turns, so that whatever else the machine does meets all of them, within a given time."""
+"""Timing: samples take turns within a time limit, so that other load on the machine meets all of them alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how a model runs."""
+    """The device, dtype and memory format that a model runs in."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -28,35 +28,35 @@ class Setting:
 
     @staticmethod
     def of(model: nn.Module, inputs: Inputs) -> Setting:
-        """Those of a model, and of inputs where it has no parameters."""
+        """The setting of a model, or of its inputs where it has no parameters."""
         given = [tensor for _, tensor in inputs.tensors()]
-        held = [each for each in (*model.parameters(), *given) if each.is_floating_point()] or given
-        last = [each for each in held if each.dim() in _LAST and not each.is_contiguous()]
-        order = any(each.is_contiguous(memory_format=_LAST[each.dim()]) for each in last)
-        return Setting(held[0].device, held[0].dtype, order)
+        tensors = [tensor for tensor in (*model.parameters(), *given) if tensor.is_floating_point()] or given
+        strided = [tensor for tensor in tensors if tensor.dim() in _LAST and not tensor.is_contiguous()]
+        channels_last = any(tensor.is_contiguous(memory_format=_LAST[tensor.dim()]) for tensor in strided)
+        return Setting(tensors[0].device, tensors[0].dtype, channels_last)
 
     def __str__(self) -> str:
-        order = ", channels last" if self.channels_last else ""
+        layout = ", channels last" if self.channels_last else ""
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}{order}{threads}"
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}{layout}{threads}"
 
     def tensor(self, shaped: Shaped) -> Tensor:
-        """Ones: no calculation with them gets slow, as it may with numbers that are hardly any."""
+        """A tensor for a placeholder: ones (denormal numbers would be slow), or zeros of an integer dtype."""
         dtype = shaped.dtype or self.dtype
-        made = torch.ones if dtype.is_floating_point else torch.zeros
-        tensor = made(shaped.shape, dtype=dtype, device=self.device)
+        factory = torch.ones if dtype.is_floating_point else torch.zeros
+        tensor = factory(shaped.shape, dtype=dtype, device=self.device)
         last = self.channels_last and tensor.dim() in _LAST
         return tensor.contiguous(memory_format=_LAST[tensor.dim()]) if last else tensor
 
     def finish(self) -> None:
-        """Wait for what has been launched."""
+        """Wait until the device is idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """How long a call takes, in seconds: `repeats` calls in a row, by `clock`."""
+    """Measures a call: seconds per call over `repeats` calls in a row, by `clock`."""
 
     clock: Callable[[], float] = time.perf_counter
 
@@ -69,7 +69,7 @@ class Stopwatch:
         return (self.clock() - start) / repeats
 
 
-_SAMPLE = 1e-3  # seconds that a sample lasts at least: far above the resolution of clocks
+_SAMPLE = 1e-3  # the least seconds that a sample lasts, far above the resolution of clocks
 
 
 def timed(
@@ -80,42 +80,43 @@ def timed(
     stopwatch: Stopwatch,
     say: Callable[[str], object] = lambda _: None,
 ) -> dict[str, float]:
-    """The median microseconds of each sample, in turns over `rounds`; those that come first, where the time is short.
+    """The median microseconds of each sample over `rounds`, in the order of the samples, within about `seconds`.
 
-    Half of the time is for calling each of them first; what cannot be called, or is not reached, is left out.
+    The first half of the time goes to a first call of each. Samples that cannot be called or are not reached are left
+    out.
     """
-    began = stopwatch.clock()
-    found: dict[str, list[float]] = {}
+    start = stopwatch.clock()
+    times: dict[str, list[float]] = {}
     calls: dict[str, tuple[Callable[[], Any], int]] = {}
     tensors = _Pool(setting)
     with torch.inference_mode():
         for key, sample in samples.items():
-            if stopwatch.clock() - began > seconds / 2:
+            if stopwatch.clock() - start > seconds / 2:
                 break
             try:
                 call = sample.call(tensors)
                 first = min(stopwatch(call, 1, setting.finish) for _ in range(3))
-            except Exception:  # noqa: BLE001 what cannot be called on ones alone is not timed
+            except Exception:  # noqa: BLE001 a call that fails on ones is not timed
                 continue
             calls[key] = call, max(1, math.ceil(_SAMPLE / max(first, 1e-7)))
-            found[key] = [first] if calls[key][1] == 1 else []
+            times[key] = [first] if calls[key][1] == 1 else []
         for turn in range(rounds):
             say(f"timing {len(calls)} of {len(samples)} candidates, round {turn + 1} of {rounds}")
             for key, (call, repeats) in calls.items():
-                if found[key] and stopwatch.clock() - began > seconds:
+                if times[key] and stopwatch.clock() - start > seconds:
                     break
-                found[key].append(stopwatch(call, repeats, setting.finish))
-    return {key: 1e6 * median(each) for key, each in found.items() if each}
+                times[key].append(stopwatch(call, repeats, setting.finish))
+    return {key: 1e6 * median(measured) for key, measured in times.items() if measured}
 
 
 class _Pool:
-    """One tensor for each kind, as samples that run in turns may share them."""
+    """One tensor for each placeholder: samples run one at a time, so they can share them."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.held: dict[Shaped, Tensor] = {}
+        self.made: dict[Shaped, Tensor] = {}
 
     def __call__(self, shaped: Shaped) -> Tensor:
-        if shaped not in self.held:
-            self.held[shaped] = self.setting.tensor(shaped)
-        return self.held[shaped]
+        if shaped not in self.made:
+            self.made[shaped] = self.setting.tensor(shaped)
+        return self.made[shaped]

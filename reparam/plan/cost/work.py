@@ -1,7 +1,7 @@
-"""What runs: the operations that the user's code launches, and those that a fold would.
+"""What runs: the operations that the user's code launches, and those that a fold would launch.
 
-Each is a `Work`, whatever the device: how many numbers it reads, writes and holds, and how many multiply-adds it does.
-What that costs is for a `Cost` to say.
+Each one is a `Work`: the numbers that it reads, writes and holds, and its multiply-adds, the same on every device. A
+`Cost` gives it a price.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from reparam.capture.ops import _CONVOLUTIONS, _POOLS, _PRODUCTS, _TRANSPOSED, _
 from reparam.plan.cost import sample
 from reparam.plan.cost.sample import Sample
 
-_LARGE = 25
+_LARGE = 25  # taps
 
 
 @dataclass(frozen=True)
 class Work:
-    """One operation as it is launched.
+    """One launched operation.
 
-    kind: "view" where nothing is moved, "pool", "moved" where nothing is multiplied with a matrix, else the class of
-        the convolution: "pointwise" (linear layers and products, too), "dense", "large" (a window of 25 pixels or
-        more), "grouped" or "depthwise".
-    read, written: elements of activations; weights: of the kernel; macs: multiply-adds.
-    inner: input channels of each group.
+    kind: "view" (nothing moves), "pool", "moved" (no product with a matrix), or the class of a convolution:
+        "pointwise" (also linear layers and products), "dense", "large" (a window of 25 pixels or more), "grouped" or
+        "depthwise".
+    read, written: elements of activations; weights: elements of the kernel; macs: multiply-adds.
+    inner: input channels per group.
     stored: the numbers that the model holds for this operation alone.
-    sample: makes a call that can be timed; None where that is not worth it.
+    sample: makes a call that can be timed; None for work that is not timed.
     """
 
     kind: str
@@ -49,118 +49,116 @@ class Work:
 VIEW = Work("view")
 
 
-def _class(inner: int, taps: int, groups: int) -> str:
+def _conv_class(inner: int, taps: int, groups: int) -> str:
     if groups > 1:
         return "depthwise" if inner == 1 else "grouped"
     return "pointwise" if taps == 1 else "large" if taps >= _LARGE else "dense"
 
 
 def of_fold(value: AffineConv) -> Iterator[Work]:
-    """The plain convolution that a value would be emitted as, and what has to pad or add beside it.
-
-    Nothing for the anchor itself.
-    """
+    """The plain convolution that computes a value, with the paddings and sums beside it; nothing for the anchor."""
     if value.identity:
         return
-    whole, shape = value.shape(), value.anchor.shape
-    written, read = math.prod(whole), math.prod(shape)
+    output, shape = value.shape(), value.anchor.shape
+    written, read = math.prod(output), math.prod(shape)
     frames, value = value.deployable()
     frames += [(mode, value.sides(mode)) for mode in value.modes if mode != ZEROS]
-    for mode, pads in frames:  # an operation of its own, as it is where the user's code pads
+    for mode, pads in frames:  # a separate operation, as in the user's code
         pad = partial(sample.of_pad, shape, pads, mode)
         sides = zip(shape[2:], pads[-2::-2], pads[::-2], strict=True)
         shape = (*shape[:2], *(size + lo + hi for size, lo, hi in sides))
         yield Work("moved", read, math.prod(shape), sample=pad)
         read = math.prod(shape)
-    yield _emitted(value, shape, read, written)
+    yield _layer(value, shape, read, written)
     if value.bias_per_pixel:
         pixels = written // value.out_channels // shape[0]
-        add = partial(sample.of_sum, whole)
+        add = partial(sample.of_sum, output)
         yield Work("moved", 2 * written, written, stored=value.out_channels * pixels, sample=add)
 
 
 def of_map(value: AffineConv, read: int, written: int) -> Work:
-    """A map of channels where it stands: behind operations that change the number of pixels."""
+    """A map of channels behind operations that change the number of pixels; `read` and `written` are elements."""
     batch = value.anchor.shape[0]
     pixels = max(1, read // (value.in_channels * batch))
     ones = [1] * (len(value.axes) - 1)
     shape = (batch, value.in_channels, pixels, *ones) if value.axes else (batch, pixels, value.in_channels)
-    return _emitted(value, shape, read, written)
+    return _layer(value, shape, read, written)
 
 
-def _emitted(value: AffineConv, shape: tuple[int, ...], read: int, written: int) -> Work:
+def _layer(value: AffineConv, shape: tuple[int, ...], read: int, written: int) -> Work:
     groups = value.groups if value.axes else 1  # a linear layer has none
     inner = value.in_channels // groups
     weights = value.out_channels * inner * value.taps
-    # A transposed one applies its weights at every pixel that it reads.
+    # A transposed convolution applies its weights at every input pixel.
     macs = weights * read // value.in_channels if value.is_transposed else weights * written // value.out_channels
     stored = weights + (value.out_channels if value.bias is not None and not value.bias_per_pixel else 0)
     call = partial(sample.of_fold, value, shape)
-    return Work(_class(inner, value.taps, groups), read, written, weights, macs, inner, stored, call)
+    return Work(_conv_class(inner, value.taps, groups), read, written, weights, macs, inner, stored, call)
 
 
 def of_node(node: Node) -> Iterator[Work]:
-    """An operation as the user's code runs it, and those that compute its constants again at every call."""
+    """An operation as the user's code runs it, and the operations that compute its constants at every call."""
     yield from _constants(node)
     name = node.op
-    stored = _held(node)
+    stored = _stored(node)
     if name in _VIEWS:
         yield Work("view", stored=stored, sample=partial(sample.of_node, node))
         return
     read, written = sum(math.prod(operand.shape) for operand in node.operands), math.prod(node.shape)
-    kind, weights, inner = _multiplied(node, name)
+    kind, weights, inner = _multiplication(node, name)
     if name in _CONVOLUTIONS and name not in _TRANSPOSED:
-        yield from _unevenly_padded(node, read)
-    macs = macs_of(node) if weights else _between_operands(node, name)
+        yield from _same_padding(node, read)
+    macs = macs_of(node) if weights else _macs_without_weights(node, name)
     yield Work(kind, read, written, weights, macs, inner, stored, partial(sample.of_node, node))
 
 
-def _multiplied(node: Node, name: str) -> tuple[str, int, int]:
-    """The kind, the number of weights, and the input channels of a group."""
+def _multiplication(node: Node, name: str) -> tuple[str, int, int]:
+    """The kind, the number of weights, and the input channels per group."""
     if name in _CONVOLUTIONS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
         kernel, taps = node.inputs[1].shape, math.prod(node.inputs[1].shape[2:])
         groups = node.shape[-len(kernel[1:])] // kernel[1] if name in _TRANSPOSED else _groups(node, kernel)
         inner = kernel[0] // groups if name in _TRANSPOSED else kernel[1]
-        return _class(inner, taps, groups), math.prod(kernel), inner
+        return _conv_class(inner, taps, groups), math.prod(kernel), inner
     if (matrix := product_channels(node)) is not None:
         return "pointwise", math.prod(matrix), matrix[0]
     if name in _POOLS:
         return "pool", 0, 1
-    return ("pointwise" if _between_operands(node, name) else "moved"), 0, 1
+    return ("pointwise" if _macs_without_weights(node, name) else "moved"), 0, 1
 
 
-def _between_operands(node: Node, name: str) -> int:
-    """Multiply-adds without weights: of products of two activations, and additions of pools."""
+def _macs_without_weights(node: Node, name: str) -> int:
+    """Multiply-adds of a product of two activations, or additions of a pool; else 0."""
     if name in _POOLS:
-        sides = node.kwargs.get("kernel_size", node.args[1] if len(node.args) > 1 else 1)
+        window = node.kwargs.get("kernel_size", node.args[1] if len(node.args) > 1 else 1)
         rank = int(name[-2])
-        return math.prod(node.shape) * (math.prod(sides) if isinstance(sides, (tuple, list)) else int(sides) ** rank)
+        taps = math.prod(window) if isinstance(window, (tuple, list)) else int(window) ** rank
+        return math.prod(node.shape) * taps
     if name == "scaled_dot_product_attention" and len(node.operands) > 2:
         return 2 * math.prod(node.operands[0].shape) * node.operands[1].shape[-2]
-    two = name in ("matmul", "linalg_matmul", "mm", "bmm") and len(node.operands) == 2
-    return math.prod(node.shape) * node.operands[0].shape[-1] if two else 0
+    product = name in ("matmul", "linalg_matmul", "mm", "bmm") and len(node.operands) == 2
+    return math.prod(node.shape) * node.operands[0].shape[-1] if product else 0
 
 
-def _held(node: Node) -> int:
-    """The numbers of the tensors that nothing but this operation reads."""
-    return sum(leaf.numel() for leaf in {id(leaf): leaf for leaf in _alone(node)}.values())
+def _stored(node: Node) -> int:
+    """The numbers in the tensors that only this operation reads."""
+    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in _exclusive_tensors(node)}.values())
 
 
-def _alone(node: Node) -> Iterator[Tensor]:
-    waiting, within = list(node.inputs), {node}
-    while waiting:
-        each = waiting.pop()
-        if each.constant and within.issuperset(each.readers):
-            within.add(each)
-            waiting += each.inputs
-            if each.tensor is not None:
-                yield each.tensor
+def _exclusive_tensors(node: Node) -> Iterator[Tensor]:
+    pending, readers = list(node.inputs), {node}
+    while pending:
+        constant = pending.pop()
+        if constant.constant and readers.issuperset(constant.readers):
+            readers.add(constant)
+            pending += constant.inputs
+            if constant.tensor is not None:
+                yield constant.tensor
 
 
 def product_channels(node: Node) -> tuple[int, int] | None:
-    """The (in, out) channels of a product with a constant matrix, whichever way round; None for any other node."""
+    """The (in, out) channels of a product with a constant matrix, on either side; None for any other node."""
     name = node.op
-    shapes = [each.shape for each in node.inputs if each.constant and len(each.shape) > 1]
+    shapes = [operand.shape for operand in node.inputs if operand.constant and len(operand.shape) > 1]
     if name not in _PRODUCTS or not shapes or not node.operands:
         return None
     first, second = shapes[-1][-2:]
@@ -168,8 +166,8 @@ def product_channels(node: Node) -> tuple[int, int] | None:
     return next((io for io in ((first, second), (second, first)) if written * io[0] == read * io[1]), None)
 
 
-def _unevenly_padded(node: Node, read: int) -> Iterator[Work]:
-    """What torch launches for padding="same" where it takes one pixel more at the end: a padded copy."""
+def _same_padding(node: Node, read: int) -> Iterator[Work]:
+    """The padded copy that torch makes for padding="same" where one pixel more is needed at the end."""
     padding = node.kwargs.get("padding", node.args[4] if len(node.args) > 4 else 0)
     dilation = node.kwargs.get("dilation", node.args[5] if len(node.args) > 5 else 1)
     taps = node.inputs[1].shape[2:]
@@ -182,7 +180,7 @@ def _unevenly_padded(node: Node, read: int) -> Iterator[Work]:
 
 
 def macs_of(node: Node) -> int:
-    """Multiply-adds of a convolution or linear layer (transposed ones counted by their input), else 0."""
+    """Multiply-adds of a convolution (a transposed one by its input), linear layer or constant product, else 0."""
     name = node.op
     if (matrix := product_channels(node)) is not None:
         return math.prod(node.shape) * matrix[0]
@@ -194,7 +192,7 @@ def macs_of(node: Node) -> int:
 
 
 def macs_of_fold(value: AffineConv) -> int:
-    """The same of a fold."""
+    """Multiply-adds of the plain convolution that computes `value`; 0 for the anchor itself."""
     groups = value.groups if value.axes else 1
     if value.identity:
         return 0
@@ -209,14 +207,14 @@ def _groups(node: Node, kernel: Sequence[int]) -> int:
 
 
 def _constants(node: Node) -> Iterator[Work]:
-    """What computes the constants that a node reads, each once; nothing for a tensor that the model holds."""
-    waiting, seen = list(node.inputs), set[Node]()
-    while waiting:
-        each = waiting.pop()
-        if not each.constant or each.tensor is not None or each in seen:
+    """The operations that compute the constants of a node, each once. Tensors that the model holds take none."""
+    pending, visited = list(node.inputs), set[Node]()
+    while pending:
+        constant = pending.pop()
+        if not constant.constant or constant.tensor is not None or constant in visited:
             continue
-        seen.add(each)
-        waiting += each.inputs
-        view = each.op in _VIEWS
-        read = sum(math.prod(operand.shape) for operand in each.inputs)
-        yield VIEW if view else Work("moved", read, math.prod(each.shape))
+        visited.add(constant)
+        pending += constant.inputs
+        view = constant.op in _VIEWS
+        read = sum(math.prod(operand.shape) for operand in constant.inputs)
+        yield VIEW if view else Work("moved", read, math.prod(constant.shape))
