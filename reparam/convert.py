@@ -181,7 +181,7 @@ def _folded(request: _Request, say: Callable[[str], object]) -> tuple[nn.Module,
     with _collector_paused():
         evidence = Evidence(
             record=conversion.record,
-            plan=conversion.plan,
+            settled=conversion.settled,
             original=model,
             folded=folded,
             inputs=str(request.inputs),

@@ -112,6 +112,7 @@ def explain(
     verify: options.Verify = NONE,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
+    stages: options.Stages = False,
     json: options.Json = False,
 ) -> None:
     """Say what would be folded, what would not and why, and write nothing."""
@@ -123,4 +124,4 @@ def explain(
         _, report = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size,
                            verify=verify)  # fmt: skip
     data = {**loaded.data(), "inputs": str(inputs), "report": report_data(report)}
-    show(data, [*loaded.notes, f"Inputs: {inputs}.", report], json)
+    show(data, [*loaded.notes, f"Inputs: {inputs}.", *(report.stages if stages else (report,))], json)

@@ -78,6 +78,9 @@ Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help=f"Convert the m
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="The report as well: .html, .md or .json.")
 ]
+Stages = Annotated[
+    bool, typer.Option("--stages", help="What record, values, plan, edits and result were, stage by stage.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 

@@ -15,6 +15,7 @@ from reparam.plan.fold import Fold
 from reparam.plan.liveness import Dead
 from reparam.plan.plan import Plan
 from reparam.report.quantisation import Weights
+from reparam.rewrite.settle import Settled
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Evidence:
     """
 
     record: Record
-    plan: Plan
+    settled: Settled
     original: nn.Module
     folded: nn.Module
     inputs: str
@@ -44,3 +45,7 @@ class Evidence:
     border_errors: Mapping[Node, float]
     dead: Mapping[Dead, str]
     verification: Verification | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return self.settled.plan

@@ -144,11 +144,24 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What one stage of the conversion made of the model: its name, one sentence, and a line for each part."""
+
+    name: str
+    summary: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.name}: {self.summary}", *(f"  {line}" for line in self.details)])
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Everything that a report holds.
 
     model: the class of the original; inputs: the shapes of the example inputs; cost: the name of the cost model;
-    predicted: the time of the whole network; verification: None where the whole models were not compared.
+    predicted: the time of the whole network; verification: None where the whole models were not compared;
+    stages: what record, values, plan, edits and result were (see `explain --stages`).
     """
 
     folds: tuple[FoldLine, ...]
@@ -162,6 +175,7 @@ class Outcome:
     inputs: str = ""
     cost: str = ""
     predicted: Gain | None = None
+    stages: tuple[Stage, ...] = ()
 
     @property
     def measured(self) -> Gain | None:

@@ -20,6 +20,7 @@ from reparam.report.gains import gains
 from reparam.report.outcome import ControlFlow, Counts, DeadWeight, FoldLine, Gain, Outcome
 from reparam.report.refusals import refusal_lines
 from reparam.report.render import as_html, as_markdown, as_text
+from reparam.report.stages import stages
 from reparam.report.steps import operation_name, replacement, steps_of
 
 _COUNTED = {
@@ -85,6 +86,7 @@ def report(evidence: Evidence) -> Report:
         inputs=evidence.inputs,
         cost=evidence.cost.name,
         predicted=_predicted(prices.before, prices.after),
+        stages=stages(evidence, lines),
     )
 
 
@@ -146,7 +148,7 @@ def _predicted(before: Price, after: Price) -> Gain | None:
 
 
 def _measured(cost_model: Cost, before: Price, after: Price) -> Gain | None:
-    return Gain(before.judged, after.judged) if isinstance(cost_model, TimedCost) else None
+    return Gain(before.value, after.value) if isinstance(cost_model, TimedCost) else None
 
 
 def _control_flow(record: Record) -> tuple[ControlFlow, ...]:
