@@ -59,6 +59,32 @@ SPILLED = """[...document.querySelectorAll("main *")].filter((element) =>
     element.getBoundingClientRect().right > innerWidth + 1)
   .map((element) => element.outerHTML.slice(0, 80))"""
 
+# Pairs of texts that are drawn over each other, as far as the areas that scroll show them.
+OVERLAPPING = """(() => {
+  const boxes = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode, element = text.parentElement;
+    if (!text.data.trim() || !element.checkVisibility() || element.closest("script, title")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    for (const box of range.getClientRects()) {
+      const seen = { left: box.left, top: box.top, right: box.right, bottom: box.bottom };
+      for (let at = element; at !== document.body; at = at.parentElement) {
+        if (getComputedStyle(at).overflow === "visible") continue;
+        const area = at.getBoundingClientRect();
+        seen.left = Math.max(seen.left, area.left); seen.right = Math.min(seen.right, area.right);
+        seen.top = Math.max(seen.top, area.top); seen.bottom = Math.min(seen.bottom, area.bottom);
+      }
+      if (seen.right - seen.left > 1 && seen.bottom - seen.top > 1) boxes.push([seen, text]);
+    }
+  }
+  return boxes.flatMap(([a, one], i) => boxes.slice(i + 1).filter(([b, other]) => one !== other &&
+      Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+      Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
+    .map(([, other]) => [one.data.slice(0, 40), other.data.slice(0, 40)]));
+})()"""
+
 OPENED = "document.querySelectorAll('details').forEach((each) => { each.open = true; })"
 SHOWN = """[...document.querySelectorAll("#kept tbody tr")].filter((row) => row.checkVisibility())
   .map((row) => row.cells[0].textContent)"""
@@ -108,7 +134,7 @@ def wild(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("width", "dark"), LOOKS)
 @pytest.mark.parametrize("kind", ["page", "wild"])
-def test_the_page_fits_and_nothing_complains(
+def test_the_page_fits_and_logs_no_errors(
     kind: str, width: int, dark: bool, shown: Browser, request: pytest.FixtureRequest
 ) -> None:
     file: Path = request.getfixturevalue(kind)
@@ -116,13 +142,14 @@ def test_the_page_fits_and_nothing_complains(
     for _ in range(2):
         assert shown.value("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
         assert shown.value(SPILLED) == []
+        assert shown.value(OVERLAPPING) == []
         shown.value(OPENED)
     assert shown.complaints() == []
     assert shown.requests() == [file.as_uri()]
 
 
 @pytest.mark.parametrize(("width", "dark"), LOOKS)
-def test_the_picture_is_as_wide_as_the_window_and_as_dark_as_asked_for(
+def test_the_picture_has_the_width_and_theme_of_the_window(
     width: int, dark: bool, shown: Browser, page: Path, tmp_path: Path
 ) -> None:
     shown.open(page, width, dark)
@@ -140,7 +167,7 @@ def test_the_picture_is_as_wide_as_the_window_and_as_dark_as_asked_for(
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_text_stands_out(dark: bool, shown: Browser, page: Path) -> None:
+def test_every_text_has_enough_contrast(dark: bool, shown: Browser, page: Path) -> None:
     shown.open(page, 1280, dark)
     shown.value(OPENED)
     contrast, text = shown.value(CONTRAST)
@@ -172,11 +199,13 @@ def test_text_of_a_diagram_stays_in_its_box(shown: Browser, page: Path) -> None:
     assert shown.value(over) == []
 
 
-def test_a_browser_sees_what_is_wrong(shown: Browser, tmp_path: Path) -> None:
+def test_a_broken_page_is_noticed(shown: Browser, tmp_path: Path) -> None:
     file = tmp_path / "wrong.html"
-    file.write_text("<main><div style='width:3000px'>x</div></main><script>nothing()</script><img src='no.png'>")
+    texts = "<div style='width:3000px'>x</div><p style='margin-top:-1em'>y</p>"
+    file.write_text(f"<main>{texts}</main><script>nothing()</script><img src='no.png'>")
     shown.open(file, 390)
     assert shown.value("document.documentElement.scrollWidth") > 390
     assert shown.value(SPILLED)
+    assert shown.value(OVERLAPPING) == [["x", "y"]]
     assert any("nothing is not defined" in complaint for complaint in shown.complaints())
     assert len(shown.requests()) == 2

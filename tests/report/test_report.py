@@ -68,7 +68,7 @@ def test_a_fold_knows_its_operations() -> None:
     ]
 
 
-def test_a_sum_that_somebody_else_reads_stays_a_sum_of_its_own() -> None:
+def test_a_sum_that_is_read_elsewhere_is_a_step_of_its_own() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         both = m.a(x) + m.b(x)
         return both + m.c(both)
@@ -111,7 +111,7 @@ def test_a_run_of_assignments_is_one_step_with_a_count() -> None:
     assert fold.before.count("8 setitem") == 1
 
 
-def test_steps_that_stay_are_shown_around_what_has_become_of_the_others() -> None:
+def test_steps_that_stay_are_shown_around_the_fold() -> None:
     model = trained(nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)))
     (fold,) = report_of(model, image(2, 3, 6, 5)).folds
     assert fold.becomes[-1] == "Linear 3->5"
@@ -119,7 +119,7 @@ def test_steps_that_stay_are_shown_around_what_has_become_of_the_others() -> Non
     assert "adaptive" in fold.becomes[0]
 
 
-def test_a_norm_behind_a_join_is_shown_where_it_has_gone() -> None:
+def test_a_distributed_norm_is_shown_in_every_operand() -> None:
     members = {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 5, 1), "norm": nn.BatchNorm2d(9)}
     model = Block(lambda m, x: m.norm(torch.cat([m.a(x), m.b(torch.relu(x))], 1)), **members)
     a, b, norm = report_of(trained(model, image(2, 3, 5, 4)), image(2, 3, 5, 4)).folds
@@ -132,7 +132,7 @@ def test_a_norm_behind_a_join_is_shown_where_it_has_gone() -> None:
 
 
 @pytest.mark.parametrize("block", ["repvgg", "dbb", "acnet", "mobileone"])
-def test_every_step_stands_behind_what_it_reads_and_the_last_is_the_result(block: str) -> None:
+def test_steps_stand_behind_what_they_read(block: str) -> None:
     network = reparam.nn.demo_network()
     stage = nn.Sequential(network.stem, network.repvgg, network.dbb, network.acnet, network.mobileone)
     folds = [fold for fold in report_of(trained(stage), image(1, 3, 33, 47)).folds if re.search(r"^[1-4]\.", fold.name)]
@@ -156,7 +156,7 @@ def brute_force(kernel: Tensor, per_channel: bool) -> float:
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 3000.0])
-def test_ranges_are_what_rounding_every_weight_says(spread: float) -> None:
+def test_ranges_equal_brute_force_rounding(spread: float) -> None:
     kernel = image(7, 3, 3, 3) * torch.logspace(0, math.log10(spread), 7, dtype=torch.float64)[:, None, None, None]
     found = ranges("layer", kernel)
     assert found is not None
@@ -169,7 +169,7 @@ def test_ranges_are_what_rounding_every_weight_says(spread: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_of_many_channels_a_few_say_what_all_would(dtype: torch.dtype) -> None:
+def test_a_sample_of_channels_says_what_all_would(dtype: torch.dtype) -> None:
     kernel = (image(500, 40) * torch.logspace(0, 2, 500, dtype=torch.float64)[:, None]).to(dtype)
     found = ranges("layer", kernel)
     assert found is not None
@@ -188,7 +188,7 @@ def test_channels_of_zeros_are_counted_and_left_out() -> None:
     assert ranges("layer", torch.zeros(0, 2)) is None
 
 
-def test_bell_shaped_weights_are_sound() -> None:
+def test_normal_weights_are_not_flagged() -> None:
     found = ranges("layer", image(64, 64, 3, 3))
     assert found is not None
     assert found.per_tensor == pytest.approx(SOUND, abs=2)
@@ -221,7 +221,7 @@ def test_a_fold_that_drives_channels_apart_is_flagged_with_what_helps() -> None:
     assert wild.weights.after.ratio > 30
 
 
-def test_taps_that_stick_out_are_not_mended_by_scales_per_channel() -> None:
+def test_outlier_taps_are_not_helped_by_scales_per_channel() -> None:
     spiked = image(8, 8, 3, 3) * 1e-3
     spiked[torch.arange(8), torch.arange(8), 1, 1] += 1.0  # what an identity branch leaves
     before, after = ranges("branch", image(8, 8, 3, 3)), ranges("layer", spiked)
@@ -263,7 +263,7 @@ def graphs(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], list[float]]:
 
 
 @given(graphs())
-def test_boxes_keep_apart_and_lines_lead_down(graph: tuple[list[tuple[int, ...]], list[float]]) -> None:
+def test_boxes_do_not_overlap_and_lines_lead_down(graph: tuple[list[tuple[int, ...]], list[float]]) -> None:
     reads, widths = graph
     layout = laid_out(reads, widths, gap=12.0)
     assert set(layout.lines) == {(source, node) for node, sources in enumerate(reads) for source in sources}
@@ -302,7 +302,7 @@ def test_the_picture_shows_every_operation_once() -> None:
     assert "conv2d 4-&gt;4 3x3 p1 g2 in dense" in picture
 
 
-def test_blocks_are_alike_whatever_their_channels() -> None:
+def test_blocks_that_differ_in_channels_share_a_picture() -> None:
     def fold(text: str) -> FoldLine:
         return FoldLine("n", "1 conv", text, 0.0, (Step("conv2d", text, "n", (START,)),), (text,))
 
@@ -310,9 +310,12 @@ def test_blocks_are_alike_whatever_their_channels() -> None:
     assert shape_of(fold("4->8 3x3 g2")) != shape_of(fold("4->8 3x3 g4"))  # a group for every channel
     assert shape_of(fold("4->8 3x3 s2")) != shape_of(fold("4->8 3x3"))
     assert shape_of(fold("4->8 3x3")) != shape_of(fold("4->8 5x5"))
+    assert shape_of(fold("4->8 3x3, channels 0-3, merged with a")) == shape_of(
+        fold("4->8 3x3, channels 4-7, merged with b")
+    )
 
 
-def test_what_is_too_large_to_see_has_no_picture() -> None:
+def test_a_fold_that_is_too_large_has_no_picture() -> None:
     steps = tuple(Step("add", "", "n", (i - 1,)) for i in range(LARGEST + 1))
     assert diagram(FoldLine("n", "", "", 0.0, steps[:-1], ())) != ""
     assert diagram(FoldLine("n", "", "", 0.0, steps, ())) == ""
@@ -377,7 +380,7 @@ def test_the_page_needs_nothing_but_itself() -> None:
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<iframe|\ssrc=|\shref=|eval\(|innerHTML", PLAIN)
 
 
-def test_its_own_script_and_style_are_the_only_ones_that_may_run() -> None:
+def test_only_its_own_script_and_style_may_run() -> None:
     page = Page(PLAIN)
     policy = next(value for name, value in page.attributes if value and value.startswith("default-src"))
     for element in ("script", "style"):
@@ -426,7 +429,7 @@ def test_a_report_of_nothing() -> None:
         assert json.loads(report.to_json())["folds"] == []
 
 
-def test_what_was_not_verified_or_is_not_equal_is_not_called_equal() -> None:
+def test_an_unverified_or_unequal_model_is_not_called_equal() -> None:
     report = FULL
     alone = replace(report, verification=None)
     assert "Each fold verified alone" in alone.to_html()
@@ -484,7 +487,7 @@ def test_markdown_keeps_its_rows(text: str) -> None:
         assert not re.search(r"(?<!\\)[`*\[\]#@]|<", bare.lstrip("# ")), line
 
 
-def test_json_holds_every_value_and_no_number_that_is_none() -> None:
+def test_json_holds_every_value_and_no_nan() -> None:
     def refused(name: str) -> float:
         raise AssertionError(f"{name} is no JSON")
 
@@ -509,7 +512,7 @@ def test_a_report_is_a_value() -> None:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("rule", list({entry.name: entry for entry in RULES.values()}.values()), ids=lambda r: r.name)
-def test_whatever_folds_can_be_shown(rule: Rule) -> None:
+def test_every_rule_can_be_drawn(rule: Rule) -> None:
     for case in rule.folds():
         x = case.input(2, (9, 7, 5), torch.Generator().manual_seed(0))
         model = trained(nn.Sequential(case.module))

@@ -51,9 +51,10 @@ def shorthand(geometry: str) -> str:
 
 
 def shape_of(fold: FoldLine) -> tuple[object, ...]:
-    """A key that is equal for folds that differ only in their numbers of channels."""
+    """A key that is equal for folds that differ only in their numbers of channels, or in what they are merged with."""
 
     def alike(text: str) -> str:
+        text = text.partition(", channels ")[0]
         # Depthwise, grouped and dense convolutions differ; the numbers of channels and groups do not matter.
         depthwise = (match := re.match(r"(\d+)->", text)) and re.search(rf"\bg{match[1]}\b", text)
         return re.sub(r"\bg\d+", "depthwise" if depthwise else "groups", re.sub(r"\d+->\d+", "", text))

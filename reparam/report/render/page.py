@@ -277,10 +277,10 @@ def _folds_section(outcome: Outcome) -> Markup | None:
         return None
     rows = (
         (code(fold.name), fold.before, shorthand(fold.after), "" if fold.error is None else scientific(fold.error),
-         words.times(fold.predicted), words.times(fold.measured))
+         words.times(fold.predicted), words.times(fold.measured), fold.made_by)
         for fold in outcome.folds
     )  # fmt: skip
-    folds = table("Every fold", words.FOLDS, rows, numbers=(3, 4, 5))
+    folds = table("Every fold", (*words.FOLDS, "found by"), rows, numbers=(3, 4, 5))
     return section("folds", "Every fold", searchable("folds", "Search the folds", folds))
 
 
