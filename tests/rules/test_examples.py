@@ -58,7 +58,7 @@ def interpreted(model: nn.Module, x: Tensor) -> tuple[Record, Node, Node, Interp
 
 def is_value_of(found: Interpretation, base: Node, node: Node) -> bool:
     """Whether the interpreter says that `node` is one convolution of `base`."""
-    inside = found.root.get(node, node) is base and found.dominates(base, node)
+    inside = found.anchor.get(node, node) is base and found.dominates(base, node)
     return inside and isinstance(found.value(base, node), (AffineConv, View))
 
 
