@@ -45,10 +45,20 @@ from reparam.capture.graph import (
 )
 from reparam.capture.inputs import Inputs
 from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
-from reparam.capture.ops import _RANDOM, LAID, PERHAPS_VIEWS, PRINTS, QUERIES, SHAPED_AS, SIZES, operation
+from reparam.capture.ops import (
+    GRADIENT_QUERIES,
+    LAYOUT_QUERIES,
+    PERHAPS_VIEWS,
+    QUERIES,
+    RANDOM,
+    SHAPED_AS,
+    SIZE_QUERIES,
+    VALUE_QUERIES,
+    operation,
+)
 from reparam.capture.snapshot import State, held, hooked, owned
 from reparam.capture.tree import mapped, tensors
-from reparam.capture.watch import TOLD, listening, watching
+from reparam.capture.watch import listening, watching
 from reparam.errors import ModelError
 
 
@@ -220,11 +230,11 @@ class _Recorder(TorchFunctionMode):
         name = operation(func)
         self._looks(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in QUERIES:
-            self._looks(GRADIENTS, name in TOLD and not of_torch(sys._getframe(1)))
-            self._looks(READ, name in PRINTS)
-            if name in LAID:
+            self._looks(GRADIENTS, name in GRADIENT_QUERIES and not of_torch(sys._getframe(1)))
+            self._looks(READ, name in VALUE_QUERIES)
+            if name in LAYOUT_QUERIES:
                 self.node_of(args[0]).laid = True
-            if name in SIZES or name in LAID:
+            if name in SIZE_QUERIES or name in LAYOUT_QUERIES:
                 self._looks(SIZE)
                 self._measured(args)
             if self.stack and args:
@@ -240,7 +250,7 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         written = [tensor for tensor, version in seen if tensor._version != version]
         node = Node(name, func, described, named, self._here(), inputs=inputs)
-        node.constant = name not in _RANDOM and all(operand.constant for operand in inputs)
+        node.constant = name not in RANDOM and all(operand.constant for operand in inputs)
         if isinstance(result, Tensor) and not written:
             node = self._split(node, result)
         self._conclude(node, result, written, seen)

@@ -18,7 +18,6 @@ from torch import nn
 
 from reparam.capture.bytecode import of_torch
 
-TOLD = frozenset("requires_grad is_leaf grad_fn is_inference".split())  # by tensors
 _FUNCTIONS = (torch.is_grad_enabled, torch.is_inference_mode_enabled)
 
 

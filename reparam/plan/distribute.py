@@ -19,13 +19,12 @@ from reparam.algebra.affine import AffineConv, Anchor, Number
 from reparam.algebra.axis import Axis
 from reparam.algebra.lazy import Lazy
 from reparam.capture.graph import Node, Record, leaves_of, served
-from reparam.capture.ops import KERNELS
+from reparam.capture.ops import KERNELS, SUMS
 from reparam.plan.fold import Fold, JoinFold, SideFold
 from reparam.rules import RULES, Value
 from reparam.rules.interpret import Interpretation
 
-_SUMS = ("add", "sub")
-_JOINS = (*_SUMS, "cat")
+_JOINS = (*SUMS, "cat")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import Length, lengths_of
 from reparam.algebra.views import View
 from reparam.capture.graph import Node, Record, leaves_of, served
+from reparam.capture.ops import ANY_STRIDES, KERNELS, RESHAPES, VIEWS
 from reparam.errors import Refusal
 from reparam.plan import cost
 from reparam.plan.fold import Fold, Fusion, HorizontalFold, JoinFold, SideFold
@@ -35,18 +36,6 @@ from reparam.rules.interpret import REACH, between
 _MARGIN = 0.25
 _FEW = 6  # convolutions of one tensor of which every set is compared
 _NEVER = cost.Price(math.inf, math.inf)
-
-# They look at a tensor in another way: whoever reads what they see reads it as it lies.
-_LOOKING = frozenset(
-    "view transpose swapaxes swapdims permute movedim moveaxis t T mT unflatten unsqueeze squeeze expand detach narrow "
-    "select chunk split split_with_sizes tensor_split getitem unbind dropout dropout1d dropout2d dropout3d".split()
-)
-# They read a tensor as it lies, or copy it in any case.
-_WHEREVER = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardsigmoid hardswish hardtanh softplus softmax "
-    "add sub rsub mul div neg pow sqrt rsqrt exp log abs clamp where cat stack matmul bmm baddbmm sum mean amax amin "
-    "scaled_dot_product_attention".split()
-)
 
 
 def fused(
@@ -146,7 +135,7 @@ class _Merger:
         return None if fold.value.identity or fold.value.bias_per_pixel or fold.value.is_transposed else fold
 
     def _kept(self, node: Node) -> Fold | None:
-        if node.op not in cost.KERNELS or node in self.gone or node not in self.walk.dominator:
+        if node.op not in KERNELS or node in self.gone or node not in self.walk.dominator:
             return None
         base, *others = node.operands
         value = self.walk.value(base, node)
@@ -208,10 +197,10 @@ class _Merger:
                 continue
             name = reader.op
             # A reshape that leaves what stands before the channels as it is sees a part as it lies.
-            shaped = name in ("reshape", "flatten") and reader.shape[:channel] == node.shape[:channel]
-            if name in _LOOKING or shaped:
+            shaped = name in RESHAPES and reader.shape[:channel] == node.shape[:channel]
+            if name in VIEWS or shaped:
                 yield from self._copying(reader, channel)
-            elif name not in _WHEREVER:
+            elif name not in ANY_STRIDES:
                 yield node
 
     def _best(self, parts: Sequence[_Part]) -> _Merge | None:
@@ -253,7 +242,7 @@ class _Merger:
         """What a convolution before the base costs; all else goes into one reader where it goes into several."""
         if node in self.folds:
             return cost.of_fold(self.judge, self.folds[node].value)
-        kernel = node.op in cost.KERNELS and node not in self.gone
+        kernel = node.op in KERNELS and node not in self.gone
         return cost.of_node(self.judge, node) if kernel else cost.FREE
 
     def _together(self, values: Sequence[Value]) -> cost.Price:

@@ -21,7 +21,7 @@ from reparam.algebra.affine import AffineConv, PendingBorder
 from reparam.algebra.axis import Axis
 from reparam.algebra.views import View
 from reparam.capture.graph import Node, Record
-from reparam.capture.ops import _NAMING, MOVING
+from reparam.capture.ops import KERNELS, REARRANGING, SIZE_ARGUMENTS
 from reparam.errors import Refusal
 from reparam.plan import cost
 from reparam.plan.fold import Fold, ViewedFold, last_kernel, stretches
@@ -34,7 +34,6 @@ from reparam.rules.interpret import REACH, Interpretation, between
 _SMALL = 12  # nodes of a region of which every set of tensors is tried
 _FEW = 4  # or so many tensors that several others could be computed from
 _TRIES = 32  # tensors that are tried one by one elsewhere, so that the search stays linear in the size of a region
-_JOINING = ("cat",)  # they have no kernel that could take a scale
 
 _CHANNELS = (
     "nothing on the way fixes its number of channels: for another input it could be another one",
@@ -169,7 +168,7 @@ class Region:
         That is told by the static cost: no other need look at what cannot be. What only moves numbers is kept for what
         comes before it.
         """
-        if node in self.unplaced or node.op in MOVING:
+        if node in self.unplaced or node.op in REARRANGING:
             return
         nodes = between(base, [node])
         value = self.found.value(base, node)
@@ -218,7 +217,7 @@ class Region:
         value = self.found.value(self.found.base[node], node) if node in self.found.dominator else None
         if isinstance(value, AffineConv) and node is not None:
             start = self.found.base[node]
-            if not any(each.op in cost.KERNELS for each in between(start, [node])):
+            if not any(each.op in KERNELS for each in between(start, [node])):
                 return self._counted(start, dim)
             # A linear layer leaves dimension 1 as it is, which may be of pixels.
             return dim == (1 if value.axes else len(base.shape) - 1)
@@ -230,7 +229,7 @@ class Region:
         Scales and shifts are none: two of them, or two batch norms, take a fraction of the time of a depthwise 1x1
         convolution. Channels in another order would be a dense kernel of zeros.
         """
-        if any(each.op in cost.KERNELS for each in nodes):
+        if any(each.op in KERNELS for each in nodes):
             return True
         return bool(value.axes) and value.groups == value.in_channels and not value.pointwise
 
@@ -248,7 +247,7 @@ class Region:
         return all(
             self._channels(base, step.operands[0]) in (None, count)
             for step, count in zip(steps, seen, strict=True)
-            if step.op in _NAMING
+            if step.op in SIZE_ARGUMENTS
         )
 
     def _place(self, base: Node, node: Node, value: View) -> tuple[Node, tuple[Node, ...]] | None:
@@ -259,7 +258,7 @@ class Region:
         """
         nodes, steps = between(base, [node]), self.steps(base, node)
         found = [
-            (start, own) for start, own in stretches(base, nodes, steps) if any(each.op in cost.KERNELS for each in own)
+            (start, own) for start, own in stretches(base, nodes, steps) if any(each.op in KERNELS for each in own)
         ]
 
         def within(each: Node) -> bool:
@@ -316,7 +315,7 @@ class Region:
         if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
             return False
         behind = isinstance(self.found.value(self.found.base[node], node), View)
-        if behind or node.op in _JOINING:
+        if behind or node.op == "cat":  # it has no kernel that could take a scale
             return False
         value = self.value(node, node.readers[0])
         return isinstance(value, AffineConv) and value.pointwise

@@ -15,9 +15,15 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import IndexMap, Length, Move, Permute, Rearranged, Reshape, Select, lengths_of
 from reparam.algebra.views import View, track_channel
 from reparam.capture.graph import Node
-from reparam.capture.ops import AS_LARGE, GIVEN_SIZES
+from reparam.capture.ops import (
+    ADAPTIVE_POOLS,
+    BATCH_PRESERVING,
+    CHANNEL_COUNTING,
+    RESHAPES,
+    SHAPE_PRESERVING,
+    SIZED_RESHAPES,
+)
 from reparam.errors import Refusal
-from reparam.plan.cost import KERNELS
 from reparam.rules import RULES, Value
 from reparam.rules.interpret import Interpretation, anchor_value, apply_rule_to_view
 from reparam.rules.table import as_ints, channel_dimension
@@ -57,7 +63,7 @@ def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents
     """Those of `base` and of `nodes` behind it. Raises Refusal where they cannot be told."""
     values: dict[Node, Value] = {node: found.value(base, node) for node in nodes}
     views = [value for value in values.values() if isinstance(value, View)]
-    named = [node for node in nodes if node.op in GIVEN_SIZES]
+    named = [node for node in nodes if node.op in SIZED_RESHAPES]
     squeezed = [node for node in nodes if node.op == "squeeze"]
     ended = (n for n in nodes if isinstance(values.get(n.operands[0]), View) and not isinstance(values[n], View))
     start = _start(found, base, values.values())
@@ -90,7 +96,7 @@ def _reduced(walk: Interpretation, node: Node) -> bool:
     """
     first = walk.origin(node, _shaped)
     assert first is not None
-    reshaped = first.op in (*GIVEN_SIZES, "flatten")
+    reshaped = first.op in RESHAPES
     return not reshaped and any(len(operand.shape) > len(first.shape) for operand in first.operands)
 
 
@@ -102,7 +108,7 @@ def _shaped(_: Interpretation, node: Node) -> bool:
 def _pooled(node: Node) -> Collection[int]:
     """The dimensions that are 1 for every input, as a pooling module of torch has made them."""
     whole = as_large(node)
-    pools = whole.op.startswith("adaptive_")
+    pools = whole.op in ADAPTIVE_POOLS
     return [dim for dim in range(2, len(whole.shape)) if pools and whole.shape[dim] == 1 and _fixed(whole, dim)]
 
 
@@ -151,7 +157,7 @@ def as_large(node: Node) -> Node:
 
 def alike_before(node: Node) -> Node | None:
     """The tensor that this one is computed of, if it is as large for every input."""
-    alike = node.op in AS_LARGE and len(node.operands) == 1
+    alike = node.op in SHAPE_PRESERVING and len(node.operands) == 1
     return node.operands[0] if alike else None
 
 
@@ -172,7 +178,7 @@ class _Followed:
             value = self.values[node]
             if isinstance(value, AffineConv):
                 self.known[node] = self.known[self.base] if value.identity else lengths_of(value)
-                if node.op in GIVEN_SIZES:
+                if node.op in SIZED_RESHAPES:
                     self.shown[node] = self.known[node]
             elif isinstance(value, View):
                 self.known[node] = self._behind(node, value)
@@ -206,10 +212,10 @@ class _Followed:
             dims = {dim % len(before) for dim in as_ints(given["dim"], 1)}
             kept = [Length.constant(1) if dim in dims else length for dim, length in enumerate(before)]
             return tuple(length for dim, length in enumerate(kept) if given.get("keepdim") or dim not in dims)
-        if name.startswith("adaptive_avg_pool") and set(value.shape[2:]) == {1}:
+        if name in ADAPTIVE_POOLS and set(value.shape[2:]) == {1}:
             self.shown[node] = ones = (Length.constant(1),) * len(value.shape[2:])
             return (*before[:1], Length.constant(value.shape[1]), *ones)
-        return self._unknown(node, value, before[:1] if name.startswith(_BATCHED) else ())
+        return self._unknown(node, value, before[:1] if name in BATCH_PRESERVING else ())
 
     def _unknown(self, node: Node, value: View, batch: Lengths = ()) -> Lengths:
         """Nothing but how many channels there are, and the batch, if it is known."""
@@ -239,7 +245,7 @@ class _Followed:
             return _parts(node, start, count, math.prod(before[start:stop], start=Length.constant(1)))
         front = math.prod(before[start:channel], start=Length.constant(1))
         behind = math.prod(before[channel + 1 : stop], start=Length.constant(1))
-        if node.op not in GIVEN_SIZES:
+        if node.op not in SIZED_RESHAPES:
             return (front * before[channel] * behind,)  # flattened
         counted = before[channel] == Length.constant(move.lengths[at - start]) and self._counted(node)
         self.shown[node] = Whole(front, before[channel], behind, at - start, counted)
@@ -252,14 +258,9 @@ class _Followed:
             if reader not in self.values or not isinstance(self.values[reader], View):
                 continue
             name = reader.op
-            if name in _COUNTING or (name not in _JOINING and self._counted(reader)):
+            if name in CHANNEL_COUNTING or (name not in RESHAPES and self._counted(reader)):
                 return True
         return False
-
-
-_COUNTING = ("batch_norm", *(name for name in KERNELS if name not in ("einsum", "tensordot")))  # these broadcast
-_JOINING = (*GIVEN_SIZES, "flatten")  # what reads them sees other channels
-_BATCHED = ("adaptive_avg_pool", "avg_pool", "interpolate", "conv", "pad")
 
 
 def _parts(node: Node, first: int, count: int, whole: Length) -> Lengths:

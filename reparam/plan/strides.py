@@ -6,16 +6,21 @@ import math
 from collections.abc import Collection, Sequence
 
 from reparam.capture.graph import Node, Record
-from reparam.capture.ops import PERHAPS_VIEWS
+from reparam.capture.ops import (
+    CONTIGUOUS,
+    CONVOLUTIONS,
+    LAYERS,
+    NEEDING_STRIDES,
+    PERHAPS_VIEWS,
+    TRANSPOSED_CONVOLUTIONS,
+)
 
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_VIEWS = ("view", "as_strided", "view_as_real", "view_as_complex")
 ORDER = (
     "code takes a view of it, which needs the order in memory that it has now; a layer may give it another",
     "write `reshape` for `view`",
 )
 
-_ORDERING = ("contiguous", "linear", "layer_norm")  # what comes out of them lies in order
+_WINDOWED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
 
 
 def relied_on(record: Record) -> set[Node]:
@@ -23,14 +28,14 @@ def relied_on(record: Record) -> set[Node]:
     waiting = [
         node
         for node in record.nodes
-        if _named(node, _VIEWS) or (_named(node, PERHAPS_VIEWS) and record.writes.get(node.memory))
+        if node.op in NEEDING_STRIDES or (node.op in PERHAPS_VIEWS and record.writes.get(node.memory))
     ]
     seen: set[Node] = set()
     while waiting:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            waiting += [] if _named(node, _ORDERING) else node.operands
+            waiting += [] if node.op in CONTIGUOUS else node.operands
     return seen
 
 
@@ -42,12 +47,12 @@ def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place:
     and a convolution that reads it behind steps takes one for another.
     """
     if steps:
-        layers = [node for node in place if _named(node, (*_CONVOLUTIONS, "linear"))]
+        layers = [node for node in place if node.op in LAYERS]
         gone = [node for node in nodes if node not in steps and node not in place]
         kept = all(_alike(each, node) and _dense(each) for node in gone for each in node.operands)
-        single = channels == 1 and any(_named(each, _CONVOLUTIONS) for each in layers)
+        single = channels == 1 and any(each.op in _WINDOWED for each in layers)
         return not kept or single or (bool(layers) and not _alike(place[-1], layers[-1]))
-    convolutions = [node for node in nodes if _named(node, _CONVOLUTIONS)]
+    convolutions = [node for node in nodes if node.op in _WINDOWED]
     if not convolutions:
         return _order(nodes[-1]) != _convolved(base)
     read = convolutions[-1].operands[0]
@@ -56,11 +61,7 @@ def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place:
 
 def asked_for(node: Node) -> bool:
     """Whether code puts the tensor in an order of its choice. What it read may have been in that only in this run."""
-    return _named(node, ("contiguous",)) or (_named(node, ("clone",)) and bool(node.kwargs))
-
-
-def _named(node: Node, names: Collection[str]) -> bool:
-    return node.op in names
+    return node.op == "contiguous" or (node.op == "clone" and bool(node.kwargs))
 
 
 def _order(node: Node) -> tuple[int, ...]:

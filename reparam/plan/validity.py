@@ -6,15 +6,18 @@ import operator
 from collections.abc import Collection, Sequence
 
 from reparam.capture.graph import Node
-from reparam.capture.ops import _MULTIPLYING, _PARTING, MOVING
-from reparam.plan import cost
+from reparam.capture.ops import (
+    ARITHMETIC,
+    CHANNEL_MULTIPLYING,
+    CHANNEL_SELECTING,
+    CONTRACTING,
+    CROPPING,
+    INDEXING,
+    KERNELS,
+    POOLS,
+    REARRANGING,
+)
 from reparam.rules.interpret import Interpretation
-
-_BROADCASTING = ("einsum", "tensordot")  # they sum over a constant alone where the input has length 1
-
-_SCALING = ("add", "sub", "rsub", "mul", "div")  # there the input is repeated along the constant
-
-_PICKING = ("getitem", "index_select")  # of however many there are: the constant says which
 
 
 def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Collection[Node] = ()) -> bool:
@@ -28,13 +31,13 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
     for node in nodes:
         if node in steps and whole.intersection(node.operands):
             whole.add(node)
-        elif whole.intersection(node.operands) and node.op not in _BROADCASTING:
-            kernel = node.op in cost.KERNELS
+        elif whole.intersection(node.operands) and node.op not in CONTRACTING:
+            kernel = node.op in KERNELS
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
-                if counted or node.op not in (*_SCALING, *_PICKING):
+                if counted or (node.op not in ARITHMETIC and node.op not in INDEXING):
                     return True
                 continue
-            kept = node.op in (*_MULTIPLYING, *MOVING) and whole.issuperset(node.operands)
+            kept = (node.op in CHANNEL_MULTIPLYING or node.op in REARRANGING) and whole.issuperset(node.operands)
             if kept or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
                 whole.add(node)
     return False
@@ -45,7 +48,7 @@ def _copies(node: Node) -> bool:
 
 
 def _cuts(_: Interpretation, node: Node) -> bool:
-    return node.op in (*cost.KERNELS, "getitem", "narrow", "pad")
+    return node.op in KERNELS or node.op in CROPPING
 
 
 def _vanishes(walk: Interpretation, base: Node) -> bool:
@@ -55,7 +58,7 @@ def _vanishes(walk: Interpretation, base: Node) -> bool:
         return False
     if node.op != "getitem":
         before = node.operands[0].shape
-        return node.op not in cost.KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
+        return node.op not in KERNELS and any(map(operator.lt, node.shape[2:], before[2:]))
     entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     pixels = entries[entries.index(Ellipsis) + 1 :] if Ellipsis in entries else entries[2:]
     return any(isinstance(entry, slice) and (entry.start, entry.stop) != (None, None) for entry in pixels)
@@ -66,19 +69,16 @@ def _takes_nothing(base: Node, nodes: Sequence[Node]) -> bool:
     empty = {base}
     for node in nodes:
         if empty.intersection(node.operands):
-            if node.op in (*cost.KERNELS, *_POOLS):
+            if node.op in KERNELS or node.op in POOLS:
                 return False
             empty |= {node} if node.shape[2:] == base.shape[2:] else set()
     return True
 
 
-_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-
-
 def _picks(node: Node) -> bool:
     """Whether it may be a part of dimension 1, be it one that happens to be the whole."""
     if node.op != "getitem" or len(node.args) < 2:
-        return node.op in _PARTING
+        return node.op in CHANNEL_SELECTING
     entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     if Ellipsis in entries:
         return entries[0] is not Ellipsis or len(entries) > len(node.shape) - 1

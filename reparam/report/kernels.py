@@ -7,7 +7,7 @@ from torch import Tensor
 from reparam.algebra.kernels import transposed
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
-from reparam.capture.ops import KERNELS
+from reparam.capture.ops import KERNELS, PRODUCTS, TRANSPOSED_CONVOLUTIONS
 from reparam.plan.fold import Fold
 from reparam.report.quantisation import Ranges, Weights, ranges
 from reparam.report.steps import bound_arguments, operation_name
@@ -39,8 +39,8 @@ def _ranges_of(node: Node) -> Ranges | None:
     value = evaluate(weight, {}) if weight.tensor is None else weight.tensor.detach().cpu()
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    if name.startswith("conv_transpose"):
+    if name in TRANSPOSED_CONVOLUTIONS:
         value = transposed(value, bound_arguments(node).get("groups", 1))
-    elif name not in ("linear", "conv1d", "conv2d", "conv3d"):  # x @ weight, or weight @ x
+    elif name in PRODUCTS:  # x @ weight, or weight @ x
         value = value.movedim(-2 if node.inputs[0] is weight else -1, 0)
     return ranges(node.path, value)

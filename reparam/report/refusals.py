@@ -8,7 +8,7 @@ from torch import nn
 
 from reparam.capture.graph import Node
 from reparam.capture.norms import affine_part
-from reparam.capture.ops import KERNELS, MOVING
+from reparam.capture.ops import KERNELS, REARRANGING
 from reparam.errors import Refusal
 from reparam.plan.liveness import compiled, from_outside
 from reparam.report.evidence import Evidence
@@ -70,7 +70,7 @@ class _Kept:
         kept = set(self.nodes)
         explained: set[Node] = set()
         for fold in reversed(self.plan.unplaced):
-            rest = [node for node in fold.nodes if node in kept and node.op not in MOVING]
+            rest = [node for node in fold.nodes if node in kept and node.op not in REARRANGING]
             if rest and not explained.issuperset(rest) and not _is_scale(rest[-1]):
                 yield _refusal_of(rest[-1], fold.nodes[-1], fold.refusal)
             explained.update(rest)
@@ -158,7 +158,7 @@ def _only_layer_after(node: Node) -> Node | None:
         node = node.readers[0]
         if node.op in KERNELS:
             return node
-        if node.op not in (*MOVING, "pad"):
+        if node.op not in REARRANGING and node.op != "pad":
             break
     return None
 

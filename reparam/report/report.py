@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
+from reparam.capture.ops import facts
 from reparam.compare.bench import Comparison
 from reparam.plan import cost
 from reparam.plan.cost import Cost, Price, TimedCost
@@ -23,13 +24,6 @@ from reparam.report.render import as_html, as_markdown, as_text
 from reparam.report.stages import stages
 from reparam.report.steps import operation_name, replacement, steps_of
 
-_COUNTED = {
-    "conv": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear",
-    "bn": "batch_norm",
-    "elementwise": "add sub rsub mul div neg",
-}
-_COUNTED_AS = {name: kind for kind, names in _COUNTED.items() for name in names.split()}
-_ABBREVIATIONS = {"batch_norm": "bn", "conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "avg_pool2d": "pool"}
 _FIRST = ("conv", "linear", "bn", "pool")  # of a sum of operations; the others follow in the order of the run
 
 _CAUSES = (SIZE, READ, GRADIENTS)  # what control flow may depend on
@@ -101,7 +95,7 @@ def counts(nodes: Iterable[Node], model: nn.Module) -> Counts:
 
 def _counted_as(node: Node) -> str | None:
     """The kind of an operation; a product with a matrix of weights is a linear layer, however it is written."""
-    return _COUNTED_AS.get(node.op) or ("conv" if cost.macs_of(node) else None)
+    return facts(node.op).counted or ("conv" if cost.macs_of(node) else None)
 
 
 def _counts_after(live: Iterable[Node], evidence: Evidence) -> Counts:
@@ -138,7 +132,7 @@ def _fold_line(fold: Fold, evidence: Evidence, order: Mapping[Node, int]) -> Fol
 def _summed(nodes: Iterable[Node]) -> str:
     """Operations counted, such as `3 conv + 3 bn + 2 add`."""
     names = [operation_name(node) for node in nodes if node.function is not None]
-    numbers = Counter(_ABBREVIATIONS.get(name, name) for name in names)
+    numbers = Counter(facts(name).abbreviation or name for name in names)
     ordered = sorted(numbers, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     return " + ".join(f"{numbers[name]} {name}" for name in ordered)
 

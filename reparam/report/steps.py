@@ -7,14 +7,12 @@ from typing import Any
 
 from reparam.capture.graph import Node
 from reparam.capture.norms import affine_part
+from reparam.capture.ops import ARITHMETIC, CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, facts
 from reparam.plan import cost
 from reparam.plan.fold import Fold
 from reparam.report.outcome import START, Step
 from reparam.rules import RULES
 from reparam.rules.table import as_ints
-
-_SCALES = ("add", "sub", "rsub", "mul", "div")
-_RUNS = ("setitem",)  # the sides of a border are assigned one by one, and are shown as one step
 
 
 def operation_name(node: Node) -> str:
@@ -40,8 +38,8 @@ def steps_of(fold: Fold, order: Mapping[Node, int]) -> tuple[Step, ...]:
             index = index_of[inner]
             more = [read for operand, read in zip(operands, reads, strict=True) if operand is not inner]
             steps[index] = Step("add", "", node.path, tuple(sorted((*steps[index].reads, *more))))
-        elif name in _RUNS and reads and reads[0] == len(steps) - 1 and steps[reads[0]].operation == name:
-            index, run = reads[0], steps[reads[0]]
+        elif name == "setitem" and reads and reads[0] == len(steps) - 1 and steps[reads[0]].operation == name:
+            index, run = reads[0], steps[reads[0]]  # the sides of a border are assigned one by one
             steps[index] = Step(name, run.geometry, run.where, run.reads, run.count + 1)
         else:
             index = len(steps)
@@ -53,9 +51,8 @@ def steps_of(fold: Fold, order: Mapping[Node, int]) -> tuple[Step, ...]:
 
 def _changes_nothing(node: Node) -> bool:
     """Whether it adds 0, as Python's `sum` does at first, or multiplies by 1."""
-    name = operation_name(node)
-    neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1}
-    return name in neutral and len(node.inputs) == 1 and neutral[name] in _plain_numbers(node)
+    neutral = facts(node.op).neutral
+    return neutral is not None and len(node.inputs) == 1 and neutral in _plain_numbers(node)
 
 
 def _plain_numbers(node: Node) -> list[float]:
@@ -97,17 +94,17 @@ def geometry(node: Node) -> str:
     """Kernel, channels, stride and so on, as far as the shapes and numbers of the call say them."""
     name = operation_name(node)
     arguments = bound_arguments(node)
-    if name.startswith("conv"):
-        return _conv_geometry(arguments, transposed=name.startswith("conv_transpose"))
+    if name in CONVOLUTIONS or name in TRANSPOSED_CONVOLUTIONS:
+        return _conv_geometry(arguments, transposed=name in TRANSPOSED_CONVOLUTIONS)
     if (channels := _product_channels(node)) is not None:
         return f"{channels[0]}->{channels[1]}"
-    if "pool" in name and "kernel_size" in arguments:
+    if name in POOLS and arguments:
         window = as_ints(arguments["kernel_size"], len(node.shape) - 2)
         return _fields(window, s=arguments.get("stride") or window, p=arguments.get("padding"))
     if name == "pad" and "pad" in arguments:
         mode = arguments.get("mode", "constant")
         return _fields(p=arguments["pad"]) + ("" if mode == "constant" else f" {mode}")
-    return _factor(node) if name in _SCALES else ""
+    return _factor(node) if name in ARITHMETIC else ""
 
 
 def bound_arguments(node: Node) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Node, Record, leaves_of, served
 from reparam.capture.norms import SCALED, unscale, without_affine
+from reparam.capture.ops import CHECKS, operation
 from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.plan.fold import Fold, Fusion, HorizontalFold
 from reparam.rewrite.code import Code, set_forward
@@ -21,10 +22,9 @@ from reparam.rewrite.edits import Edits, Piece, Rewrite
 from reparam.rewrite.index import Places, named, prefixes, stands_for
 from reparam.rewrite.layers import plain
 from reparam.rewrite.lowering import only_read_by
-from reparam.rewrite.trace import CHECKS, Trace
+from reparam.rewrite.trace import Trace
 from reparam.rewrite.users import askers
 from reparam.rewrite.weights import Waiting
-from reparam.rules import operation
 
 _DO_NOTHING = (
     nn.Identity,

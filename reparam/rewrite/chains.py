@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from reparam.capture.graph import Call, Node
 from reparam.capture.norms import affine_part
+from reparam.capture.ops import KERNELS
 from reparam.errors import Refusal
-from reparam.plan.cost import KERNELS
 from reparam.plan.fold import Fold, ViewedFold
 from reparam.rules.interpret import anchor_value
 

@@ -17,11 +17,11 @@ from torch import fx
 
 from reparam.algebra.index_map import Length
 from reparam.capture.graph import Node, user_code
-from reparam.capture.ops import AS_LARGE, SHAPED_AS
+from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, SHAPE_PRESERVING, SHAPED_AS, facts, operation
 from reparam.errors import Refusal
 from reparam.plan.shapes import Extents, Lengths, Whole, alike_before, as_large
 from reparam.rewrite.trace import Trace
-from reparam.rules import RULES, operation
+from reparam.rules import RULES
 
 _REST = Length.constant(-1)
 
@@ -134,7 +134,7 @@ class _Code:
             step = self.trace.at.get(node) if self.trace is not None else None
             sizes = None if step is None or len(step.args) < 2 else self.sizes(step.args[1:])
             return self._first(sizes[0]) if sizes else None
-        kept = name in AS_LARGE or _RANKS.get(name) == len(node.shape) or _keeps_first(name, node)
+        kept = name in SHAPE_PRESERVING or _batched_rank(name) == len(node.shape) or _keeps_first(name, node)
         return node.operands[0] if kept and len(node.operands) == 1 else None
 
     def _first(self, length: Length | None) -> Node | None:
@@ -187,8 +187,9 @@ def _keeps_first(name: str, node: Node) -> bool:
     return dims[:1] == [0] if name == "permute" else len(dims) == 2 and 0 not in dims
 
 
-_CHANNELS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "batch_norm": 1, "linear": -1, "layer_norm": -1}
-_RANKS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}  # with one dimension less there is no batch
+def _batched_rank(name: str) -> int | None:
+    """The number of dimensions that a convolution reads where there is a batch; None for any other operation."""
+    return facts(name).spatial + 2 if name in CONVOLUTIONS else None
 
 
 def _told(node: Node) -> Lengths:
@@ -206,9 +207,10 @@ def _counted(node: Node, joins: int = 2) -> set[int]:
     layers = [*alike, *(reader for each in alike for reader in each.readers if reader.operands[:1] == (each,))]
     names = [each.op for each in layers if each.function is not None and _of_torch(each)]
     rank = len(node.shape)
-    found = {_CHANNELS[name] % rank for name in names if name in _CHANNELS and _RANKS.get(name, rank) == rank}
+    dims = [facts(name).channels for name in names if _batched_rank(name) in (None, rank)]
+    found = {dim % rank for dim in dims if dim is not None}
     whole = alike[-1]
-    if joins and whole.op in ("add", "sub", "mul", "div"):
+    if joins and whole.op in BROADCASTING:
         for each in whole.inputs:  # the result is as long as one of them, if that is longer than 1
             # What is computed from tensors that the model holds may have been repeated as often as the input is long.
             held = range(len(each.shape)) if each.tensor is not None else ()

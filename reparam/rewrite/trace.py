@@ -23,7 +23,15 @@ from torch import fx, nn
 from reparam.capture.bytecode import line_of
 from reparam.capture.graph import CAUGHT, GRADIENTS, LENT, MISSING, SET, SETS, Call, Node, entry, nodes_in
 from reparam.capture.norms import affine_part
-from reparam.capture.ops import SHAPED_AS
+from reparam.capture.ops import (
+    ASKING_METHODS,
+    CHECKS,
+    CONVOLUTIONS,
+    INPLACE_OPERATORS,
+    SHAPED_AS,
+    TENSOR_ATTRIBUTES,
+    operation,
+)
 from reparam.capture.snapshot import Attributes
 from reparam.capture.tree import leaves
 from reparam.errors import Refusal, first_line
@@ -31,13 +39,9 @@ from reparam.rewrite.proxy import _NOTHING, _in_place, _Missing, _Proxy, _Tracer
 from reparam.rewrite.signature import arguments, unproven
 from reparam.rewrite.size_functions import Scope, symbolic
 from reparam.rewrite.trace_cache import Watch, contents
-from reparam.rules import operation
 
-CHECKS = ("_assert", "assert")
-_WRITES = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")  # Python's own
+_WRITES = ("setitem", *INPLACE_OPERATORS)  # by Python's own operators
 _BRANCHES = 6  # in one forward: they are as many doublings
-_GROUPED = ("conv1d", "conv2d", "conv3d")
-_LOOKS = frozenset("size dim ndimension numel nelement is_floating_point stride get_device element_size type".split())
 
 
 class Trace:
@@ -132,7 +136,7 @@ class Trace:
         The groups of a convolution do not, however they are computed: they are its channels over those of its kernel.
         """
         step = self.at[node]
-        groups = _groups(step) if node.op in _GROUPED else None
+        groups = _groups(step) if node.op in CONVOLUTIONS else None
         return any(argument not in self.tree for argument in step.all_input_nodes if argument is not groups)
 
     def overwrites(self, node: fx.Node) -> bool:
@@ -211,8 +215,8 @@ class Trace:
         """Whether it asks something about a tensor (a size, a dtype) instead of computing one."""
         name = operation(node.target)
         if node.op == "call_function" and node.target is getattr:
-            return node.args[1] not in ("T", "mT", "H", "mH", "data", "real", "imag")
-        return name in CHECKS or node.target in (len, list) or (node.op == "call_method" and name in _LOOKS)
+            return node.args[1] not in TENSOR_ATTRIBUTES
+        return name in CHECKS or node.target in (len, list) or (node.op == "call_method" and name in ASKING_METHODS)
 
     def _consume(self, node: fx.Node, operands: list[Node], seen: Node | Call | None) -> None:
         if isinstance(seen, Call):
@@ -264,8 +268,8 @@ def _name(seen: Node | Call) -> str:
     return f"{seen.path} ({type(seen.module).__name__})" if isinstance(seen, Call) else seen.name
 
 
-for _name_of_write in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__"):
-    setattr(_Proxy, _name_of_write, _in_place(_name_of_write, getattr(operator, _name_of_write)))
+for _operator in (f"__{name}__" for name in INPLACE_OPERATORS):
+    setattr(_Proxy, _operator, _in_place(_operator, getattr(operator, _operator)))
 
 
 def _traced(steps: Trace) -> fx.Graph:

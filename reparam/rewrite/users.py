@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from torch import fx
 
 from reparam.capture.graph import Call, Node, nodes_in
-from reparam.capture.ops import SHAPED_AS
-from reparam.rewrite.trace import CHECKS, Trace
-from reparam.rules import operation
+from reparam.capture.ops import CHECKS, SHAPED_AS, operation
+from reparam.rewrite.trace import Trace
 
 
 def askers(trace: Trace, place: fx.Node) -> Iterator[fx.Node]:

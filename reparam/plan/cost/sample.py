@@ -49,7 +49,7 @@ class Sample:
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_NAMED = {function.__name__: function for function in (*_CONV.values(), *_TRANSPOSED.values())}
+_BY_NAME = {function.__name__: function for function in (*_CONV.values(), *_TRANSPOSED.values())}
 
 
 def _conv(
@@ -72,7 +72,7 @@ def of_node(node: Node) -> Sample:
     args, kwargs = (_replaced(tree, Node, _shaped) for tree in (node.args, node.kwargs))
     if function is F.linear:
         return Sample(function, (args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs["weight"]))
-    convolution = _NAMED.get(operation(function))
+    convolution = _BY_NAME.get(node.op)
     if convolution is None:
         return Sample(function, args, kwargs)
     signature = inspect.signature(_conv_transpose if convolution in _TRANSPOSED.values() else _conv)

@@ -16,7 +16,16 @@ from torch import Tensor
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS
 from reparam.capture.graph import Node
-from reparam.capture.ops import _CONVOLUTIONS, _POOLS, _PRODUCTS, _TRANSPOSED, _VIEWS
+from reparam.capture.ops import (
+    CONVOLUTIONS,
+    FREE,
+    LAYERS,
+    MATRIX_PRODUCTS,
+    POOLS,
+    PRODUCTS,
+    TRANSPOSED_CONVOLUTIONS,
+    facts,
+)
 from reparam.plan.cost import sample
 from reparam.plan.cost.sample import Sample
 
@@ -101,12 +110,12 @@ def of_node(node: Node) -> Iterator[Work]:
     yield from _constants(node)
     name = node.op
     stored = _stored(node)
-    if name in _VIEWS:
+    if name in FREE:
         yield Work("view", stored=stored, sample=partial(sample.of_node, node))
         return
     read, written = sum(math.prod(operand.shape) for operand in node.operands), math.prod(node.shape)
     kind, weights, inner = _multiplication(node, name)
-    if name in _CONVOLUTIONS and name not in _TRANSPOSED:
+    if name in CONVOLUTIONS:
         yield from _same_padding(node, read)
     macs = macs_of(node) if weights else _macs_without_weights(node, name)
     yield Work(kind, read, written, weights, macs, inner, stored, partial(sample.of_node, node))
@@ -114,28 +123,28 @@ def of_node(node: Node) -> Iterator[Work]:
 
 def _multiplication(node: Node, name: str) -> tuple[str, int, int]:
     """The kind, the number of weights, and the input channels per group."""
-    if name in _CONVOLUTIONS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
+    if name in LAYERS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
         kernel, taps = node.inputs[1].shape, math.prod(node.inputs[1].shape[2:])
-        groups = node.shape[-len(kernel[1:])] // kernel[1] if name in _TRANSPOSED else _groups(node, kernel)
-        inner = kernel[0] // groups if name in _TRANSPOSED else kernel[1]
+        groups = node.shape[-len(kernel[1:])] // kernel[1] if name in TRANSPOSED_CONVOLUTIONS else _groups(node, kernel)
+        inner = kernel[0] // groups if name in TRANSPOSED_CONVOLUTIONS else kernel[1]
         return _conv_class(inner, taps, groups), math.prod(kernel), inner
     if (matrix := product_channels(node)) is not None:
         return "pointwise", math.prod(matrix), matrix[0]
-    if name in _POOLS:
+    if name in POOLS:
         return "pool", 0, 1
     return ("pointwise" if _macs_without_weights(node, name) else "moved"), 0, 1
 
 
 def _macs_without_weights(node: Node, name: str) -> int:
     """Multiply-adds of a product of two activations, or additions of a pool; else 0."""
-    if name in _POOLS:
+    if name in POOLS:
         window = node.kwargs.get("kernel_size", node.args[1] if len(node.args) > 1 else 1)
-        rank = int(name[-2])
+        rank = facts(name).spatial
         taps = math.prod(window) if isinstance(window, (tuple, list)) else int(window) ** rank
         return math.prod(node.shape) * taps
     if name == "scaled_dot_product_attention" and len(node.operands) > 2:
         return 2 * math.prod(node.operands[0].shape) * node.operands[1].shape[-2]
-    product = name in ("matmul", "linalg_matmul", "mm", "bmm") and len(node.operands) == 2
+    product = name in MATRIX_PRODUCTS and len(node.operands) == 2
     return math.prod(node.shape) * node.operands[0].shape[-1] if product else 0
 
 
@@ -159,7 +168,7 @@ def product_channels(node: Node) -> tuple[int, int] | None:
     """The (in, out) channels of a product with a constant matrix, on either side; None for any other node."""
     name = node.op
     shapes = [operand.shape for operand in node.inputs if operand.constant and len(operand.shape) > 1]
-    if name not in _PRODUCTS or not shapes or not node.operands:
+    if name not in PRODUCTS or not shapes or not node.operands:
         return None
     first, second = shapes[-1][-2:]
     read, written = math.prod(node.operands[-1].shape), math.prod(node.shape)
@@ -184,10 +193,10 @@ def macs_of(node: Node) -> int:
     name = node.op
     if (matrix := product_channels(node)) is not None:
         return math.prod(node.shape) * matrix[0]
-    if name not in _CONVOLUTIONS or len(node.inputs) < 2 or len(node.inputs[1].shape) < 2:
+    if name not in LAYERS or len(node.inputs) < 2 or len(node.inputs[1].shape) < 2:
         return 0
     kernel = node.inputs[1].shape
-    counted = node.inputs[0].shape if name in _TRANSPOSED else node.shape
+    counted = node.inputs[0].shape if name in TRANSPOSED_CONVOLUTIONS else node.shape
     return math.prod(counted) * math.prod(kernel[1:])
 
 
@@ -215,6 +224,6 @@ def _constants(node: Node) -> Iterator[Work]:
             continue
         visited.add(constant)
         pending += constant.inputs
-        view = constant.op in _VIEWS
+        view = constant.op in FREE
         read = sum(math.prod(operand.shape) for operand in constant.inputs)
         yield VIEW if view else Work("moved", read, math.prod(constant.shape))

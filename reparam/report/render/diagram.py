@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reparam.capture.ops import facts
 from reparam.report.outcome import START, FoldLine, Step
 from reparam.report.render.layout import Layout, laid_out
 from reparam.report.render.markup import Markup, joined, tag
 
-_TITLES = {"batch_norm": "bn", "setitem": "fill border", "getitem": "slice", "cat": "concat"}
-_SIGNS = {"add": "+", "sub": "−", "rsub": "−", "mul": "×", "div": "÷", "neg": "−"}
 _COLOURS = (("conv", "conv"), ("linear", "conv"), ("matmul", "conv"), ("norm", "norm"), ("pool", "pool"))
 
 _BOX_HEIGHT, _CIRCLE = 40.0, 24.0
@@ -170,11 +169,12 @@ def _translated(part: Markup, x: float, y: float) -> Markup:
 def _step_box(step: Step) -> _Box:
     """A sum of tensors is a sign in a circle, a scale a sign and its factor; a convolution begins with its window."""
     about = f"{step.operation} {step.geometry} in {step.where}"
-    if step.operation in _SIGNS and not step.geometry:
-        return _Box(_SIGNS[step.operation], about=about, round=True)
-    if step.operation in _SIGNS:
-        return _Box(f"{_SIGNS[step.operation]} {_truncated(step.geometry)}", about=about)
-    name = _TITLES.get(step.operation, re.sub(r"(conv|conv_transpose|pool)[123]d$", r"\1", step.operation))
+    known = facts(step.operation)
+    if known.sign and not step.geometry:
+        return _Box(known.sign, about=about, round=True)
+    if known.sign:
+        return _Box(f"{known.sign} {_truncated(step.geometry)}", about=about)
+    name = known.title or re.sub(r"(conv|conv_transpose|pool)[123]d$", r"\1", step.operation)
     name += f" ×{step.count}" if step.count > 1 else ""
     return _titled_box(name.replace("_", " "), step.geometry, _colour(step.operation), about)
 
