@@ -53,7 +53,7 @@ def _reason(case: Case, word: str) -> str:
     model = draw_statistics(draw_constants(double(case.module).eval()))
     x = case.input(3, (10, 13, 4), torch.Generator().manual_seed(0))
     found = record(model, Inputs((x,)))
-    refusals = Interpretation(found.nodes, found.walls).refusals.values()
+    refusals = Interpretation(found.nodes, found.barriers).refusals.values()
     return next(refusal.reason for refusal in refusals if word in refusal.reason)
 
 

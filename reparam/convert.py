@@ -259,7 +259,7 @@ def _convert(
     pinned = _matching(target, request.keep)
     say("recording a run")
     recorded = record(target, request.inputs)
-    recorded.walls.update(around(recorded, pinned))
+    recorded.barriers.update(around(recorded, pinned))
     fixed = of_one_size(target, request.inputs, recorded) if request.fixed_size else ()
 
     def candidates(judge: Cost) -> None:

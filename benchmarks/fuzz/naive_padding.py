@@ -36,14 +36,14 @@ def naive_verdicts(program: Program) -> Counter[str]:
     """For each operation that the padding law refuses: whether the fold that ignores the law is wrong."""
     model, inputs = program.build()
     recorded = record(model, Inputs.of(inputs))
-    exact = Interpretation(recorded.nodes, recorded.walls)
+    exact = Interpretation(recorded.nodes, recorded.barriers)
     refused = {node for node, refusal in exact.refusals.items() if isinstance(refusal, BorderRefusal)}
     if not refused:
         return Counter()
     verdicts: Counter[str] = Counter()
     with patch.object(AffineConv, "pad", naive_pad):
         folds = plan(recorded).folds
-        naive = Interpretation(recorded.nodes, recorded.walls)
+        naive = Interpretation(recorded.nodes, recorded.barriers)
         for node in refused:
             covering = [fold for fold in folds if node in fold.nodes and _is_refused(exact, fold.base, fold.sink)]
             verdicts[_verdict([_ending_at(node, fold, naive) for fold in covering])] += 1

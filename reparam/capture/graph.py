@@ -152,18 +152,19 @@ class Call:
 class Record:
     """What happened: all nodes in order, all calls in order (the root's first), the nodes whose tensors are needed.
 
-    watched: the modules whose calls hooks look at.
-    walls: nodes at which folding stops: what hooks look at, and writes that are seen through another tensor.
+    hooked: the modules with hooks.
+    barriers: the nodes that no fold may lead through: what goes in and out of hooked modules, and the opaque ones.
     writes: the nodes that write to each memory, in order, at this size or perhaps at another.
-    opaque: the walls that no fold can compute: they write, or read what was lent to their module for a call.
+    opaque: the nodes that no fold may compute: writes that are read through another tensor, and what a call computes from
+        tensors lent to its module.
     asked: the modules whose code has asked a tensor of the model for its size, dtype or device, by the tensor's id.
     """
 
     nodes: list[Node]
     calls: list[Call]
     outputs: list[Node]
-    walls: set[Node]
-    watched: set[nn.Module]
+    barriers: set[Node]
+    hooked: set[nn.Module]
     writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
     opaque: frozenset[Node] = frozenset()
     asked: Mapping[int, Collection[nn.Module]] = field(default_factory=dict)

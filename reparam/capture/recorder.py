@@ -94,10 +94,10 @@ class _Recorder(TorchFunctionMode):
         self.sources: list[Node] = []
         self.calls: list[Call] = []
         self.stack: list[Call] = []
-        self.walls: set[Node] = set()
+        self.barriers: set[Node] = set()
         self.paths: dict[nn.Module, str] = {}
         self.owned: dict[nn.Module, dict[str, int]] = {}
-        self.watched: set[nn.Module] = set()
+        self.hooked: set[nn.Module] = set()
         self.writes: dict[int, list[Node]] = defaultdict(list)
         self.copies: dict[int, int] = {}  # of memory that would be that of another tensor at another size
         self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
@@ -118,7 +118,7 @@ class _Recorder(TorchFunctionMode):
                 continue  # runs outside Python: its results are tensors of unknown origin
             self.paths[module] = path
             self.owned[module] = owned(module)
-            self.watched.update([module] if hooked(module) else [])
+            self.hooked.update([module] if hooked(module) else [])
             handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         return handles
@@ -133,8 +133,8 @@ class _Recorder(TorchFunctionMode):
             self.stack[-1].events.append(call)
         self.calls.append(call)
         self.stack.append(call)
-        if module in self.watched:
-            self.walls.update(nodes_in((call.args, call.kwargs)))
+        if module in self.hooked:
+            self.barriers.update(nodes_in((call.args, call.kwargs)))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         call = self.stack.pop()
@@ -144,8 +144,8 @@ class _Recorder(TorchFunctionMode):
             self._looks(MISSING, isinstance(call.result, Node) and asks_for_result(frame.f_code))
             several = not isinstance(call.result, Node) and not takes_all(frame)
             self._looks(RETURNED, several or literal(call.result))
-        if module in self.watched:
-            self.walls.update(nodes_in(call.result))
+        if module in self.hooked:
+            self.barriers.update(nodes_in(call.result))
 
     # --- tensors
 
@@ -355,7 +355,7 @@ class _Recorder(TorchFunctionMode):
             call.looked.update([SET] if call.module in self.told else [])
         opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory]) | lent
         return Record(
-            self.nodes, self.calls, outputs, self.walls | opaque, self.watched, self.writes, opaque, self.asked
+            self.nodes, self.calls, outputs, self.barriers | opaque, self.hooked, self.writes, opaque, self.asked
         )
 
     def _changed(self, node: Node) -> bool:

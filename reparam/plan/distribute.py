@@ -57,7 +57,7 @@ class _Distributor:
         self.walk = walk
         self.folds = folds
         self.inside = {node for fold in folds.values() for node in fold.nodes}
-        self.fixed = {*record.outputs, *record.walls}
+        self.fixed = {*record.outputs, *record.barriers}
         self.readers = record.readers()
         self.by_base = {fold.base: fold for fold in folds.values()}
 

@@ -107,7 +107,7 @@ class _Merger:
         self.order = {node: i for i, node in enumerate(record.nodes)}
         self.readers = record.readers()
         laid = [node for node in record.nodes if node.laid]
-        self.seen = {0, *(node.memory for node in (*record.outputs, *record.walls, *laid))}  # 0: nobody knows whose
+        self.seen = {0, *(node.memory for node in (*record.outputs, *record.barriers, *laid))}  # 0: nobody knows whose
         self.relied = relied_on(record)
 
     def merges(self) -> Iterator[_Merge]:

@@ -144,7 +144,7 @@ def alive(record: Record) -> set[Node]:
     A write counts where its memory is that of something alive, of an input or of the model, for others see it; and
     where the same code, in another call of its module, makes a write that counts.
     """
-    live = _reached([*record.outputs, *record.walls, *filter(_number, record.nodes)], {})
+    live = _reached([*record.outputs, *record.barriers, *filter(_number, record.nodes)], {})
     given = [node for node in record.nodes if node.function is None]
     given += [operand for node in record.nodes for operand in node.inputs if operand.tensor is not None]
     writes = {
@@ -175,7 +175,7 @@ def computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> s
     """Every node that is still computed when folds stand for the operations before their sinks."""
     bases = {fold.sink: (fold.base,) for fold in folds}
     inside = {node for fold in folds for node in fold.nodes}
-    roots = [n for n in live if n in record.walls or (n not in inside and (n.inplace or _number(n)))]
+    roots = [n for n in live if n in record.barriers or (n not in inside and (n.inplace or _number(n)))]
     roots += [node for node in live if asked_alone(node, live)]
     return _reached([*record.outputs, *roots], bases)
 

@@ -80,7 +80,7 @@ def plan(
 
     fixed: the nodes whose recorded sizes are the only ones. only: the first so many folds, if given.
     """
-    barriers = {*record.walls, *constraints.barriers}
+    barriers = {*record.barriers, *constraints.barriers}
     walk = Interpretation(record.nodes, {*record.opaque, *constraints.opaque}, fixed, barriers)
     live = alive(record)
     order = {node: i for i, node in enumerate(record.nodes)}
@@ -144,7 +144,7 @@ def _demanded(record: Record, walk: Interpretation, live: set[Node]) -> set[Node
 
     A write that nobody reads runs all the same.
     """
-    demanded = {*record.outputs, *record.walls, *(node for node in live if node.inplace and not node.readers)}
+    demanded = {*record.outputs, *record.barriers, *(node for node in live if node.inplace and not node.readers)}
     for node in live:
         if asked_alone(node, live):
             demanded.add(node)

@@ -380,7 +380,7 @@ def _size(value: Value, space: bool) -> Any:
 
 def _sets_its_sizes(walk: Interpretation, node: Node) -> bool:
     """Whether its value or its kernel says how long its dimensions are."""
-    return node in walk.dominator or node.op in cost.KERNELS
+    return node in walk.dominator or node.op in KERNELS
 
 
 _Choice = tuple[cost.Price, Node, bool]

@@ -103,7 +103,7 @@ class _Kept:
         before = [operand for operand in node.operands if operand.op in KERNELS]
         into_readers = node.function is affine_part or any(reader.op in KERNELS for reader in node.readers)
         removed = {*before, *([node] if into_readers else [])}
-        if not removed or not removed <= self.evidence.record.walls:
+        if not removed or not removed <= self.evidence.record.barriers:
             return None
         what = "its output" if node in removed else f"the output of {before[0].op} before it"
         return _refusal_line(node, f"a hook or `keep` watches {what}", "without the hook or `keep` it could fold")

@@ -46,7 +46,7 @@ class _Lowering:
     ) -> None:
         self.record = record
         self.barriers = barriers
-        self.pinned = {*pinned, *record.watched}
+        self.pinned = {*pinned, *record.hooked}
         self.ordinal = {event: i for call in record.calls for i, event in enumerate(call.events)}
         self.proofs, self.calls = proofs, proofs.calls
         self.readers = record.readers()

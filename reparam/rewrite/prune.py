@@ -42,8 +42,8 @@ class Pruner:
     def prune(self, model: nn.Module, inputs: Inputs, pinned: Collection[nn.Module]) -> dict[Dead, str]:
         """Remove what can be removed; what became of each: `REMOVED`, or why it stays."""
         now = record(model, inputs)
-        now.walls.update(around(now, pinned))
-        watched = {*pinned, *now.watched}
+        now.barriers.update(around(now, pinned))
+        watched = {*pinned, *now.hooked}
         fates = {each: "kept: a hook or `keep` watches it" for each in self.dead if each.modules() & watched}
         live = alive(now)
         for call, computed in _computing(now, [each for each in self.dead if each not in fates], live).items():

@@ -53,7 +53,7 @@ def interpreted(model: nn.Module, x: Tensor) -> tuple[Record, Node, Node, Interp
     """The record of one run, its input and output, and what every node is."""
     found = record(model, Inputs((x,)))
     given = next(node for node in found.nodes if node.function is None and not node.constant)
-    return found, given, found.outputs[0], Interpretation(found.nodes, found.walls)
+    return found, given, found.outputs[0], Interpretation(found.nodes, found.barriers)
 
 
 def is_value_of(found: Interpretation, base: Node, node: Node) -> bool:
