@@ -1,15 +1,15 @@
-"""What goes wrong, in words a user can act on.
+"""The errors of this package. Each says where, what, why, and what the user can do.
 
-A `Refusal` is a result, not an accident: it says why one operation was not folded and what would change that. It is
-caught, kept and reported. A `ReparamError` is a user's mistake or a failed check; it ends the call and leaves the
-user's model and files as they were.
+A `Refusal` says why an operation is not folded and what would change that. It is caught, kept and reported as a result.
+A `ReparamError` is a user's mistake or a failed check: it ends the call, and the user's model and files stay as they
+were.
 """
 
 from __future__ import annotations
 
 
 class Refusal(Exception):
-    """A fold that would not be exact (or cannot be written back); `remedy` says what would change it."""
+    """Why a fold would not be exact, or cannot be written back. `remedy` says what would change that."""
 
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
@@ -21,19 +21,19 @@ class Refusal(Exception):
 
 
 class BorderRefusal(Refusal):
-    """A fold that would be exact in the middle of an image and wrong at its border."""
+    """A fold would be exact inside an image and wrong at its border."""
 
 
 class ReparamError(Exception):
-    """Base of every error that this package raises on purpose; its text says where, what, why and what to do."""
+    """The base class of all errors that this package raises on purpose."""
 
 
 class TrainModeError(ReparamError):
-    """A model, or a part of it, is in train mode: what it computes is not what will be deployed."""
+    """A model, or a part of it, is in train mode, where it computes something else than when it is deployed."""
 
 
 class InputError(ReparamError):
-    """An argument cannot be used: inputs of the wrong form, a `keep` that matches nothing, an unknown cost."""
+    """An argument or a file cannot be used: inputs of the wrong form, a `keep` that matches nothing, a damaged file."""
 
 
 class ModelError(ReparamError):
@@ -45,6 +45,6 @@ class VerificationError(ReparamError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, and its class where it says nothing."""
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    """The first line of an error's text; the name of its class where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,9 +1,9 @@
-"""A folded model as two files: weights that are data (`.safetensors`), and beside them where they come from (`.json`).
+"""A folded model as two files: its weights (`.safetensors`), and beside them their provenance (`.json`).
 
-Neither holds code to run and neither needs a deploy twin of the model's class: the structure is rebuilt on a fresh copy
-of the training model (see `structure`), and the numbers are loaded into it. Hashes tie the two files together, the
-outline of the model is compared before anything is built, and what the rebuilt model computes is compared with what the
-saved one did (see `probe`), as code may change under the same names.
+The provenance describes the folded structure. `load` rebuilds it on a fresh copy of the training model (see
+`structure`) and loads the weights into it, so the model needs no second class for deployment. Three checks protect the
+user: a hash ties the two files together, the outline of the fresh model must match before anything is built, and the
+rebuilt model must compute what the saved one did (see `probe`), because code may change under the same names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from reparam.rewrite.origin import Origin
 
 FORMAT = "reparam artefact"
 VERSION = 1
-_CONSTANT = "constant:"  # the name of a tensor that is in no state begins with this in the file
+_CONSTANT = "constant:"  # prefix in the file of tensors that the state_dict lacks
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Saved:
 
     @classmethod
     def at(cls, path: Path | str) -> Saved:
-        """Both, from the path of either."""
+        """Both, from the path of either. Raises InputError for another suffix."""
         path = Path(path)
         if path.suffix not in (".safetensors", ".json"):
-            raise InputError(f"{path}: an artefact is a .safetensors file with a .json beside it; name it so")
+            raise InputError(f"{path}: an artefact is a .safetensors file with a .json beside it; name one of them")
         return cls(path.with_suffix(".safetensors"), path.with_suffix(".json"))
 
 
@@ -58,28 +58,30 @@ def save(
     source: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Saved:
-    """Write a folded model, as `reparameterize` has returned it, to `path` (.safetensors) and a .json beside it.
+    """Write a folded model to a .safetensors file and its provenance to a .json beside it.
 
-    source: how the original was named and where its weights come from, for people and programs to read.
+    deployed: what `reparameterize` or `load` has returned.
+    path: of either file.
+    source: what to note of the original, such as its name and its checkpoint. It must fit into JSON.
     force: overwrite.
 
-    Raises InputError where the model was not folded here, was changed since, needs code that is no data, or where the
-    files cannot be written: then neither is.
+    Raises InputError where the model was not folded by this package, was changed since, or runs code that a file must
+    not hold; and where the files cannot be written. Then neither is.
     """
     saved = Saved.at(path)
     origin = vars(deployed).get("reparam_origin")
     if not isinstance(origin, Origin) or origin.skeleton is None:
         raise InputError(
-            "save: this is not what reparameterize or load has returned, or it has been pickled since; fold the "
-            "original, and save what comes out"
+            "save: this is not a model that reparameterize or load has returned, or it has been pickled since; fold "
+            "the original and save the result"
         )
     with written([saved.weights, saved.provenance], force) as (weights, provenance):
         structure = describe(origin.skeleton, deployed)
-        state, tied = _distinct(deployed)
-        held = {
+        state, tied = _state_and_ties(deployed)
+        extra = {
             _CONSTANT + name: tensor.detach().contiguous() for name, tensor in constants(deployed, structure).items()
         }
-        save_file(state | held, weights, {"format": "pt"})
+        save_file(state | extra, weights, {"format": "pt"})
         report = vars(deployed).get("reparam_report")
         data = {
             "format": FORMAT,
@@ -107,25 +109,27 @@ def save(
 def load(path: Path | str, model: nn.Module, *, verify: bool = True) -> nn.Module:
     """The folded model of an artefact, in eval mode, on the device of `model`.
 
-    path: either of the two files. model: a fresh copy of the original, from the same code with the same arguments; its
-    numbers do not matter, and it is left as it is. verify: compare a few numbers that it computes.
+    path: of either file.
+    model: a fresh original, made by the same code with the same arguments. Its weights do not matter, and it is not
+        changed.
+    verify: compare some of the numbers that the result computes with those of the saved model.
 
-    Raises InputError where a file is missing, damaged or not the one that belongs to the other, where the model is not
-    what was folded, or where it computes something else.
+    Raises InputError where a file is missing, damaged, or does not belong to the other, where `model` has another
+    structure than the original, and where the result computes something else.
     """
     saved = Saved.at(path)
     data = read_provenance(saved.provenance)
     require_file(saved.weights)
-    with _whole(saved.provenance):
+    with _damage_explained(saved.provenance):
         if sha256(saved.weights) != data["weights"]["sha256"]:
             raise InputError(
-                f"{saved.weights} is damaged, or not the file that {saved.provenance.name} was written with (its "
-                "sha256 differs); copy both files again"
+                f"{saved.weights} is damaged, or was not written together with {saved.provenance.name}: its sha256 "
+                "differs; copy both files again"
             )
-        state, held = _read(saved.weights)
+        state, extra = _read(saved.weights)
         state |= {name: state[first] for name, first in data["weights"]["tied"].items()}
-        folded = _applied(data, model, held)
-        _fill(folded, state)
+        folded = _applied(data, model, extra)
+        _set_weights(folded, state)
         if data["weights"].get("channels last"):
             folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if verify and data["probe"] is not None:
@@ -134,29 +138,32 @@ def load(path: Path | str, model: nn.Module, *, verify: bool = True) -> nn.Modul
 
 
 def apply(provenance: Mapping[str, Any] | Path | str, model: nn.Module) -> nn.Module:
-    """The folded structure on a copy of a fresh original, in eval mode, its new weights zero.
+    """The folded structure on a copy of `model`, in eval mode, with zeros for its new weights.
 
-    It takes the artefact's weights by `load_state_dict`; `load` does both, and checks them. provenance: the .json file,
-    or what is in it. Raises InputError as `load` does.
+    The artefact's weights go into it with `load_state_dict`. `load` does both, with all checks.
+
+    provenance: the .json file or its content. model: a fresh original, as for `load`.
+
+    Raises InputError as `load` does.
     """
     data = provenance if isinstance(provenance, Mapping) else read_provenance(Path(provenance))
-    held: dict[str, Tensor] = {}
+    extra: dict[str, Tensor] = {}
     if not isinstance(provenance, Mapping) and Saved.at(provenance).weights.exists():
-        held = _read(Saved.at(provenance).weights)[1]
-    with _whole(Path("the provenance") if isinstance(provenance, Mapping) else Path(provenance)):
-        return _applied(data, model, held)
+        extra = _read(Saved.at(provenance).weights)[1]
+    with _damage_explained(Path("the provenance") if isinstance(provenance, Mapping) else Path(provenance)):
+        return _applied(data, model, extra)
 
 
 def origin_of(path: Path | str) -> Origin:
-    """What an artefact knows of its original. Raises InputError where its .json is missing or damaged."""
+    """What an artefact notes about its original. Raises InputError where its .json is missing or damaged."""
     saved = Saved.at(path)
-    with _whole(saved.provenance):
+    with _damage_explained(saved.provenance):
         return _origin(read_provenance(saved.provenance))
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Whatever is not where it should be in a provenance says that the file is damaged."""
+def _damage_explained(path: Path) -> Iterator[None]:
+    """Anything missing or of another type in a provenance is an InputError: the file is damaged."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
@@ -164,27 +171,27 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """What is in the .json of an artefact. Raises InputError where it is none, or of another version."""
+    """The content of an artefact's .json. Raises InputError for another kind of file, and for another version."""
     require_file(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        found = (data["format"], data["version"])
+        kind, number = data["format"], data["version"]
         parts = [data[name] for name in ("weights", "original", "structure", "keys", "options")]
         complete = all(isinstance(part, dict | list) for part in parts)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged, or no provenance of an artefact ({error})") from error
-    if found[0] != FORMAT or not complete:
-        raise InputError(f"{path} is no provenance of an artefact")
-    if found[1] != VERSION:
+        raise InputError(f"{path} is damaged, or is not the provenance of an artefact ({error})") from error
+    if kind != FORMAT or not complete:
+        raise InputError(f"{path} is not the provenance of an artefact; name the .json that `save` has written")
+    if number != VERSION:
         raise InputError(
-            f"{path} is of version {found[1]}, and this reparam reads {VERSION}; use the one that wrote it"
+            f"{path} is of version {number}, and this reparam reads version {VERSION}; use the reparam that wrote it"
         )
     return dict(data)
 
 
-def _applied(data: Mapping[str, Any], model: nn.Module, held: Mapping[str, Tensor]) -> nn.Module:
+def _applied(data: Mapping[str, Any], model: nn.Module, extra: Mapping[str, Tensor]) -> nn.Module:
     require_outline(model, data["original"])
-    folded = rebuild(model, data["structure"], held)
+    folded = rebuild(model, data["structure"], extra)
     vars(folded)["reparam_origin"] = _origin(data).with_skeleton_of(model)
     return folded
 
@@ -194,28 +201,29 @@ def _origin(data: Mapping[str, Any]) -> Origin:
     return Origin(None, dict(data["original"]["sha256"]), keys, data["inputs"], dict(data["options"]))
 
 
-def _fill(folded: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """The numbers into their places: every tensor one, every place one, in the shape and dtype that was saved."""
-    places = {name: each for name, each in folded.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
-    missing, more = sorted(places.keys() - state), sorted(state.keys() - places)
-    wrong = [name for name in places.keys() & state.keys() if places[name].shape != state[name].shape]
-    if missing or more or wrong:
+def _set_weights(folded: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give each tensor of the model its saved value, in the saved dtype; names and shapes must match."""
+    targets = {name: value for name, value in folded.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    missing, unexpected = sorted(targets.keys() - state), sorted(state.keys() - targets)
+    wrong = [name for name in targets.keys() & state.keys() if targets[name].shape != state[name].shape]
+    if missing or unexpected or wrong:
         raise InputError(
-            f"the artefact does not fit together: missing {missing}, unexpected {more}, other shapes {wrong}"
+            f"the two files of the artefact do not fit together: missing {missing}, unexpected {unexpected}, other "
+            f"shapes {wrong}; copy both files again"
         )
-    for name, place in places.items():
-        place.data = state[name].to(place.device, copy=True)
+    for name, target in targets.items():
+        target.data = state[name].to(target.device, copy=True)
 
 
-def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor of the state once, and by the other names of a shared one its first."""
+def _state_and_ties(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor of the state under its first name, and that name by every other name of a tied tensor."""
     state: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise InputError(
-                f"save: {name} in the state is a {type(tensor).__name__} and no tensor; export a .pt2 instead"
+                f"save: {name} in the state_dict is a {type(tensor).__name__} and no tensor; export a .pt2 instead"
             )
         if id(tensor) in first:
             tied[name] = first[id(tensor)]
@@ -226,20 +234,20 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The state, and the tensors that are in none."""
+    """The state, and the tensors that the state_dict lacks."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged, or no .safetensors file: {error}") from error
-    held = {name.removeprefix(_CONSTANT): each for name, each in found.items() if name.startswith(_CONSTANT)}
-    return {name: each for name, each in found.items() if not name.startswith(_CONSTANT)}, held
+        raise InputError(f"{path} is damaged, or is not a .safetensors file: {error}; copy it again") from error
+    state = {name: tensor for name, tensor in content.items() if not name.startswith(_CONSTANT)}
+    return state, {name.removeprefix(_CONSTANT): content[name] for name in content.keys() - state.keys()}
 
 
 def _channels_last(model: nn.Module) -> bool:
-    """Whether its images are laid out channel by channel in memory; the file knows no order."""
-    kernels = [each for each in model.parameters() if each.dim() == 4 and not each.is_contiguous()]
-    return any(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
+    """Whether the kernels are in that memory format, which a .safetensors file does not store."""
+    kernels = [weight for weight in model.parameters() if weight.dim() == 4 and not weight.is_contiguous()]
+    return any(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""From a checkpoint, as training scripts leave them, to the weights of one model, under its own names.
+"""Checkpoints, as training scripts leave them: the weights are found, renamed to the model's own names, and loaded.
 
-Checkpoints are read as data: `.safetensors`, or torch's own format with `weights_only=True`, so that none can run code.
+Checkpoints are read as data: `.safetensors`, or torch's own format with `weights_only=True`. Neither can run code.
 """
 
 from __future__ import annotations
@@ -22,19 +22,25 @@ from torch import Tensor, nn
 from reparam.deploy.files import require_file, sha256
 from reparam.errors import InputError, first_line
 
-# Where training scripts keep the weights, the best first: an average of the last steps is what its authors evaluate.
+# Where training scripts keep the weights. Averages come first: they are what the authors evaluate.
 KEYS = (
     "ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema",
     "model", "state_dict", "model_state_dict", "net", "params", "module",
 )  # fmt: skip
 _WRAPPERS = ("module", "_orig_mod")  # DataParallel and DistributedDataParallel, torch.compile
-_COUNTER = "num_batches_tracked"  # old checkpoints lack it, and nothing in eval mode reads it
-_SHOWN = 4
+_COUNTER = "num_batches_tracked"  # old checkpoints lack it, and eval mode does not read it
+_LISTED = 4  # names in a message
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights in a file: `state` by name, `key` where they were found ("" at the top), and the file's digest."""
+    """The weights in a file.
+
+    state: the tensors by name.
+    key: where in the file they are; "" at the top.
+    others: the other keys that hold weights.
+    sha256: of the file.
+    """
 
     path: Path
     state: Mapping[str, Tensor]
@@ -44,13 +50,18 @@ class Checkpoint:
 
     def __str__(self) -> str:
         where = f" under {self.key!r}" if self.key else ""
-        passed = f" (also there: {', '.join(map(repr, self.others))})" if self.others else ""
-        return f"{self.path}: {len(self.state)} tensors{where}{passed}"
+        others = f" (others under {', '.join(map(repr, self.others))})" if self.others else ""
+        return f"{self.path}: {len(self.state)} tensors{where}{others}"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How the weights went into a model: what was stripped from their names, and what did not come together."""
+    """How the weights of a checkpoint fit a model.
+
+    stripped: the prefixes that were removed from their names.
+    missing: the model's tensors that the checkpoint lacks. unexpected: the checkpoint's tensors that the model lacks.
+    left_out: the number of tensors outside the prefix of the model.
+    """
 
     stripped: tuple[str, ...]
     missing: tuple[str, ...]
@@ -59,69 +70,72 @@ class Fit:
 
     def __str__(self) -> str:
         parts = [f"stripped {', '.join(map(repr, self.stripped))}"] if self.stripped else []
-        parts += [f"{self.left_out} tensors outside that prefix are not the model's"] if self.left_out else []
-        parts += [f"missing {_some(self.missing)}"] if self.missing else []
-        parts += [f"unexpected {_some(self.unexpected)}"] if self.unexpected else []
-        return "; ".join(parts) or "every tensor has its place"
+        parts += [f"left out {self.left_out} tensors outside that prefix"] if self.left_out else []
+        parts += [f"missing {_listed(self.missing)}"] if self.missing else []
+        parts += [f"unexpected {_listed(self.unexpected)}"] if self.unexpected else []
+        return "; ".join(parts) or "all names match"
 
 
 def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
-    """The weights in a `.safetensors` file, or in one written by `torch.save`.
+    """The weights in a `.safetensors` file, or in one that `torch.save` has written.
 
-    key: where in the file they are, such as "model" or "ema.module"; without it the first of `KEYS` that is there.
+    key: where in the file they are, such as "model" or "ema.module"; without it, the first of `KEYS` that holds any.
 
-    Raises InputError for a file that is missing, damaged, of another kind, or that could only be read by running code.
+    Raises InputError for a file that is missing, damaged or of another kind, and for one that runs code when it is
+    read.
     """
     path = require_file(Path(path))
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    state, found, others = _at(path, content, key) if key else _searched(path, content)
-    return Checkpoint(path, {name: each for name, each in state.items() if isinstance(each, Tensor)}, found, others,
-                      sha256(path))  # fmt: skip
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state, place, others = _state_at(path, content, key) if key else _searched_state(path, content)
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return Checkpoint(path, weights, place, others, sha256(path))
 
 
 def fit(checkpoint: Checkpoint, model: nn.Module, *, prefix: str | None = None, partial: bool = False) -> Fit:
-    """Load the weights into the model, in place, under the names that it has for them.
+    """Load the weights into the model, in place, under its own names.
 
-    "module." and "_orig_mod." are stripped, and so is the prefix of a wrapper whose part the model was (`prefix`, or
-    the one under which most of the model's names are found).
+    "module." and "_orig_mod." are stripped from the checkpoint's names, and so is `prefix`: what stands before the
+    model's own names where it was trained as a part of another. Without it, the prefix is the one under which most of
+    the model's names are found.
+    partial: allow missing and unexpected tensors.
 
-    Raises InputError where tensors have other shapes, and, unless `partial`, where any are missing or unexpected.
+    Raises InputError where shapes differ, and, unless `partial`, where tensors are missing or unexpected.
     """
     names = set(model.state_dict())
     state, stripped = _unwrapped(checkpoint.state, names)
     before = len(state)
     prefix = _prefix(checkpoint.path, state, names) if prefix is None else prefix
     if prefix:
-        state = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         stripped += (prefix,)
     _require_shapes(checkpoint.path, state, model)
     result = model.load_state_dict(state, strict=False)
     missing = tuple(name for name in result.missing_keys if not name.endswith(_COUNTER))
-    found = Fit(stripped, missing, tuple(result.unexpected_keys), before - len(state))
-    if (found.missing or found.unexpected) and not partial:
+    fitted = Fit(stripped, missing, tuple(result.unexpected_keys), before - len(state))
+    if (fitted.missing or fitted.unexpected) and not partial:
         raise InputError(
-            f"{checkpoint.path} does not fit the model: {found}; name the model that was trained, with its arguments, "
-            "choose the weights with --checkpoint-key, or use --partial where this is meant"
+            f"{checkpoint.path} does not fit the model: {fitted}; name the model that was trained, with its arguments, "
+            "choose other weights with --checkpoint-key, or use --partial if this is intended"
         )
-    return found
+    return fitted
 
 
 # --- reading
 
 
-def _safetensors(path: Path) -> Mapping[str, Any]:
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged, or no .safetensors file{_looks_like(path)}: {first_line(error)}"
+            f"{path} is damaged, or is not a .safetensors file{_guessed_kind(path)}: {first_line(error)}; copy it again"
         ) from error
 
 
-def _pickled(path: Path) -> Any:
+def _read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of old formats is nothing to mend here
+            warnings.simplefilter("ignore")  # torch warns of old formats, which nobody can change here
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _needs_code(path, str(error)) from error
@@ -134,35 +148,35 @@ def _pickled(path: Path) -> Any:
 
 
 def _needs_code(path: Path, text: str) -> InputError:
-    asked = re.findall(r"GLOBAL ([\w.]+)", text)
-    if not asked:
-        # What torch says besides is to try again with weights_only=False, which is the last thing to do here.
-        told = re.search(r"WeightsUnpickler error: (.*)", text)
-        return _damaged(path, ValueError((told and told[1].strip()) or "no pickle of weights"))
+    classes = re.findall(r"GLOBAL ([\w.]+)", text)
+    if not classes:
+        # torch also advises weights_only=False here, which would run the file.
+        reason = re.search(r"WeightsUnpickler error: (.*)", text)
+        return _damaged(path, ValueError((reason and reason[1].strip()) or "not a pickle of weights"))
     return InputError(
-        f"{path} cannot be read as data: it asks for the code of {asked[0]} to be run, and a file that runs code can "
-        "do anything to this machine. If you trust whoever made it, save its weights alone where it was made, by "
+        f"{path} cannot be read as data: it asks for the code of {classes[0]}, and a file that runs code can do "
+        "anything to this machine. If you trust its author, save only the weights where it was made, with "
         "torch.save(model.state_dict(), 'weights.pt') or safetensors.torch.save_file, and give that file"
     )
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(
-        f"{path} is damaged, cut off, or no checkpoint{_looks_like(path)} ({first_line(error)}); copy it again and "
-        "compare its size"
+        f"{path} is damaged, cut off, or not a checkpoint{_guessed_kind(path)} ({first_line(error)}); copy it again "
+        "and compare its size"
     )
 
 
-def _looks_like(path: Path) -> str:
-    """What the first bytes say of files that are taken for checkpoints."""
+def _guessed_kind(path: Path) -> str:
+    """What a file is by its first bytes, of the kinds that are often mistaken for checkpoints."""
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
-        return ", it is empty"
+        return ": it is empty"
     if head.startswith(b"version https://git-lfs"):
-        return ", it is a pointer of Git LFS: run `git lfs pull`"
+        return ": it is a Git LFS pointer, run `git lfs pull`"
     if head.lstrip()[:1] == b"<":
-        return ", it is a web page: the download went wrong"
+        return ": it is a web page, the download went wrong"
     return ""
 
 
@@ -170,123 +184,122 @@ def _looks_like(path: Path) -> str:
 
 
 def _is_state(content: Any) -> bool:
-    """A mapping by name whose values are tensors, but for some numbers and strings beside them."""
+    """Whether this maps names to tensors, apart from some numbers and strings."""
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return False
-    held = [value for value in content.values() if not isinstance(value, int | float | str | None)]
-    return any(isinstance(value, Tensor) for value in held) and all(isinstance(value, Tensor) for value in held)
+    values = [value for value in content.values() if not isinstance(value, int | float | str | None)]
+    return any(isinstance(value, Tensor) for value in values) and all(isinstance(value, Tensor) for value in values)
 
 
-def _searched(path: Path, content: Any) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
-    """The weights, where they were found, and where else there are some."""
+def _searched_state(path: Path, content: Any) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
+    """The weights, their key, and the other keys that hold weights."""
     if _is_state(content):
         return content, "", ()
-    found = dict(_states(content, ""))
-    if not found:
+    states = dict(_states(content, ""))
+    if not states:
         raise InputError(
-            f"{path} holds no weights: it is {_described(content)}; a state_dict is looked for at the top and under "
-            f"{', '.join(KEYS)}; name another place with --checkpoint-key"
+            f"{path} holds no weights at the top or under {', '.join(KEYS)}: it is {_described(content)}; name their "
+            "place with --checkpoint-key"
         )
-    key, *others = found
-    return found[key], key, tuple(others)
+    key, *others = states
+    return states[key], key, tuple(others)
 
 
 def _states(content: Any, path: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Every place of `KEYS`, be it inside another, that holds weights."""
-    found: list[tuple[str, Mapping[str, Any]]] = []
+    """Every key of `KEYS`, or path of such keys, that holds weights."""
+    states: list[tuple[str, Mapping[str, Any]]] = []
     if isinstance(content, Mapping):
         for key in KEYS:
             inner: Any = content.get(key)
             here = f"{path}.{key}" if path else key
             if _is_state(inner):
-                found.append((here, inner))
+                states.append((here, inner))
             else:
-                found += _states(inner, here)
-    return found
+                states += _states(inner, here)
+    return states
 
 
-def _at(path: Path, content: Any, key: str) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
-    """What stands under a key; points lead inside, where there is no key that has them in its name."""
+def _state_at(path: Path, content: Any, key: str) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
+    """The weights under a key. A dot separates nested keys, unless it is part of a key itself."""
     inner, rest = content, key
     while rest and isinstance(inner, Mapping):
-        step = next((each for each in sorted(map(str, inner), key=len, reverse=True)
-                     if rest == each or rest.startswith(f"{each}.")), None)  # fmt: skip
+        longest_first = sorted(map(str, inner), key=len, reverse=True)
+        step = next((name for name in longest_first if rest == name or rest.startswith(f"{name}.")), None)
         if step is None:
             break
         inner, rest = inner[step], rest[len(step) + 1 :]
     if rest or not _is_state(inner):
-        raise InputError(f"{path} holds no weights under {key!r}: it is {_described(content)}; choose another key")
+        raise InputError(f"{path} holds no weights under {key!r}: it is {_described(content)}; name another key")
     return inner, key, ()
 
 
 def _described(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f"a dict of {_some(tuple(map(str, content)))}" if content else "an empty dict"
+        return f"a dict of {_listed(tuple(map(str, content)))}" if content else "an empty dict"
     return f"a {type(content).__name__}"
 
 
-# --- naming them as the model does
+# --- renaming the weights
 
 
 def _unwrapped(state: Mapping[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state without the names that wrappers have put into it and the model does not know."""
-    strange = [each for each in _WRAPPERS if not any(each in name.split(".") for name in names)]
-    told = tuple(f"{each}." for each in strange if any(_within(each, name) for name in state))
+    """The state without the wrappers' names that the model does not have, and what was stripped."""
+    wrappers = [wrapper for wrapper in _WRAPPERS if not any(wrapper in name.split(".") for name in names)]
+    stripped = tuple(f"{wrapper}." for wrapper in wrappers if any(_is_wrapped(wrapper, name) for name in state))
     result = dict(state)
-    for each in strange:
-        result = {_without(each, name): tensor for name, tensor in result.items()}
-    return (result, told) if len(result) == len(state) else (dict(state), ())
+    for wrapper in wrappers:
+        result = {_without(wrapper, name): tensor for name, tensor in result.items()}
+    return (result, stripped) if len(result) == len(state) else (dict(state), ())
 
 
-def _within(wrapper: str, name: str) -> bool:
-    """At the beginning; torch.compile may wrap any part."""
+def _is_wrapped(wrapper: str, name: str) -> bool:
+    """A wrapper stands at the beginning; torch.compile may wrap any part."""
     return name.startswith(f"{wrapper}.") or (wrapper == "_orig_mod" and f".{wrapper}." in name)
 
 
 def _without(wrapper: str, name: str) -> str:
-    while _within(wrapper, name):
+    while _is_wrapped(wrapper, name):
         name = name.removeprefix(f"{wrapper}.")
         name = name.replace(f".{wrapper}.", ".") if wrapper == "_orig_mod" else name
     return name
 
 
 def _prefix(path: Path, state: Collection[str], names: Collection[str]) -> str:
-    """The prefix under which the model's names are found, "" where most are found as they are."""
-    ends = {name: name.rpartition(".")[2] for name in names}
+    """The prefix under which most of the model's names are found; "" if that is none, or if the model has no names."""
     if not names:
         return ""
-    counted: Counter[str] = Counter()
-    by_end: dict[str, list[str]] = {}
-    for name, end in ends.items():
-        by_end.setdefault(end, []).append(name)
+    counts: Counter[str] = Counter()
+    by_last_part: dict[str, list[str]] = {}
+    for name in names:
+        by_last_part.setdefault(name.rpartition(".")[2], []).append(name)
     for given in state:
-        for name in by_end.get(given.rpartition(".")[2], ()):
+        for name in by_last_part.get(given.rpartition(".")[2], ()):
             if given == name or given.endswith(f".{name}"):
-                counted[given[: len(given) - len(name)]] += 1
-    best = counted.most_common(2)
-    if not best or counted[""] >= best[0][1]:
+                counts[given[: len(given) - len(name)]] += 1
+    best = counts.most_common(2)
+    if not best or counts[""] >= best[0][1]:
         return ""
     if len(best) == 2 and best[0][1] == best[1][1]:
         raise InputError(
-            f"{path}: the model's names are found under {best[0][0]!r} and under {best[1][0]!r}; say which with "
+            f"{path} holds the model's names under {best[0][0]!r} and under {best[1][0]!r}; choose one with "
             "--checkpoint-prefix"
         )
     return best[0][0]
 
 
 def _require_shapes(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    wanted = {name: each for name, each in model.state_dict().items() if isinstance(each, Tensor)}
-    wrong = [name for name, each in state.items() if name in wanted and wanted[name].shape != each.shape]
+    wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    wrong = [name for name, value in state.items() if name in wanted and wanted[name].shape != value.shape]
     if wrong:
         first = wrong[0]
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         raise InputError(
-            f"{path} does not fit the model: {first} has shape {tuple(state[first].shape)} there and "
+            f"{path} does not fit the model: {first} has shape {tuple(state[first].shape)} in the file and "
             f"{tuple(wanted[first].shape)} in the model{more}; name the model that was trained, with its arguments "
             "(--arg num_classes=...)"
         )
 
 
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _listed(names: Collection[str]) -> str:
+    first = ", ".join(list(names)[:_LISTED])
+    return first + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

@@ -1,8 +1,8 @@
-"""A model as a program of another runtime: `.pt2` by torch.export, `.onnx` by torch.onnx.
+"""A model as a program for another runtime: `.pt2` by torch.export, `.onnx` by torch.onnx.
 
-What is written is loaded again, in the runtime that it is for, and compared with the float64 truth of the original; it
-gets its name only after that. A file takes every batch and every size if the model can be exported so and the file then
-holds at other batches and sizes; else every batch; else the example's shapes alone. The result says which, and why.
+The file is loaded again in its runtime and compared with the float64 truth of the original. It gets its name only after
+that. Three exports are tried in turn, until one can be made and passes at other input shapes too: for every batch and
+size, for every batch, for the example's shapes only. The result says which one it is, and why not an earlier one.
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ from reparam.deploy.files import require_writable, written
 from reparam.deploy.runtimes import SUFFIXES, open_program, runtime
 from reparam.errors import InputError, ModelError, ReparamError, VerificationError, first_line
 
-ANY_SIZE, ANY_BATCH, ONE_SHAPE = "every batch and size", "every batch", "the example's shapes alone"
-_LIMIT = 2 << 30  # bytes of one ONNX file; what is larger is written in several
+ANY_SIZE, ANY_BATCH, ONE_SHAPE = "every batch and size", "every batch", "the example's shapes only"
+_ONNX_LIMIT = 2 << 30  # bytes of one file; torch writes a larger model in several
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that has been written, what it takes, why no more, and how it compares with the original."""
+    """A program that has been written.
+
+    takes: the inputs that it takes: `ANY_SIZE`, `ANY_BATCH` or `ONE_SHAPE`.
+    why: why it does not take more; "" if it takes all.
+    verification: the file compared with the original.
+    """
 
     path: Path
     takes: str
@@ -49,7 +54,7 @@ class Exported:
 
 
 def require_exportable(path: Path, force: bool = False) -> None:
-    """Raises InputError, before any work is done, where a program could not be written to `path`."""
+    """Raises InputError where no program can be written to `path`, or where its runtime is not installed."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: name the file .pt2 (torch.export) or .onnx")
     require_writable(path, force)
@@ -68,13 +73,16 @@ def export(
     force: bool = False,
     progress: Callable[[str], object] = lambda _: None,
 ) -> Exported:
-    """Write `model` to a `.pt2` or `.onnx` file that computes what `original` (the model itself, if not given) does.
+    """Write `model` to a `.pt2` or `.onnx` file, and compare the file with the original.
 
     example_inputs: a tensor, a tuple or a dict, as for `reparameterize`.
+    original: the model whose float64 output is the truth; `model` itself, if not given.
     fixed_size: every image will be as large as the example.
+    force: overwrite.
+    progress: called with the name of each step.
 
     Neither model is changed. Raises InputError where the file cannot be written or the extra `onnx` is missing,
-    ModelError where torch cannot export the model, VerificationError where the file computes something else: then
+    ModelError where torch cannot export the model, and VerificationError where the file computes something else. Then
     nothing has been written.
     """
     path = Path(path)
@@ -82,8 +90,8 @@ def export(
     require_eval(model, "the model")
     truth = model if original is None else original
     inputs = Inputs.of(example_inputs)
-    if path.suffix == ".onnx" and any(each.dtype == torch.bfloat16 for _, each in inputs.tensors()):
-        raise InputError(f"{path}: onnxruntime takes no bfloat16 from Python; export the model in float32 or float16")
+    if path.suffix == ".onnx" and any(tensor.dtype == torch.bfloat16 for _, tensor in inputs.tensors()):
+        raise InputError(f"{path}: onnxruntime takes no bfloat16 inputs; export the model in float32 or float16")
     why = ""
     with written([path], force) as (draft,):
         for takes in (ANY_SIZE, ANY_BATCH, ONE_SHAPE)[fixed_size:]:
@@ -99,7 +107,7 @@ def export(
                 why = why or f"for {takes}: {first_line(error)[:300]}"
                 continue
             return Exported(path, takes, why, outcome)
-    raise AssertionError("the last way either returns or raises")
+    raise AssertionError("the last export either returns or raises")
 
 
 def _renamed(error: ReparamError, draft: Path, path: Path) -> ReparamError:
@@ -107,14 +115,14 @@ def _renamed(error: ReparamError, draft: Path, path: Path) -> ReparamError:
 
 
 def _traced(model: nn.Module, inputs: Inputs, takes: str) -> ExportedProgram:
-    """The model as a program. A batch of one is doubled first: torch takes an axis of length one for fixed."""
+    """The model as a program. A batch of one becomes two first, because torch fixes an axis of length one."""
     rows = next((len(tensor) for _, tensor in inputs.tensors() if tensor.ndim > 1), 0)
     given = inputs.resized(size=()).get("batch", inputs) if rows == 1 and takes != ONE_SHAPE else inputs
     rows = next((len(tensor) for _, tensor in given.tensors() if tensor.ndim > 1), 0)
-    free = _free(rows, takes)
+    free_axes = _free_axes(rows, takes)
     try:
         bound = inspect.signature(model.forward).bind(*given.args, **given.kwargs).arguments
-        shapes = None if takes == ONE_SHAPE else {name: mapped(each, free) for name, each in bound.items()}
+        shapes = None if takes == ONE_SHAPE else {name: mapped(value, free_axes) for name, value in bound.items()}
         with _quiet(), torch.no_grad():
             return torch.export.export(
                 copied(model), given.args, dict(given.kwargs), dynamic_shapes=shapes, strict=False
@@ -123,10 +131,10 @@ def _traced(model: nn.Module, inputs: Inputs, takes: str) -> ExportedProgram:
         raise ModelError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _free(rows: int, takes: str) -> Callable[[Any], dict[int, Any] | None]:
-    """Which axes of an argument may have any length: the batch, and the axes of images."""
+def _free_axes(rows: int, takes: str) -> Callable[[Any], dict[int, Any] | None]:
+    """The axes of an argument that may have any length: the batch, and the spatial axes of images."""
 
-    def free(value: Any) -> dict[int, Any] | None:
+    def free_axes(value: Any) -> dict[int, Any] | None:
         if not isinstance(value, Tensor):
             return None
         axes = [0] if value.ndim > 1 and len(value) == rows else []
@@ -134,7 +142,7 @@ def _free(rows: int, takes: str) -> Callable[[Any], dict[int, Any] | None]:
             axes += range(2, value.ndim)
         return dict.fromkeys(axes, Dim.AUTO)
 
-    return free
+    return free_axes
 
 
 def _write(program: ExportedProgram, draft: Path) -> None:
@@ -153,13 +161,13 @@ def _write(program: ExportedProgram, draft: Path) -> None:
         exported.save(draft)
     if list(draft.parent.iterdir()) != [draft]:
         raise InputError(
-            f"{draft.name} would be larger than {_LIMIT >> 30} GB, which one ONNX file cannot be; export a .pt2"
+            f"{draft.name} would be larger than {_ONNX_LIMIT >> 30} GB, the limit of one ONNX file; export a .pt2"
         )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What exporters print and warn of is about themselves; what matters is compared afterwards."""
+    """Hides what exporters print and warn of: it is about themselves, and the file is compared afterwards."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),

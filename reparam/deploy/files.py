@@ -1,7 +1,7 @@
-"""Files, written whole or not at all: what stands under a name is the old file or the new one, never half of one.
+"""Files are written whole or not at all: a path leads to the old file or to the new one, never to half of one.
 
-A file is written under its own name into a hidden folder beside its target, so that a runtime may load and judge it
-there, and is moved into place last. Whatever ends the work before (an error, Ctrl-C, a full disk), the folder goes.
+A file is written under its own name into a hidden folder beside its target, where a runtime can load and check it, and
+is moved into place last. Whatever ends the work before that (an error, Ctrl-C, a full disk), the folder is removed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 
 from reparam.errors import InputError
 
-_WORDS = {
+_REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EFBIG: "the file would be larger than the limit",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.EROFS: "the disk is read-only",
     errno.ENOENT: "there is no such folder",
-    errno.ENOTDIR: "a part of its path is a file and no folder",
+    errno.ENOTDIR: "a part of the path is a file and no folder",
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
@@ -34,9 +34,9 @@ _CHUNK = 1 << 20
 
 
 def require_writable(path: Path, force: bool = False) -> None:
-    """Raises InputError, before any work is done, where `path` could not be written: its folder must exist.
+    """Raises InputError where `path` cannot be written, so that a mistake is found before any work is done.
 
-    A file that stands there is overwritten with `force` alone.
+    force: allow a file that exists.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -44,7 +44,7 @@ def require_writable(path: Path, force: bool = False) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file in it, such as {path / 'model.safetensors'}")
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is a device or a pipe; name a file, which is written beside it and moved into place")
+        raise InputError(f"{path} is a device or a pipe; name a file")
     if path.exists() and not force:
         raise InputError(f"{path} exists and is not overwritten; choose another name, or use --force (force=True)")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -53,10 +53,10 @@ def require_writable(path: Path, force: bool = False) -> None:
 
 @contextmanager
 def written(paths: Sequence[Path], force: bool = False) -> Iterator[list[Path]]:
-    """Where to write the files of `paths`, which share a folder; on leaving all of them are moved into place, in order.
+    """Yields a temporary path for each of `paths`, which share a folder, and moves all files into place at the end.
 
-    Nothing is moved where the block raises. Raises InputError as `require_writable` does, also where a file has
-    appeared in the meantime, and for what the system reports on writing: a full disk, a missing permission.
+    Nothing is moved where the block raises. Raises InputError as `require_writable` does, before and after the block,
+    and where the system fails to write: the disk is full, a permission is missing.
     """
     for path in paths:
         require_writable(path, force)
@@ -68,7 +68,7 @@ def written(paths: Sequence[Path], force: bool = False) -> Iterator[list[Path]]:
             drafts = [folder / path.name for path in paths]
             yield drafts
             for draft in drafts:
-                _settle(draft)
+                _sync(draft)
             for path, draft in zip(paths, drafts, strict=True):
                 require_writable(path, force)
                 draft.replace(path)
@@ -77,9 +77,9 @@ def written(paths: Sequence[Path], force: bool = False) -> Iterator[list[Path]]:
 
 
 def require_file(path: Path) -> Path:
-    """The path; raises InputError where it names no file that can be read."""
+    """The path itself. Raises InputError where it names no file that can be read."""
     if not path.exists():
-        raise InputError(f"{path}: there is no such file{_like(path)}")
+        raise InputError(f"{path}: there is no such file{_similar_files(path)}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file in it")
     if not os.access(path, os.R_OK):
@@ -98,29 +98,29 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What the system says about writing `path`, in words."""
+    """Turns the system's errors about writing `path` into InputError, in words."""
     try:
         yield
     except Exception as error:
-        number = _reported(error)
+        number = _errno(error)
         if number is None:
             raise
-        why = _WORDS.get(number, os.strerror(number))
+        why = _REASONS.get(number, os.strerror(number))
         raise InputError(f"{path} cannot be written: {why}; nothing was written") from error
 
 
-def _reported(error: Exception) -> int | None:
-    """The number of the system's error; libraries that write by other means than Python's tell it in their text."""
+def _errno(error: Exception) -> int | None:
+    """The number of the system's error. Libraries that do not write through Python have it only in their text."""
     if isinstance(error, OSError):
         return error.errno
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    if told:
-        return int(told[1])
-    return next((number for number in _WORDS if os.strerror(number) in str(error)), None)
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    if match:
+        return int(match[1])
+    return next((number for number in _REASONS if os.strerror(number) in str(error)), None)
 
 
-def _settle(draft: Path) -> None:
-    """On the disk before it gets its name, with the permissions that a new file has here."""
+def _sync(draft: Path) -> None:
+    """Write a file through to the disk, with the permissions of a new file."""
     mask = os.umask(0)
     os.umask(mask)
     draft.chmod(0o666 & ~mask)
@@ -128,10 +128,10 @@ def _settle(draft: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _like(path: Path) -> str:
-    """Files of the same kind that do stand there, for whoever has mistyped a name."""
+def _similar_files(path: Path) -> str:
+    """The files of the same kind in that folder: the name may be mistyped."""
     folder = path.parent
     if not folder.is_dir():
         return f", nor a folder {folder}"
-    found = sorted(each.name for each in folder.glob(f"*{path.suffix}") if path.suffix and each.is_file())
-    return f"; there is {', '.join(found[:3])}" if found else ""
+    names = sorted(file.name for file in folder.glob(f"*{path.suffix}") if path.suffix and file.is_file())
+    return f"; there is {', '.join(names[:3])}" if names else ""

@@ -1,8 +1,8 @@
-"""The text of a forward as data: what it may say, so that reading it from a file can run nothing but arithmetic.
+"""The text of a forward as data that is safe to load from a file: it can run nothing but arithmetic.
 
-A rewritten forward is Python, and Python from a file can do anything. What torch.fx prints, though, needs little of it:
-one assignment after another, calls of the module's own layers, of torch's operations, of `operator` and `math`, and of
-the methods of tensors. Everything else is refused, and no function is ever handed to another one.
+A rewritten forward is Python, and Python from a file can do anything. But what torch.fx prints needs little of it:
+assignments, calls of the module's own layers, of torch's operations, of `operator` and `math`, and of the methods of
+tensors. Everything else is refused, and so is a function that is passed as an argument.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reparam.errors import InputError
 from reparam.rewrite.code import Code
 
 _MODULES = {"torch": torch, "operator": operator, "math": math}
-_MAKING = (
+_TENSOR_MAKERS = (
     "arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like",
     "scalar_tensor", "tensor", "zeros", "zeros_like", "_assert", "device", "Size",
 )  # fmt: skip
@@ -32,18 +32,18 @@ _BUILT_IN = (
     "slice", "int", "float", "bool", "len", "abs", "min", "max", "round", "sum",
     "list", "tuple", "dict", "range", "reversed", "sorted", "zip",
 )  # fmt: skip
-_NO_ARITHMETIC = ("attrgetter", "methodcaller", "itemgetter", "call")
-# What a name in a forward may stand for, besides modules.
+_FUNCTION_MAKERS = ("attrgetter", "methodcaller", "itemgetter", "call")
+# The objects that a name in a forward may mean, besides modules.
 _OBJECTS: dict[str, Any] = {
     **{name: getattr(builtins, name) for name in ("getattr", *_BUILT_IN)},
-    **{f"math.{name}": each for name, each in vars(math).items() if callable(each)},
-    **{f"operator.{name}": each for name, each in vars(operator).items()
-       if callable(each) and not name.startswith("_") and name not in _NO_ARITHMETIC},
+    **{f"math.{name}": value for name, value in vars(math).items() if callable(value)},
+    **{f"operator.{name}": value for name, value in vars(operator).items()
+       if callable(value) and not name.startswith("_") and name not in _FUNCTION_MAKERS},
     "inf": math.inf,
     "nan": math.nan,
     "device": torch.device,
 }  # fmt: skip
-_NO_METHODS = {
+_UNSAFE_METHODS = {
     "register_hook",
     "register_post_accumulate_grad_hook",
     "map_",
@@ -52,43 +52,47 @@ _NO_METHODS = {
     "share_memory_",
     "numpy",
 }
-_OF_CONTAINERS = {"keys", "values", "items", "get"}
-_VALUES = (torch.dtype, torch.memory_format, torch.layout, float, int)
+_CONTAINER_METHODS = {"keys", "values", "items", "get"}
+_CONSTANT_TYPES = (torch.dtype, torch.memory_format, torch.layout, float, int)
 _EXPRESSIONS = (
     ast.Tuple, ast.List, ast.Dict, ast.Slice, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Subscript,
 )  # fmt: skip
 
 
 def code_data(code: Code, where: str) -> dict[str, Any]:
-    """A forward for a file. Raises InputError where it says what files may not say; `where` names its module."""
+    """A forward as data for a file. `where` names its module.
+
+    Raises InputError where it holds what `read_code` would refuse.
+    """
     objects = {}
     for name, value in code.objects:
-        known = next((key for key, each in _OBJECTS.items() if value is each), None)
-        if known is None and isinstance(value, float):
-            known = "nan" if math.isnan(value) else "inf" if value == math.inf else None
-        if known is None:
+        key = next((key for key, known in _OBJECTS.items() if value is known), None)
+        if key is None and isinstance(value, float):
+            key = "nan" if math.isnan(value) else "inf" if value == math.inf else None
+        if key is None:
             raise InputError(
                 f"{where}: its forward needs {value!r}, which an artefact cannot hold; export a .pt2 instead"
             )
-        objects[name] = known
+        objects[name] = key
     data = {"text": code.text, "modules": dict(code.modules), "objects": objects}
     read_code(data, where)
     return data
 
 
 def read_code(data: Any, where: str) -> tuple[Code, list[list[str]]]:
-    """The forward in a file, and the paths below `self` that it names.
+    """The forward in a file, and the attribute paths of `self` that it uses.
 
-    Raises InputError where it says more than a forward that torch.fx prints does.
+    Raises InputError where it is damaged, and where it holds anything that torch.fx does not print.
     """
     try:
         text, modules, objects = str(data["text"]), dict(data["modules"]), dict(data["objects"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: its forward is damaged ({error!r})") from error
-    strange = [name for name in modules if modules[name] != name or name not in _MODULES]
-    strange += [name for name, key in objects.items() if not _may_stand_for(name, key)]
-    if strange:
-        raise InputError(f"{where}: its forward asks for {', '.join(map(str, strange))}; it is not loaded")
+    refused = [name for name in modules if modules[name] != name or name not in _MODULES]
+    refused += [name for name, key in objects.items() if not _may_mean(name, key)]
+    if refused:
+        names = ", ".join(map(str, refused))
+        raise InputError(f"{where}: its forward uses {names}, which is not safe to run; it is not loaded")
     reader = _Reader(where, set(modules), objects)
     try:
         tree = ast.parse(text)
@@ -99,17 +103,20 @@ def read_code(data: Any, where: str) -> tuple[Code, list[list[str]]]:
     return code, reader.paths
 
 
-def _may_stand_for(name: Any, key: Any) -> bool:
-    """Whether a name may mean that object; one of Python's own only itself, for that is how the text is read."""
+def _may_mean(name: Any, key: Any) -> bool:
+    """Whether a name may mean an object. A builtin name means only itself: the reader relies on that."""
     own = {"self", *_MODULES, "getattr", *_BUILT_IN, "inf", "nan", "device"}
     return isinstance(key, str) and key in _OBJECTS and (name == key or not {name, key} & own)
 
 
 def require_members(module: nn.Module, paths: Collection[list[str]], where: str) -> None:
-    """What a forward names below `self` is a layer, a parameter or a buffer, so that no method is called by it."""
+    """Raises InputError for a path that leads to no layer, parameter, buffer or number: it may be a method."""
     for path in paths:
         if not _is_member(module, path):
-            raise InputError(f"{where}: its forward names self.{'.'.join(path)}, which is no layer and no tensor there")
+            raise InputError(
+                f"{where}: its forward uses self.{'.'.join(path)}, which is no layer, tensor or number of the module; "
+                "it is not loaded"
+            )
 
 
 def _is_member(module: nn.Module, path: list[str]) -> bool:
@@ -117,38 +124,49 @@ def _is_member(module: nn.Module, path: list[str]) -> bool:
         parent = module.get_submodule(".".join(path[:-1]))
     except AttributeError:
         return False
-    held = vars(parent)
-    registered = any(path[-1] in held[registry] for registry in ("_parameters", "_buffers", "_modules"))
-    return registered or isinstance(held.get(path[-1]), Tensor | bool | int | float)
+    attributes = vars(parent)
+    registered = any(path[-1] in attributes[registry] for registry in ("_parameters", "_buffers", "_modules"))
+    return registered or isinstance(attributes.get(path[-1]), Tensor | bool | int | float)
 
 
 class _Reader:
-    """Walks the tree of a forward; refuses whatever it does not know."""
+    """Walks the syntax tree of a forward, and refuses everything that is not known to be safe.
+
+    modules: the modules that the text may use. functions: the names that mean a function of `_OBJECTS`.
+    reserved: the names that the text must not assign. assigned: the names that it has assigned.
+    paths: the attribute paths of `self` that it uses.
+    """
 
     def __init__(self, where: str, modules: set[str], objects: dict[str, str]) -> None:
         self.where = where
         self.modules = modules
         self.functions = {name for name, key in objects.items() if key not in ("getattr", "inf", "nan")}
-        self.taken = {"self", "getattr", *_MODULES, *_BUILT_IN, *objects}
+        self.reserved = {"self", "getattr", *_MODULES, *_BUILT_IN, *objects}
         self.assigned: set[str] = set()
         self.paths: list[list[str]] = []
 
-    def refuse(self, node: ast.AST, why: str = "") -> InputError:
-        said = ast.unparse(node)[:80]
-        return InputError(f"{self.where}: its forward says `{said}`, which an artefact may not{why}; it is not loaded")
+    def refusal(self, node: ast.AST, why: str = "") -> InputError:
+        code = ast.unparse(node)[:80]
+        return InputError(f"{self.where}: its forward holds `{code}`, which is not safe to run{why}; it is not loaded")
 
     def function(self, tree: ast.Module) -> None:
-        only = tree.body[0] if len(tree.body) == 1 else tree
-        if not isinstance(only, ast.FunctionDef) or only.name != "forward" or only.decorator_list or only.returns:
-            raise self.refuse(only)
-        given = only.args
-        every = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
-        if any(each.annotation for each in every) or any(each.arg in self.taken - {"self"} for each in every):
-            raise self.refuse(only)
-        for default in (*given.defaults, *filter(None, given.kw_defaults)):
+        definition = tree.body[0] if len(tree.body) == 1 else tree
+        if (
+            not isinstance(definition, ast.FunctionDef)
+            or definition.name != "forward"
+            or definition.decorator_list
+            or definition.returns
+        ):
+            raise self.refusal(definition)
+        args = definition.args
+        parameters = [*args.posonlyargs, *args.args, *args.kwonlyargs, *filter(None, (args.vararg, args.kwarg))]
+        names = {parameter.arg for parameter in parameters}
+        if any(parameter.annotation for parameter in parameters) or names & (self.reserved - {"self"}):
+            raise self.refusal(definition)
+        for default in (*args.defaults, *filter(None, args.kw_defaults)):
             self.expression(default)
-        self.assigned.update(each.arg for each in every)
-        for statement in only.body:
+        self.assigned |= names
+        for statement in definition.body:
             self.statement(statement)
 
     def statement(self, node: ast.stmt) -> None:
@@ -168,11 +186,11 @@ class _Reader:
             case ast.Pass():
                 pass
             case _:
-                raise self.refuse(node)
+                raise self.refusal(node)
 
     def target(self, node: ast.expr) -> None:
         match node:
-            case ast.Name(id=name) if name not in self.taken:
+            case ast.Name(id=name) if name not in self.reserved:
                 self.assigned.add(name)
             case ast.Tuple(elts=parts):
                 for part in parts:
@@ -181,16 +199,16 @@ class _Reader:
                 self.expression(value)
                 self.expression(index)
             case _:
-                raise self.refuse(node)
+                raise self.refusal(node)
 
     def expression(self, node: ast.AST) -> None:
         match node:
             case ast.Constant():
                 pass
             case ast.Name(id=name):
-                # Any other name would be one of Python's own, such as `eval`.
-                if name in self.taken - {"inf", "nan"} or name not in self.assigned | {"inf", "nan"}:
-                    raise self.refuse(node)
+                # A name that was not assigned means a builtin, such as `eval`.
+                if name in self.reserved - {"inf", "nan"} or name not in self.assigned | {"inf", "nan"}:
+                    raise self.refusal(node)
             case ast.Call():
                 self.call(node)
             case ast.Attribute():
@@ -200,16 +218,16 @@ class _Reader:
                     if isinstance(child, ast.expr):
                         self.expression(child)
             case _:
-                raise self.refuse(node)
+                raise self.refusal(node)
 
     def attribute(self, node: ast.expr) -> None:
-        """One that is read."""
+        """An attribute that is read."""
         root, names = self.chain(node)
         if isinstance(root, ast.Name) and root.id == "self":
             self.paths.append(names)
         elif isinstance(root, ast.Name) and root.id in _MODULES:
-            if not isinstance(self.found(root.id, names, node), _VALUES):
-                raise self.refuse(node)
+            if not isinstance(self.member(root.id, names, node), _CONSTANT_TYPES):
+                raise self.refusal(node)
         else:
             self.expression(root)
 
@@ -222,40 +240,41 @@ class _Reader:
         if isinstance(node.func, ast.Name):
             known = node.func.id in _BUILT_IN or node.func.id in self.functions
             if not known or any(keyword.arg in (None, "key") for keyword in node.keywords):
-                raise self.refuse(node)  # `key` is a function that `sorted`, `min` and `max` would call
+                raise self.refusal(node)  # `sorted`, `min` and `max` call their `key`
             return
         root, names = self.chain(node.func)
         if isinstance(root, ast.Name) and root.id == "self" and names:
             self.paths.append(names)
         elif isinstance(root, ast.Name) and root.id in _MODULES:
-            if not _arithmetic(root.id, names, self.found(root.id, names, node)):
-                raise self.refuse(node)
+            if not _is_arithmetic(root.id, names, self.member(root.id, names, node)):
+                raise self.refusal(node)
         elif names and names[-1] in _methods():
             self.expression(root)
         else:
-            raise self.refuse(node)
+            raise self.refusal(node)
 
     def chain(self, node: ast.expr) -> tuple[ast.expr, list[str]]:
-        """What an attribute is of, and the names that lead to it; none begins with two underscores."""
+        """The expression at the root of an attribute, and the names from there; none begins with two underscores."""
         names: list[str] = []
         while True:
             step = _named_attribute(node)
             if step is None:
                 return node, names[::-1]
             node, name = step
-            if name.startswith("__") or (name.startswith("_") and not _leads_to_own(node)):
-                raise self.refuse(node, f": {name}")
+            if name.startswith("__") or (name.startswith("_") and not _is_own_attribute(node)):
+                raise self.refusal(node, f": {name}")
             names.append(name)
 
-    def found(self, root: str, names: list[str], node: ast.AST) -> Any:
+    def member(self, root: str, names: list[str], node: ast.AST) -> Any:
+        """The object that a dotted name of a module means."""
         if root not in self.modules:
-            raise self.refuse(node)
-        held: Any = _MODULES[root]
+            raise self.refusal(node)
+        value: Any = _MODULES[root]
         for name in names:
-            held = getattr(held, name, None)
-        if held is None:
-            raise self.refuse(node, ": this version does not have it")
-        return held
+            value = getattr(value, name, None)
+        if value is None:
+            raise self.refusal(node, ": this version does not have it")
+        return value
 
 
 def _named_attribute(node: ast.expr) -> tuple[ast.expr, str] | None:
@@ -268,20 +287,19 @@ def _named_attribute(node: ast.expr) -> tuple[ast.expr, str] | None:
     return None
 
 
-def _leads_to_own(node: ast.expr) -> bool:
-    """Whether names with one underscore are fine below: those of the module itself, and torch's own `_C._nn`."""
+def _is_own_attribute(node: ast.expr) -> bool:
+    """Whether names with one underscore may follow: those of the module itself, and torch's own `_C._nn`."""
     while (step := _named_attribute(node)) is not None:
         node = step[0]
     return isinstance(node, ast.Name) and node.id in ("self", "torch")
 
 
-def _arithmetic(root: str, names: list[str], function: Any) -> bool:
-    """Whether it computes tensors or numbers, and does nothing else."""
+def _is_arithmetic(root: str, names: list[str], function: Any) -> bool:
+    """Whether a function computes tensors or numbers and has no other effect."""
     if root != "torch":
-        return (
-            len(names) == 1 and callable(function) and not names[0].startswith("_") and names[0] not in _NO_ARITHMETIC
-        )
-    if len(names) == 1 and names[0] in _MAKING:
+        public = len(names) == 1 and not names[0].startswith("_")
+        return public and names[0] not in _FUNCTION_MAKERS and callable(function)
+    if len(names) == 1 and names[0] in _TENSOR_MAKERS:
         return True
     if names[:2] == ["nn", "functional"] and len(names) == 3:
         home = str(getattr(function, "__module__", ""))
@@ -292,7 +310,7 @@ def _arithmetic(root: str, names: list[str], function: Any) -> bool:
 
 @cache
 def _operations() -> frozenset[int]:
-    """Every function of torch that works on tensors, by identity."""
+    """The identities of torch's functions that work on tensors."""
     return frozenset(map(id, _functions()))
 
 
@@ -305,6 +323,6 @@ def _functions() -> Iterator[Any]:
 
 @cache
 def _methods() -> frozenset[str]:
-    """The methods of tensors, and of the containers that they come in."""
+    """The safe methods of tensors, and of containers of tensors."""
     names = {function.__name__ for function in get_overridable_functions()[Tensor]}
-    return frozenset({name for name in names if not name.startswith("_")} - _NO_METHODS | _OF_CONTAINERS)
+    return frozenset({name for name in names if not name.startswith("_")} - _UNSAFE_METHODS | _CONTAINER_METHODS)

@@ -1,4 +1,4 @@
-"""The way back from a folded model to the form that it was trained in."""
+"""Back from a folded model to its training form."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def undo(
     model: nn.Module | None = None,
     check: bool = True,
 ) -> nn.Module:
-    """The training form of a folded model: what `reparameterize` was given, with the state that it had.
+    """The training form of a folded model: the model that `reparameterize` was given, with its weights.
 
-    deployed: what `reparameterize` or `load` has returned, which is left as it is; or a file of an artefact.
-    original_state: the `state_dict()` of the original, or the checkpoint that holds it (see `read_checkpoint`); the
-        numbers in the folded weights cannot be taken apart again.
-    model: a fresh original, for an artefact, and for a folded model that has been pickled and does not know the code of
-        its training form any more.
-    check: refuse a state that is not the one that was folded.
+    deployed: what `reparameterize` or `load` has returned; it is not changed. Or the path of an artefact.
+    original_state: the `state_dict()` of the original, or the path of a checkpoint that holds it. The folded weights
+        are sums that cannot be taken apart again.
+    model: a fresh original. Needed for an artefact, and for a folded model that has been pickled: neither holds the
+        code of the training form.
+    check: refuse weights that are not the ones that were folded.
 
-    Returns a new model in eval mode, on the device of `deployed` (of `model`, for an artefact); call .train() on it to
-    train on. Raises InputError where the model was not folded, or the state is not that of the original.
+    Returns a new model in eval mode, on the device of `deployed` (for an artefact: of `model`). Raises InputError where
+    the model was not folded by this package, and where the state is not that of the original.
     """
     origin = _origin(deployed)
     if model is not None:
         origin = origin.with_skeleton_of(model)
     if origin.skeleton is None:
         raise InputError(
-            "undo: a folded model in a file does not carry the code of its training form; build the original anew and "
+            "undo: a file of a folded model does not hold the code of its training form; build a fresh original and "
             "give it as model="
         )
     placed = deployed if isinstance(deployed, nn.Module) else model
@@ -56,7 +56,7 @@ def _origin(deployed: nn.Module | Path | str) -> Origin:
     origin = vars(deployed).get("reparam_origin")
     if not isinstance(origin, Origin):
         raise InputError(
-            "undo: this model has not been folded by reparam, or is a wrapper around one that has; give that"
+            "undo: this model was not folded by reparam, or is a wrapper around one that was; give the folded model"
         )
     return origin
 
@@ -73,10 +73,10 @@ def _load(restored: nn.Module, state: Mapping[str, Tensor] | Path | str) -> None
 
 
 def _require_same(restored: nn.Module, origin: Origin) -> None:
-    found = digests(restored)
-    other = [key for key, mark in origin.digests.items() if found.get(key) != mark]
-    if other:
+    restored_digests = digests(restored)
+    differing = [key for key, digest in origin.digests.items() if restored_digests.get(key) != digest]
+    if differing:
         raise InputError(
-            f"undo: these are not the weights that were folded: {len(other)} of {len(origin.digests)} tensors differ, "
-            f"the first is {other[0]}; give the state of the original, or say check=False"
+            f"undo: these are not the weights that were folded: {len(differing)} of {len(origin.digests)} tensors "
+            f"differ, the first is {differing[0]}; give the state of the original, or pass check=False"
         )

@@ -56,10 +56,10 @@ def test_the_weights_are_found(tmp_path: Path, wrapped: Any, key: str) -> None:
     assert not found.unexpected
 
 
-def test_what_else_was_there_is_said(tmp_path: Path) -> None:
+def test_other_entries_are_reported(tmp_path: Path) -> None:
     state = net().state_dict()
     path = saved(tmp_path, {"model": state, "ema": {k: v + 1 for k, v in state.items()}})
-    assert str(read_checkpoint(path)).endswith("9 tensors under 'ema' (also there: 'model')")
+    assert str(read_checkpoint(path)).endswith("9 tensors under 'ema' (others under 'model')")
     chosen = read_checkpoint(path, "model")
     assert chosen.key == "model"
     assert torch.equal(chosen.state["0.bias"], state["0.bias"])
@@ -67,7 +67,7 @@ def test_what_else_was_there_is_said(tmp_path: Path) -> None:
         read_checkpoint(path, "swa")
 
 
-def test_a_key_with_points_leads_inside(tmp_path: Path) -> None:
+def test_a_dotted_key_leads_inside(tmp_path: Path) -> None:
     path = saved(tmp_path, {"runs": {"1.5": net().state_dict()}})
     assert read_checkpoint(path, "runs.1.5").key == "runs.1.5"
 
@@ -121,7 +121,7 @@ def test_a_model_that_is_wrapped_itself_keeps_its_names(tmp_path: Path) -> None:
     assert same(fresh, trained)
 
 
-def test_what_is_outside_the_wrapped_part_is_counted(tmp_path: Path) -> None:
+def test_entries_outside_the_wrapped_part_are_counted(tmp_path: Path) -> None:
     trained, fresh = net(), net()
     state = {**prefixed(trained.state_dict(), "model."), "loss.weight": torch.ones(2)}
     found = fit(read_checkpoint(saved(tmp_path, state)), fresh)
@@ -157,7 +157,9 @@ def test_old_checkpoints_do_not_count_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("partial", [False, True])
 def test_other_shapes_are_never_loaded(tmp_path: Path, partial: bool) -> None:
     state = net().state_dict() | {"3.weight": torch.ones(7, 4, 1, 1)}
-    with pytest.raises(InputError, match=r"3\.weight has shape \(7, 4, 1, 1\) there and \(2, 4, 1, 1\) in the model"):
+    with pytest.raises(
+        InputError, match=r"3\.weight has shape \(7, 4, 1, 1\) in the file and \(2, 4, 1, 1\) in the model"
+    ):
         fit(read_checkpoint(saved(tmp_path, state)), net(), partial=partial)
 
 
@@ -188,14 +190,14 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path, protocol: str, monke
         assert "torch.save(model.state_dict(), 'weights.pt')" in str(error.value)
 
 
-def test_a_whole_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_a_pickled_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"asks for the code of torch\.nn\.modules\.container\.Sequential"):
         read_checkpoint(saved(tmp_path, net()))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_files_that_were_cut_off(tmp_path: Path, suffix: str, share: float) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"best{suffix}"
     state = net().state_dict()
     if suffix == ".pth":
@@ -219,7 +221,7 @@ def test_files_that_were_cut_off(tmp_path: Path, suffix: str, share: float) -> N
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_files_of_other_kinds(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
+def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
     path = tmp_path / f"best{suffix}"
     path.write_bytes(content)
     with pytest.raises(InputError, match=said) as error:

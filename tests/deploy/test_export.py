@@ -117,7 +117,7 @@ def test_fixed_size_is_not_tried_at_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_file_that_computes_something_else_is_not_kept(suffix: str, tmp_path: Path) -> None:
+def test_a_wrong_export_is_deleted(suffix: str, tmp_path: Path) -> None:
     x = example(2, 3, 8, 10)
     model, other = (trained(nn.Sequential(nn.Conv2d(3, 4, 3)), dtype=torch.float32) for _ in range(2))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_file_that_computes_something_else_is_not_kept(suffix: str, tmp_path: 
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_exported_is_explained(tmp_path: Path) -> None:
     class Hidden(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * float(x.sum().item() > 0) if x.sum() > 0 else x.flatten()[: int(x.max())].numpy() * 2
@@ -166,7 +166,7 @@ def test_damaged_programs_are_refused(suffix: str, content: bytes, tmp_path: Pat
         open_program(tmp_path / f"net{suffix}")
 
 
-def test_a_program_wants_as_many_tensors_as_it_has_names(tmp_path: Path) -> None:
+def test_a_program_refuses_another_number_of_tensors(tmp_path: Path) -> None:
     x = example(2, 3, 8, 10)
     done = export(trained(nn.Sequential(nn.Conv2d(3, 4, 3)), dtype=torch.float32), tmp_path / "net.onnx", x)
     program: Any = open_program(done.path)

@@ -14,7 +14,7 @@ from reparam.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_files_come_together_or_not_at_all(tmp_path: Path) -> None:
+def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
     paths = [tmp_path / "a.bin", tmp_path / "a.json"]
     with written(paths) as drafts:
         for draft in drafts:
@@ -25,7 +25,7 @@ def test_files_come_together_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_nothing_is_left_of_what_was_not_finished(tmp_path: Path, error: type[BaseException]) -> None:
+def test_nothing_is_left_of_an_unfinished_file(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a.bin").write_text("old")
 
     def write() -> None:
@@ -92,14 +92,14 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "permission"), (errno.EIO, "I/O|Input")]
 )
-def test_what_the_system_says_is_said_in_words(tmp_path: Path, number: int, said: str) -> None:
+def test_system_errors_are_put_into_words(tmp_path: Path, number: int, said: str) -> None:
     with pytest.raises(InputError, match=rf"a.bin cannot be written: .*({said})"), written([tmp_path / "a.bin"]):
         raise OSError(number, os.strerror(number))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["I/O error: No space left on device (os error 28)", "write: No space left on device"])
-def test_libraries_that_tell_it_in_their_own_way(tmp_path: Path, text: str) -> None:
+def test_errors_of_libraries_are_put_into_words(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="the disk is full"), written([tmp_path / "a.bin"]):
         raise RuntimeError(text)
     with pytest.raises(RuntimeError, match="something else"), written([tmp_path / "a.bin"]):
@@ -107,10 +107,10 @@ def test_libraries_that_tell_it_in_their_own_way(tmp_path: Path, text: str) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     """The system ends the write in the middle: no file may grow beyond 1000 bytes."""
     code = (
-        "import resource, pathlib\nfrom reparam.files import written\nfrom reparam.errors import InputError\n"
+        "import resource, pathlib\nfrom reparam.deploy.files import written\nfrom reparam.errors import InputError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n    with written([pathlib.Path('a.bin')]) as drafts: drafts[0].write_bytes(bytes(5000))\n"
         "except InputError as error: print(error)\n"

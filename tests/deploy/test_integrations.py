@@ -22,7 +22,7 @@ declare_torchvision_operators()
 
 
 @pytest.mark.zoo
-def test_timm_models_fold_with_no_more_than_the_model() -> None:
+def test_timm_models_fold_without_inputs() -> None:
     from timm.utils.model import reparameterize_model as of_timm
 
     model = build("repvgg_a0")
@@ -65,7 +65,7 @@ def network() -> Any:
     return Net
 
 
-def test_what_is_saved_folded_comes_back_folded(tmp_path: Path) -> None:
+def test_a_folded_model_is_loaded_folded(tmp_path: Path) -> None:
     net, x = network(), image(2, 3, 7, 9, dtype=torch.float32)
     model = trained(net(width=6), x, dtype=torch.float32)
     deployed = reparam.reparameterize(model, x)
@@ -76,11 +76,11 @@ def test_what_is_saved_folded_comes_back_folded(tmp_path: Path) -> None:
     assert repr(loaded) == repr(deployed)
     assert torch.equal(loaded(x), deployed(x))
     assert distance(model, reparam.undo(loaded, model.state_dict()), x) == 0
-    with pytest.raises(InputError, match="not what the artefact was made from"):
+    with pytest.raises(InputError, match="does not match the original of the artefact"):
         net.from_pretrained(tmp_path, width=5)
 
 
-def test_what_is_saved_as_it_was_trained_comes_back_so(tmp_path: Path) -> None:
+def test_a_trained_model_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
     net, x = network(), image(2, 3, 7, 9, dtype=torch.float32)
     model = trained(net(width=6), x, dtype=torch.float32)
     reparam.reparameterize(model, x).save_pretrained(tmp_path)
