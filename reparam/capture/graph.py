@@ -14,28 +14,18 @@ from torch import Tensor, nn
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import operation
 
-# How the code of a module comes by a number that the input may decide on.
-SIZE = "looked at the size of a tensor"
-
-READ = "read a number out of a tensor"
-
-GIVEN = "was called with a number"
-
-RETURNED = "was handed a number, or something else to go by, by a module that it called"
-
-MISSING = "asks for a tensor that a module which it calls may not return for every input"
-
-ALIASED = "wrote to what `contiguous` gave, as it was or as a copy"
-
-CAUGHT = "goes on after an exception that the input may decide on"
-
-GRADIENTS = "asked whether gradients are recorded"
-
-LENT = "was called with other tensors in the place of its parameters or buffers"
-
+# What the control flow of a module's code may depend on, so that it may differ for another input.
+SIZE = "reads the size of a tensor"
+READ = "reads a number out of a tensor"
+GIVEN = "is called with a number"
+RETURNED = "gets a number, a flag or a collection from a module that it calls"
+MISSING = "asks for a tensor that a module may not return for every input"
+ALIASED = "writes to the result of `contiguous`, which is its input or a copy, depending on the input"
+CAUGHT = "catches an exception that may depend on the input"
+GRADIENTS = "asks whether gradients are recorded"
+LENT = "is called with other tensors in place of its parameters or buffers"
 SETS = "sets attributes of other modules"
-
-SET = "had attributes set by the code of another module"
+SET = "has attributes that the code of another module sets"
 
 
 @dataclass(eq=False, slots=True)
@@ -105,8 +95,8 @@ class Call:
     """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order.
 
     args, kwargs and result are what went in and came out, with nodes where tensors were.
-    looked: the ways (SIZE, READ, ...) in which its own code has come by a number, so that what it does may depend on
-    the input in more ways than the nodes tell.
+    control_flow: what that of its own code may depend on (SIZE, READ, ...). Where it is empty, the code runs the same
+    operations for every input.
     """
 
     module: nn.Module
@@ -116,7 +106,7 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     result: Any = None
-    looked: set[str] = field(default_factory=set)
+    control_flow: set[str] = field(default_factory=set)
 
     def nodes(self) -> Iterator[Node]:
         """Every node computed inside, in order."""

@@ -126,8 +126,8 @@ class _Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         call = Call(module, self.paths[module], self.stack[-1] if self.stack else None)
         call.args, call.kwargs = self.described(args), self.described(kwargs)
-        call.looked.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
-        call.looked.update([] if self.owned[module].items() <= owned(module).items() else [LENT])
+        call.control_flow.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
+        call.control_flow.update([] if self.owned[module].items() <= owned(module).items() else [LENT])
         if self.stack:
             self._looks(CAUGHT, attempted(caller(sys._getframe()), "_call_impl"))
             self.stack[-1].events.append(call)
@@ -140,7 +140,7 @@ class _Recorder(TorchFunctionMode):
         call = self.stack.pop()
         call.result = self.described(result)
         self._looks(RETURNED, _numbers(call.result, flags=True))
-        if call.looked and (frame := caller(sys._getframe())) is not None:
+        if call.control_flow and (frame := caller(sys._getframe())) is not None:
             self._looks(MISSING, isinstance(call.result, Node) and asks_for_result(frame.f_code))
             several = not isinstance(call.result, Node) and not takes_all(frame)
             self._looks(RETURNED, several or literal(call.result))
@@ -187,7 +187,7 @@ class _Recorder(TorchFunctionMode):
 
     def _looks(self, how: str, so: bool = True) -> None:
         if so and self.stack:
-            self.stack[-1].looked.add(how)
+            self.stack[-1].control_flow.add(how)
 
     def asked_for_gradients(self) -> None:
         self._looks(GRADIENTS)
@@ -349,10 +349,10 @@ class _Recorder(TorchFunctionMode):
                 stored = [tensor for _, value in state.kept() for _, tensor in tensors(value)]
                 outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
         outdated = {id(tensor) for state in before for tensor in state.outdated()}
-        lent = {node for call in self.calls if LENT in call.looked for node in call.nodes()}
+        lent = {node for call in self.calls if LENT in call.control_flow for node in call.nodes()}
         _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)} | lent)
         for call in self.calls:
-            call.looked.update([SET] if call.module in self.told else [])
+            call.control_flow.update([SET] if call.module in self.told else [])
         opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory]) | lent
         return Record(
             self.nodes, self.calls, outputs, self.barriers | opaque, self.hooked, self.writes, opaque, self.asked
@@ -387,4 +387,4 @@ def _note_between(what: str, *nodes: Node) -> None:
     """Note it for all code that leads from one of the nodes to another."""
     around = common(nodes)
     for call in (call for node in nodes for call in within(node, around)):
-        call.looked.add(what)
+        call.control_flow.add(what)

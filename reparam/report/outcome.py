@@ -119,7 +119,7 @@ class DeadWeight:
 class ControlFlow:
     """A module whose own code may branch differently for another input.
 
-    what: what its code did, such as "looked at the size of a tensor".
+    what: what its code does, such as "reads the size of a tensor".
     """
 
     where: str

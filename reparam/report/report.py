@@ -152,6 +152,6 @@ def _control_flow(record: Record) -> tuple[ControlFlow, ...]:
         ControlFlow(call.path or "the model itself", cause)
         for call in calls
         for cause in _CAUSES
-        if cause in call.looked
+        if cause in call.control_flow
     )
     return tuple(dict.fromkeys(lines))

@@ -35,7 +35,7 @@ def _record(record: Record) -> Stage:
         f"{len(operations)} operations in {len(record.calls)} module calls; {constants} of them are computed from "
         "parameters and buffers alone"
     )
-    looks = ((call.path or "the model itself", what) for call in record.calls for what in sorted(call.looked))
+    looks = ((call.path or "the model itself", what) for call in record.calls for what in sorted(call.control_flow))
     return Stage("record", summary, tuple(dict.fromkeys(f"{path} {what}" for path, what in looks)))
 
 

@@ -86,14 +86,14 @@ class Proofs:
 
     def looks(self, call: Call) -> bool:
         """Whether its code knows a number that the input may decide on, or was handed what depends on one."""
-        return bool(call.looked - {GIVEN}) or (self._informed(call) and (GIVEN in call.looked or instructed(call)))
+        return bool(call.control_flow - {GIVEN}) or (self._informed(call) and (GIVEN in call.control_flow or instructed(call)))
 
     def _informed(self, call: Call) -> bool:
         """Whether the code that makes the call may tell it anything that depends on the input."""
         if call not in self._told:
             around = call.parent
             outside = around is not None and (self._informed(around) or self.looks(around))
-            self._told[call] = (GIVEN in call.looked or outside) and not self.settled(call)
+            self._told[call] = (GIVEN in call.control_flow or outside) and not self.settled(call)
         return self._told[call]
 
     def settled(self, call: Call) -> bool:

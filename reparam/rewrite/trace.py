@@ -338,10 +338,10 @@ def entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
 
     Raises Refusal where the code does what no trace shows.
     """
-    if GRADIENTS in call.looked:
+    if GRADIENTS in call.control_flow:
         remedy = "a forward that does the same whether or not gradients are recorded, and does not ask, would fold"
-        raise unproven(call, f"it has {GRADIENTS}, and may do something else where they are", remedy)
-    unseen = [each for each in (CAUGHT, MISSING, SETS, SET) if each in call.looked]
+        raise unproven(call, f"it {GRADIENTS}, and may compute something else where they are", remedy)
+    unseen = [each for each in (CAUGHT, MISSING, SETS, SET) if each in call.control_flow]
     unseen += [LENT for each in (call, *call.events) if _lent(each)]
     if unseen:
         raise unproven(call, f"it {unseen[0]}")
@@ -359,7 +359,7 @@ _PARTS = (entry, affine_part, None)  # no step of their own: entries of a tuple,
 
 
 def _lent(event: Node | Call) -> bool:
-    return isinstance(event, Call) and LENT in event.looked
+    return isinstance(event, Call) and LENT in event.control_flow
 
 
 def parts(node: Node) -> Any:
