@@ -21,8 +21,8 @@ SOUND = 10 * math.log10(12 * (127 / 4) ** 2)
 as good as trained layers get."""
 
 BITS = 8
-_LEVELS = 2 ** (BITS - 1) - 1  # symmetric: from -127 to 127
-_SAMPLED = 64  # channels, evenly spaced over their ranges, so that a conversion need not round every weight
+_INT8_MAX = 2 ** (BITS - 1) - 1  # symmetric: from -127 to 127
+_CHANNEL_SAMPLE = 64  # channels, evenly spaced over their ranges, so that a conversion need not round every weight
 _QUARTILES = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
 
 
@@ -108,7 +108,7 @@ def ranges(name: str, kernel: Tensor) -> Ranges | None:
         return None
     peaks = peaks.double()
     smallest, low, median, high, largest = torch.quantile(peaks[order], _QUARTILES).tolist()
-    sampled = order[torch.linspace(0, len(order) - 1, min(len(order), _SAMPLED)).round().long()]
+    sampled = order[torch.linspace(0, len(order) - 1, min(len(order), _CHANNEL_SAMPLE)).round().long()]
     sample, own = rows[sampled].double(), peaks[sampled][:, None]
     return Ranges(
         name, len(peaks), len(peaks) - len(order), smallest, low, median, high, largest,
@@ -118,7 +118,7 @@ def ranges(name: str, kernel: Tensor) -> Ranges | None:
 
 def _signal_to_noise(rows: Tensor, largest: Tensor) -> float:
     """That of the median row in dB, after rounding to multiples of a 127th of `largest`."""
-    step = largest / _LEVELS
+    step = largest / _INT8_MAX
     noise = (rows / step).round_().mul_(step).sub_(rows).square_().sum(1)
     signal = rows.square().sum(1)
     floor = signal / 10 ** (BITS * BIT / 10)

@@ -112,13 +112,13 @@ class _Kept:
         """Nothing has refused it, so either there is no layer to fold it into or the plan has found none that pays."""
         after = [reader.op for reader in node.readers if reader.function is not None] or ["the output"]
         if node.function is affine_part:
-            reason = f"not every reader can take its scale and shift ({_listed(after)})"
+            reason = f"not every reader can take its scale and shift ({_names_in_words(after)})"
             return _refusal_line(node, reason, "read by convolutions or linear layers alone, it could fold")
         before = [_source(operand) for operand in node.operands] or ["a constant"]
-        where = f"it stands between {_listed(before)} and {_listed(after)}"
+        where = f"it stands between {_names_in_words(before)} and {_names_in_words(after)}"
         layers = [name for name in (*before, *after) if name in KERNELS]
         if layers:
-            reason = f"{where}, and folding it into {_listed(layers)} would cost more than it saves"
+            reason = f"{where}, and folding it into {_names_in_words(layers)} would cost more than it saves"
             return _refusal_line(node, reason, "another `cost` may decide otherwise")
         return _refusal_line(
             node, f"{where}, which cannot take it", "next to a convolution or linear layer it could fold"
@@ -174,7 +174,7 @@ def _source(node: Node) -> str:
     return "a tensor of unknown origin" if from_outside(node) else "the input"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _names_in_words(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`, each once."""
     *others, last = dict.fromkeys(names)
     return f"{', '.join(others)} and {last}" if others else last

@@ -62,8 +62,8 @@ def report(evidence: Evidence) -> Report:
     lines = tuple(
         replace(
             _fold_line(fold, evidence, order),
-            predicted=_predicted(*prices.folds[fold]),
-            measured=_measured(evidence.cost, *prices.folds[fold]),
+            predicted=_predicted_gain(*prices.folds[fold]),
+            measured=_measured_gain(evidence.cost, *prices.folds[fold]),
         )
         for fold in plan.folds
     )
@@ -79,7 +79,7 @@ def report(evidence: Evidence) -> Report:
         model=type(evidence.original).__name__,
         inputs=evidence.inputs,
         cost=evidence.cost.name,
-        predicted=_predicted(prices.before, prices.after),
+        predicted=_predicted_gain(prices.before, prices.after),
         stages=stages(evidence, lines),
     )
 
@@ -118,7 +118,7 @@ def _fold_line(fold: Fold, evidence: Evidence, order: Mapping[Node, int]) -> Fol
     weights = evidence.weights[fold]
     return FoldLine(
         name=name,
-        before=_summed(fold.nodes),
+        before=_operation_counts(fold.nodes),
         after=after,
         error=evidence.errors.get(fold),
         steps=steps_of(fold, order),
@@ -129,7 +129,7 @@ def _fold_line(fold: Fold, evidence: Evidence, order: Mapping[Node, int]) -> Fol
     )
 
 
-def _summed(nodes: Iterable[Node]) -> str:
+def _operation_counts(nodes: Iterable[Node]) -> str:
     """Operations counted, such as `3 conv + 3 bn + 2 add`."""
     names = [operation_name(node) for node in nodes if node.function is not None]
     numbers = Counter(facts(name).abbreviation or name for name in names)
@@ -137,11 +137,11 @@ def _summed(nodes: Iterable[Node]) -> str:
     return " + ".join(f"{numbers[name]} {name}" for name in ordered)
 
 
-def _predicted(before: Price, after: Price) -> Gain | None:
+def _predicted_gain(before: Price, after: Price) -> Gain | None:
     return Gain(before.time, after.time) if before.time else None
 
 
-def _measured(cost_model: Cost, before: Price, after: Price) -> Gain | None:
+def _measured_gain(cost_model: Cost, before: Price, after: Price) -> Gain | None:
     return Gain(before.value, after.value) if isinstance(cost_model, TimedCost) else None
 
 

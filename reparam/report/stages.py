@@ -20,38 +20,38 @@ def stages(evidence: Evidence, folds: Sequence[FoldLine]) -> tuple[Stage, ...]:
     """The stages in order; `folds` are the lines of the report, one for each fold of the plan."""
     settled = evidence.settled
     return (
-        _record(evidence.record),
-        _values(evidence.record, settled.plan),
-        _plan(settled, folds),
-        _edits(evidence.record, settled.edits),
-        _result(evidence.folded, folds),
+        _record_stage(evidence.record),
+        _values_stage(evidence.record, settled.plan),
+        _plan_stage(settled, folds),
+        _edits_stage(evidence.record, settled.edits),
+        _result_stage(evidence.folded, folds),
     )
 
 
-def _record(record: Record) -> Stage:
-    operations = _operations(record)
+def _record_stage(record: Record) -> Stage:
+    operations = _recorded_operations(record)
     constants = sum(node.constant for node in operations)
     summary = (
         f"{len(operations)} operations in {len(record.calls)} module calls; {constants} of them are computed from "
         "parameters and buffers alone"
     )
-    looks = ((call.path or "the model itself", what) for call in record.calls for what in sorted(call.control_flow))
-    return Stage("record", summary, tuple(dict.fromkeys(f"{path} {what}" for path, what in looks)))
+    causes = ((call.path or "the model itself", cause) for call in record.calls for cause in sorted(call.control_flow))
+    return Stage("record", summary, tuple(dict.fromkeys(f"{path} {cause}" for path, cause in causes)))
 
 
-def _values(record: Record, plan: Plan) -> Stage:
+def _values_stage(record: Record, plan: Plan) -> Stage:
     walk = plan.walk
-    live = [node for node in _operations(record) if node in plan.live and not node.constant]
+    live = [node for node in _recorded_operations(record) if node in plan.live and not node.constant]
     linear = [node for node in live if node in walk.anchor]
     anchors = Counter(walk.anchor[node] for node in linear)
     summary = f"{len(linear)} of {len(live)} operations are linear in one of {len(anchors)} anchors"
-    return Stage("values", summary, tuple(f"{_tensor(anchor)}: {n} operations" for anchor, n in anchors.items()))
+    return Stage("values", summary, tuple(f"{_anchor_name(anchor)}: {n} operations" for anchor, n in anchors.items()))
 
 
-def _plan(settled: Settled, folds: Sequence[FoldLine]) -> Stage:
+def _plan_stage(settled: Settled, folds: Sequence[FoldLine]) -> Stage:
     plan = settled.plan
     summary = (
-        f"{len(plan.folds)} folds stand for {len(plan.removed)} operations; {len(plan.refusals)} operations are "
+        f"{len(plan.folds)} folds replace {len(plan.removed)} operations; {len(plan.refusals)} operations are "
         f"refused; settled after {settled.rounds} rounds: {settled.why}"
     )
     return Stage(
@@ -59,10 +59,10 @@ def _plan(settled: Settled, folds: Sequence[FoldLine]) -> Stage:
     )
 
 
-def _edits(record: Record, edits: Edits) -> Stage:
+def _edits_stage(record: Record, edits: Edits) -> Stage:
     summary = (
-        f"{len(edits.swaps)} modules exchanged, {len(edits.rewrites)} forwards rewritten, {len(edits.unscaled)} norms "
-        "left without weights"
+        f"{len(edits.swaps)} modules replaced, {len(edits.rewrites)} forwards rewritten, {len(edits.unscaled)} norms "
+        "without their weights"
     )
     return Stage("edits", summary, tuple(_edit_lines(record, edits)))
 
@@ -72,22 +72,22 @@ def _edit_lines(record: Record, edits: Edits) -> Iterator[str]:
     for swap in edits.swaps:
         yield f"{paths[swap.module]}: becomes {'nn.Identity' if swap.value is None else describe(swap.value)}"
     for module in edits.unscaled:
-        yield f"{paths[module]}: gives its weight and bias away"
+        yield f"{paths[module]}: loses its weight and bias"
     for rewrite in edits.rewrites:
         gone = sum(len(piece.nodes) for piece in rewrite.pieces)
         yield f"{paths[rewrite.trace.module]}: a new forward without {gone} operations"
 
 
-def _result(folded: nn.Module, folds: Sequence[FoldLine]) -> Stage:
+def _result_stage(folded: nn.Module, folds: Sequence[FoldLine]) -> Stage:
     kinds = Counter(type(module).__name__ for module in folded.modules() if not module._modules)
     summary = ", ".join(f"{count} {name}" for name, count in kinds.most_common()) or "no modules"
     return Stage("result", summary, tuple(f"{line.name}: {line.after}" for line in folds if line.becomes))
 
 
-def _operations(record: Record) -> list[Node]:
+def _recorded_operations(record: Record) -> list[Node]:
     return [node for node in record.nodes if node.function is not None]
 
 
-def _tensor(node: Node) -> str:
+def _anchor_name(node: Node) -> str:
     """An anchor by the operation that computes it, or the name of the input."""
     return node.where if node.function is not None else node.name

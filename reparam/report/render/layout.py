@@ -76,7 +76,7 @@ def _untangle(rows: list[list[int]], above: Sequence[Sequence[int]], below: Sequ
         for r in range(1, len(rows)) if down else range(len(rows) - 2, -1, -1):
             index = {node: i for i, node in enumerate(rows[r - 1 if down else r + 1])}
             neighbours = above if down else below
-            middle = {node: _average([index[n] for n in neighbours[node]], i) for i, node in enumerate(rows[r])}
+            middle = {node: _mean_or([index[n] for n in neighbours[node]], i) for i, node in enumerate(rows[r])}
             rows[r].sort(key=middle.__getitem__)
 
 
@@ -131,5 +131,5 @@ def _packed(rows: Sequence[Sequence[int]], lane: Sequence[int], size: Sequence[f
     return [x[first] for first in lane]
 
 
-def _average(values: Sequence[float], otherwise: float) -> float:
+def _mean_or(values: Sequence[float], otherwise: float) -> float:
     return sum(values) / len(values) if values else otherwise

@@ -25,7 +25,7 @@ def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -
     Underscores in the name of an attribute become hyphens; one at its end is dropped, so that `class_` works. True
     writes the name alone, None and False leave the attribute out.
     """
-    head = "".join(map(_attribute, attributes, attributes.values()))
+    head = "".join(map(_html_attribute, attributes, attributes.values()))
     return Markup(f"<{name}{head}>" if name in _VOID else f"<{name}{head}>{joined(children)}</{name}>")
 
 
@@ -43,7 +43,7 @@ def _invisible(char: str) -> bool:
     return char not in "\n\t" and unicodedata.category(char) in _INVISIBLE
 
 
-def _attribute(key: str, value: str | float | bool | None) -> str:
+def _html_attribute(key: str, value: str | float | bool | None) -> str:
     name = key.rstrip("_").replace("_", "-")
     if value is None or value is False:
         return ""

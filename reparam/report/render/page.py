@@ -307,6 +307,6 @@ def _findings_section(outcome: Outcome) -> Markup | None:
         parts += [tag("h3", "Dead weight"), explanation, table("Dead weight", words.DEAD, rows, numbers=(3, 4))]
     if outcome.control_flow:
         causes = [(place_list(places), cause) for cause, places in words.places_by_cause(outcome).items()]
-        flow = table("Control flow", ("where", "what its code did"), causes)
+        flow = table("Control flow", ("where", "what its code does"), causes)
         parts += [tag("h3", "Control flow"), note(f"{words.CONTROL_FLOW}."), flow]
     return section("findings", "Also found", *parts) if parts else None

@@ -12,7 +12,7 @@ def as_text(outcome: Outcome) -> str:
     """Tables and lists, leaving out those that are empty."""
     parts = [
         _folds_table(outcome),
-        tabulate(words.counts(outcome), ("", "before", "after"), colalign=_aligned("lrr"), disable_numparse=True),
+        tabulate(words.counts(outcome), ("", "before", "after"), colalign=_alignment("lrr"), disable_numparse=True),
         _refusals_list(outcome),
         _dead_table(outcome),
         _control_flow_list(outcome),
@@ -41,7 +41,7 @@ def _refusals_list(outcome: Outcome) -> str:
 def _dead_table(outcome: Outcome) -> str:
     if not outcome.dead:
         return ""
-    return tabulate(words.dead(outcome), words.DEAD, colalign=_aligned("lllrrl"), disable_numparse=True)
+    return tabulate(words.dead(outcome), words.DEAD, colalign=_alignment("lllrrl"), disable_numparse=True)
 
 
 def _control_flow_list(outcome: Outcome) -> str:
@@ -50,6 +50,6 @@ def _control_flow_list(outcome: Outcome) -> str:
     return "\n".join([f"{words.CONTROL_FLOW}:", *lines]) if lines else ""
 
 
-def _aligned(columns: str) -> list[str]:
+def _alignment(columns: str) -> list[str]:
     """`tabulate`'s alignments from a letter for each column."""
     return [{"l": "left", "r": "right"}[letter] for letter in columns]
