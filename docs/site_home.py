@@ -1,4 +1,4 @@
-"""The home page of the site is README.md: one text, two places. A hook of mkdocs (see mkdocs.yml)."""
+"""Pages of the site that lie beside docs/: the home page is README.md. A hook of mkdocs (see mkdocs.yml)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {"index.md": "README.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "SECURITY.md": "SECURITY.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the page; its links to docs/*.md lead to their neighbours."""
-    text = README.read_text(encoding="utf-8").replace("](docs/", "](")
-    files.append(File.generated(config, "index.md", content=text))
+    """Adds the pages; their links to docs/*.md lead to their neighbours."""
+    for page, source in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, page, content=text))
     return files
