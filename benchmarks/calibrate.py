@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from benchmarks.common import options, write_json
+from benchmarks.common import timing_options, write_json
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.plan.cost import DEVICES, StaticCost, Work
@@ -132,7 +132,7 @@ def rounded(cost: StaticCost) -> StaticCost:
 
 
 def main() -> None:
-    parser = options(__doc__ or "", quick="few sizes and rounds")
+    parser = timing_options(__doc__ or "", quick="few sizes and rounds")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16", "float64"])
     parser.add_argument("--channels-last", action="store_true", help="the memory format (default: contiguous)")

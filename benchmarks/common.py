@@ -29,10 +29,18 @@ T = TypeVar("T")
 
 
 def options(description: str, quick: str) -> argparse.ArgumentParser:
-    """The options that most benchmarks have; `quick` says what --quick does."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The options that all benchmarks have; `quick` says what --quick does."""
+    parser = argparse.ArgumentParser(
+        shlex.join(_program()), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help=f"{quick}, within a minute")
-    # One thread: where another process has a core, a thread that waits for it slows all others down a hundredfold.
+    return parser
+
+
+def timing_options(description: str, quick: str) -> argparse.ArgumentParser:
+    """The options of benchmarks that run in this process and write numbers."""
+    parser = options(description, quick)
+    # With more threads on a busy machine, one thread that has no core slows all others down a hundredfold.
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     return parser
@@ -42,7 +50,7 @@ def model_options(
     description: str, rounds: int, models: Sequence[str], quick: Sequence[str]
 ) -> argparse.ArgumentParser:
     """The options of benchmarks that time models; `rounds` and `models` are the defaults, `quick` those of --quick."""
-    parser = options(description, f"few rounds on {' '.join(quick)}")
+    parser = timing_options(description, f"few rounds on {' '.join(quick)}")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"(default: {' '.join(models)})")
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each kind (default: %(default)s)")
     return parser
@@ -85,7 +93,7 @@ def general(reason: str) -> str:
     reason = re.sub(r"\(.*?\)", "(...)", reason)
     reason = re.sub(r"(?<=the forward of )(the model itself|\S+)( \(\.\.\.\))?|(?<=parameters of )\S+", "M", reason)
     reason = re.sub(r"(for every input.*?\b(?:stops|goes on with|calls)\b|does not reach|where) .*", r"\1 ...", reason)
-    return re.sub(r"\b(?:[a-z]+\d+[.\w]*)|-?\d+(\.\d+)?(e[+-]?\d+)?", "N", reason)
+    return re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "N", reason)
 
 
 def versions(*packages: str) -> str:
@@ -97,17 +105,16 @@ def versions(*packages: str) -> str:
     return ", ".join(installed)
 
 
-def command() -> str:
-    """The command that started this process."""
+def _program() -> list[str]:
+    """The command that started this process, without its options."""
     spec = sys.modules["__main__"].__spec__
-    module = ["-m", spec.name.removesuffix(".__main__")] if spec is not None else [sys.argv[0]]
-    return shlex.join(["python", *module, *sys.argv[1:]])
+    return ["python", sys.argv[0]] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
 
 
 def write_json(file: Path, given: argparse.Namespace, results: Sequence[dict[str, Any]]) -> None:
     """Writes the results with the command, the machine and the versions that they depend on."""
     content = {
-        "command": command(),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "versions": versions("torch", "timm", "onnxruntime"),
         "machine": f"a CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import options, write_json
+from benchmarks.common import timing_options, write_json
 from benchmarks.fuzz.naive_padding import RIGHT
 from benchmarks.fuzz.run import run
 
@@ -16,7 +16,7 @@ QUICK = 100
 
 
 def main() -> int:
-    parser = options("Convert random networks and compare them with themselves.", quick=f"{QUICK} networks")
+    parser = timing_options("Convert random networks and compare them with themselves.", quick=f"{QUICK} networks")
     parser.add_argument("--nets", type=int, default=1000, help="how many networks (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed; the others follow it (default: 0)")
     parser.add_argument(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import benchmarks.zoo
+from benchmarks.common import options
 from benchmarks.zoo import rows as results
 from benchmarks.zoo import sets
 from benchmarks.zoo.convert import source
@@ -24,9 +25,7 @@ SEVERAL_VERSIONS = 2  # exit status: the rows were made by more than one version
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=benchmarks.zoo.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(benchmarks.zoo.__doc__ or "", quick="four small networks")
     parser.add_argument("--set", choices=sets.SETS, nargs="+", default=["timm"], help="which networks (default: timm)")
     parser.add_argument(
         "--models", metavar="PATTERN", nargs="+", default=["*"], help='such as "repvgg*" (default: all)'
@@ -36,7 +35,6 @@ def _options() -> argparse.Namespace:
         "--minutes", type=float, default=float("inf"), help="for all networks; then no other is started (default: none)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="four small networks, within a minute")
     parser.add_argument("--out", type=Path, metavar="FILE", help="add one line of JSON per network to this file")
     parser.add_argument("--table", action="store_true", help="print the page of the rows in the file, convert nothing")
     parser.add_argument("--choose", action="store_true", help="print a new timm.txt: the names of the timm set")
@@ -44,31 +42,31 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> int:
-    options = _options()
-    if options.choose:
+    given = _options()
+    if given.choose:
         print(sets.choose(), end="")
         return 0
-    rows = results.read(options.out) if options.out else []
-    if options.table:
+    rows = results.read(given.out) if given.out else []
+    if given.table:
         return _print_page(rows)
     # torchvision compiles the Python of its detectors, and the recorder with it: a minute for each.
     os.environ["TORCH_COMPILE_DISABLE"] = "1"
     torch.set_num_threads(1)
     rows = [row for row in rows if row.get("source") == source()]
     done = {(row["set"], row["model"]) for row in rows}
-    set_names = ["quick"] if options.quick else options.set
+    set_names = ["quick"] if given.quick else given.set
     networks = [
         (set_name, name)
         for set_name in set_names
         for name in sets.names(set_name)
-        if (set_name, name) not in done and any(fnmatchcase(name, pattern) for pattern in options.models)
+        if (set_name, name) not in done and any(fnmatchcase(name, pattern) for pattern in given.models)
     ]
     sets.load(set_names)
-    for row in convert_all(networks, options.jobs, options.limit_seconds, 60 * options.minutes):
+    for row in convert_all(networks, given.jobs, given.limit_seconds, 60 * given.minutes):
         rows.append(row)
         print(f"{row['model']}: {row['outcome']} {row.get('error', '')}", file=sys.stderr, flush=True)
-        if options.out:
-            results.append(options.out, row)
+        if given.out:
+            results.append(given.out, row)
     print(page(rows))
     return int(results.any_failed(rows))
 
