@@ -1,12 +1,12 @@
-"""For users of the Hugging Face hub: a mixin whose `save_pretrained` and `from_pretrained` know folded models.
+"""For users of the Hugging Face hub: a mixin whose `save_pretrained` and `from_pretrained` support folded models.
 
     class Net(nn.Module, reparam.hub.FoldedHubMixin): ...
 
     reparam.reparameterize(net, images).save_pretrained("folder")  # or push_to_hub("user/net")
     deployed = Net.from_pretrained("folder")
 
-Beside the weights and the config of the hub's own mixin stands the provenance of the artefact, `model.json`. A folder
-without one is what it always was: the training form.
+For a folded model, the folder also holds `model.json`, the provenance of the artefact. A folder without it holds the
+training form.
 """
 
 from __future__ import annotations
@@ -30,38 +30,39 @@ WEIGHTS, PROVENANCE = "model.safetensors", "model.json"
 
 
 class FoldedHubMixin(PyTorchModelHubMixin):
-    """`PyTorchModelHubMixin` for a model that is saved in its training form or folded, and comes back as it was."""
+    """`PyTorchModelHubMixin` for models that are saved, and loaded again, in their training form or folded."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if isinstance(self, nn.Module) and isinstance(vars(self).get("reparam_origin"), Origin):
             save(self, Path(save_directory) / WEIGHTS, force=True)
             return
-        (Path(save_directory) / PROVENANCE).unlink(missing_ok=True)  # of a folded model that was there before
+        (Path(save_directory) / PROVENANCE).unlink(missing_ok=True)  # of a folded model that was saved there before
         super()._save_pretrained(save_directory)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Any:
-        where = {name: options[name] for name in _WHERE if name in options}
+        location = {name: options[name] for name in _LOCATION_OPTIONS if name in options}
         try:
-            provenance = _file(model_id, PROVENANCE, where)
+            provenance = _file(model_id, PROVENANCE, location)
         except EntryNotFoundError:
             return super()._from_pretrained(model_id=model_id, **options)
-        weights = _file(model_id, WEIGHTS, where)
+        weights = _file(model_id, WEIGHTS, location)
         if weights.parent != provenance.parent:
-            raise InputError(f"{model_id}: {WEIGHTS} and {PROVENANCE} are of two revisions; name one with revision=")
-        arguments = {name: value for name, value in options.items() if name not in (*_WHERE, "map_location", "strict")}
+            raise InputError(f"{model_id}: {WEIGHTS} and {PROVENANCE} are of two revisions; choose one with revision=")
+        reserved = (*_LOCATION_OPTIONS, "map_location", "strict")
+        arguments = {name: value for name, value in options.items() if name not in reserved}
         fresh: Any = cls(**arguments)
         return load(weights, fresh).to(options.get("map_location", "cpu"))
 
 
-_WHERE = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+_LOCATION_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
-def _file(model_id: str, name: str, where: dict[str, Any]) -> Path:
+def _file(model_id: str, name: str, location: dict[str, Any]) -> Path:
     """A file of a folder, or of a repository on the hub."""
     folder = Path(model_id)
     if not folder.is_dir():
-        return Path(hf_hub_download(model_id, name, **where))
+        return Path(hf_hub_download(model_id, name, **location))
     if not (folder / name).is_file():
         raise EntryNotFoundError(f"{folder} has no {name}")
     return folder / name

@@ -1,4 +1,4 @@
-"""For users of Lightning: a callback that folds what has been trained and writes the artefact."""
+"""For users of Lightning: a callback that folds the trained model and writes the artefact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reparam.errors import InputError
 
 
 def _callback() -> Any:
-    """The class of callbacks of the Lightning that is installed, under its new name or its old one."""
+    """The base class of callbacks, from the Lightning package that is installed: the new one or the old one."""
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
             return importlib.import_module(name).Callback
@@ -29,14 +29,16 @@ def _callback() -> Any:
 
 
 class FoldCallback(_callback()):  # type: ignore[misc]
-    """Folds a part of the LightningModule when fitting ends, with the weights of that moment, and saves it.
+    """Folds a part of the LightningModule when fitting ends, and saves it.
 
-    path: the .safetensors file of the artefact. part: the attribute that holds the network, such as "model" or
-    "net.backbone". example_inputs: as for `reparameterize`; without them the module's `example_input_array`.
+    path: the .safetensors file of the artefact.
+    part: the attribute that holds the network, such as "model" or "net.backbone".
+    example_inputs: as for `reparameterize`; without them, the module's `example_input_array`.
     verify: as for `reparameterize`.
+    force: overwrite.
 
-    What could not be written or found is an InputError before training begins. The network that was trained is left as
-    it is; `deployed` is the folded one.
+    The trained network is not changed; the attribute `deployed` is the folded one. Before training begins, InputError
+    is raised for a wrong `verify`, for a part or inputs that do not exist, and for files that cannot be written.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class FoldCallback(_callback()):  # type: ignore[misc]
         self.deployed: nn.Module | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Whatever is wrong with the arguments is wrong now, and not after a week of training."""
+        """Checks the arguments: a mistake must not show after a week of training."""
         level_of(self.verify)
         self._network(pl_module)
         self._inputs(pl_module)
@@ -66,31 +68,31 @@ class FoldCallback(_callback()):  # type: ignore[misc]
                 require_writable(path, self.force)
 
     def on_fit_end(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Fold and save, in one process alone."""
+        """Folds and saves, in the main process only."""
         if not trainer.is_global_zero:
             return
         network = copied(self._network(pl_module)).eval()
-        like = next(network.parameters(), torch.empty(0))
-        inputs = self._inputs(pl_module).map(lambda tensor: tensor.to(like.device))
+        device = next(network.parameters(), torch.empty(0)).device
+        inputs = self._inputs(pl_module).map(lambda tensor: tensor.to(device))
         self.deployed = reparameterize(network, inputs, inplace=True, verify=self.verify)
         save(self.deployed, self.saved.weights, source={"trained by": type(pl_module).__name__}, force=self.force)
 
     def _network(self, pl_module: nn.Module) -> nn.Module:
-        found: nn.Module | None = dict(pl_module.named_modules()).get(self.part) if self.part else None
-        if found is None:
+        network: nn.Module | None = dict(pl_module.named_modules()).get(self.part) if self.part else None
+        if network is None:
             names = ", ".join(name for name, _ in pl_module.named_children())
             raise InputError(
                 f"FoldCallback(part={self.part!r}): {type(pl_module).__name__} has no such part; name one of {names}"
             )
-        return found
+        return network
 
     def _inputs(self, pl_module: nn.Module) -> Inputs:
-        given = self.example_inputs
-        if given is None:
-            given = getattr(pl_module, "example_input_array", None)
-        if given is None:
+        example_inputs = self.example_inputs
+        if example_inputs is None:
+            example_inputs = getattr(pl_module, "example_input_array", None)
+        if example_inputs is None:
             raise InputError(
-                "FoldCallback: what the network is called with is not known; give example_inputs=, or set "
-                f"example_input_array on {type(pl_module).__name__}"
+                "FoldCallback: there are no example inputs; give example_inputs=, or set example_input_array on "
+                f"{type(pl_module).__name__}"
             )
-        return Inputs.of(given)
+        return Inputs.of(example_inputs)

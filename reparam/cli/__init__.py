@@ -1,4 +1,11 @@
-"""The command line: the package's own functions, and what they return, printed."""
+"""The command line: one thin command around each public function.
+
+This room takes what a user types: the name of a model, a checkpoint, the shape of an input. It builds and loads the
+model, calls the public function, and prints the result as text or JSON.
+
+It never decides anything about folding, never prints a traceback for what the user can mend, and never leaves the
+terminal or a file half written.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +30,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(
     name="reparam",
-    help="Folds multi-branch networks into plain convolutions, proven equal.",
+    help="Folds multi-branch networks into plain convolutions and verifies that they are equal.",
     epilog="Example: reparam demo",
     no_args_is_help=True,
-    add_completion=False,  # two words to type need none
+    add_completion=False,  # the commands are short
     rich_markup_mode=None,  # plain text, the same in a terminal, a log and a document
     pretty_exceptions_enable=False,
 )
@@ -44,7 +51,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What comes before the command."""
+    """The options before the command."""
 
 
 _EXAMPLES: dict[Callable[..., None], str] = {
@@ -62,18 +69,18 @@ for command, example in _EXAMPLES.items():
 
 
 class _Interrupted(BaseException):
-    """A signal asks for the end; typer, which knows KeyboardInterrupt, leaves this one alone."""
+    """A signal ends the command. Unlike KeyboardInterrupt, typer does not handle it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; exits with 0, 1 for a mistake in usage or input, 2 for models that are not equal.
+    """Run the command line. Exits with 0, with 1 for a mistake in usage or input, with 2 if models are not equal.
 
-    Whatever the user could mend is one line on stderr.
+    What the user can mend is one line on stderr.
     """
     before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with warnings.catch_warnings():
-            for kind in (FutureWarning, DeprecationWarning):  # for those who write code, and not for who runs a command
+            for kind in (FutureWarning, DeprecationWarning):  # those are for people who write code
                 warnings.simplefilter("ignore", kind)
             app(args=arguments, prog_name="reparam")
     except SystemExit as end:
@@ -90,5 +97,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """A polite end is one that tidies up."""
+    """Unwinds the stack, so that temporary files are removed."""
     raise _Interrupted

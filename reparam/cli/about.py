@@ -15,9 +15,9 @@ from tabulate import tabulate
 
 from reparam.capture.inputs import Inputs
 from reparam.cli import options
-from reparam.cli.fold import STEPS, folded
-from reparam.cli.reports import writer
-from reparam.cli.shown import Bar, show
+from reparam.cli.fold import STEPS, fold_model
+from reparam.cli.output import ProgressBar, show
+from reparam.cli.reports import report_writer
 from reparam.compare.bench import benchmark
 from reparam.errors import first_line
 from reparam.nn import demo_network, draw_constants, draw_statistics
@@ -32,25 +32,25 @@ _PACKAGES = {
 
 
 def ops(
-    word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="Only those with this in it.")] = None,
+    word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="List only operations with this word.")] = None,
     json: options.Json = False,
 ) -> None:
-    """List the operations that fold; docs/ops.md says what each is refused for."""
-    rules = {entry.name: entry for entry in RULES.values()}
+    """List the operations that fold. docs/ops.md has the reasons for refusals."""
+    rules = {rule.name: rule for rule in RULES.values()}
     rows = [
-        {"operation": ", ".join(entry.keys), "meaning": entry.meaning}
-        for entry in rules.values()
-        if not word or word.lower() in f"{', '.join(entry.keys)} {entry.meaning}".lower()
+        {"operation": ", ".join(rule.keys), "meaning": rule.meaning}
+        for rule in rules.values()
+        if not word or word.lower() in f"{', '.join(rule.keys)} {rule.meaning}".lower()
     ]
     table = tabulate([list(row.values()) for row in rows], headers=("torch names", "what it is"))
-    show({"operations": rows}, [table if rows else f"No operation with {word!r} in it folds."], json)
+    show({"operations": rows}, [table if rows else f"No operation that folds has {word!r} in its name."], json)
 
 
 def doctor(json: options.Json = False) -> None:
-    """Say which versions are here, which extras are missing, and what this machine can do."""
+    """Show versions, missing extras, and what this machine can do."""
     packages = [{"package": name, **_state(name, extra)} for name, extra in _PACKAGES.items()]
     machine = _machine()
-    rows = [(each["package"], each["version"], each["state"]) for each in packages]
+    rows = [(package["package"], package["version"], package["state"]) for package in packages]
     parts = [
         tabulate(list(machine.items()), tablefmt="plain", disable_numparse=True),
         tabulate(rows, headers=("package", "version", "state"), disable_numparse=True),
@@ -59,20 +59,20 @@ def doctor(json: options.Json = False) -> None:
 
 
 def demo(report: options.ReportFile = None, force: options.Force = False, json: options.Json = False) -> None:
-    """Fold a small multi-branch network, prove the result equal, and time both."""
-    write = writer(report, force)
+    """Fold a small multi-branch network, verify it, and time both."""
+    write = report_writer(report, force)
     torch.manual_seed(0)
     images = torch.randn(1, 3, 96, 96)
-    # An untrained network is too regular to prove anything on: these draws stand for training.
+    # Random statistics stand for training: default ones would hide mistakes.
     model = draw_statistics(draw_constants(demo_network()), inputs=(images,)).eval()
-    with Bar(STEPS + 1) as bar:
-        deployed, found = folded(model, Inputs.of(images), bar, keep=None)
+    with ProgressBar(STEPS + 1) as bar:
+        deployed, conversion = fold_model(model, Inputs.of(images), bar, keep=None)
         bar("timing both")
-        timed = benchmark({"original": model, "folded": deployed}, images)
-    done = write(found, timed)
+        comparison = benchmark({"original": model, "folded": deployed}, images)
+    files = write(conversion, comparison)
     show(
-        {"report": report_data(found), "benchmark": comparison_data(timed)},
-        [found, timed, *map("Written: {}".format, done)],
+        {"report": report_data(conversion), "benchmark": comparison_data(comparison)},
+        [conversion, comparison, *map("Written: {}".format, files)],
         json,
     )
 
@@ -80,15 +80,15 @@ def demo(report: options.ReportFile = None, force: options.Force = False, json: 
 def _state(name: str, extra: str) -> dict[str, str]:
     """The version of a package, and whether it can be imported."""
     try:
-        found = version(name)
+        number = version(name)
     except PackageNotFoundError:
         remedy = f"pip install 'reparam[{extra}]'" if extra else f"pip install {name}"
         return {"version": "", "state": f"not installed: {remedy}"}
     try:
         importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - whatever a broken package raises is what is asked for
-        return {"version": found, "state": f"cannot be imported: {first_line(error)}"}
-    return {"version": found, "state": "ok"}
+    except Exception as error:  # noqa: BLE001 - a broken package may raise anything
+        return {"version": number, "state": f"cannot be imported: {first_line(error)}"}
+    return {"version": number, "state": "ok"}
 
 
 def _machine() -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count() or 1,
-        "threads of torch": torch.get_num_threads(),
+        "torch threads": torch.get_num_threads(),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "oneDNN": "yes" if torch.backends.mkldnn.is_available() else "no",
         "cuda": ", ".join(cuda) or "none",

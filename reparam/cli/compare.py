@@ -1,4 +1,4 @@
-"""Commands that compare: `verify` and `bench`."""
+"""The commands that compare two models: `verify` and `bench`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 
 from reparam.capture.inputs import Inputs
 from reparam.cli import options
-from reparam.cli.fold import STEPS, folded
-from reparam.cli.reports import writer
-from reparam.cli.shown import Bar, show
+from reparam.cli.fold import STEPS, fold_model
+from reparam.cli.output import ProgressBar, show
+from reparam.cli.reports import report_writer
 from reparam.compare.bench import benchmark
 from reparam.compare.levels import FULL
 from reparam.compare.verify import verify as verify_models
@@ -32,8 +32,10 @@ Original = Annotated[
     typer.Argument(metavar="A", help="The original: package.module:factory, timm:NAME, torchvision:NAME or FILE.pt2."),
 ]
 Candidate = Annotated[
-    str, typer.Argument(metavar="B", help="Another of these, FILE.onnx, or an artefact of A: FILE.safetensors.")
+    str,
+    typer.Argument(metavar="B", help="The candidate: like A, FILE.onnx, or an artefact of A (FILE.safetensors)."),
 ]
+OtherModel = Annotated[str | None, typer.Argument(metavar="B", help="What to time against A; its fold, if not given.")]
 OtherArguments = Annotated[
     list[str] | None, typer.Option("--other-arg", metavar="KEY=VALUE", help="An argument of B's factory; repeatable.")
 ]
@@ -57,22 +59,22 @@ def verify(
     dtype: options.Dtype = None,
     json: options.Json = False,
 ) -> None:
-    """Are A and B the same function, whoever converted B? Ends with code 2 where they are not."""
-    named = options.Named(original, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(2) as bar:
+    """Check that A and B are the same function. Exits with 2 if not."""
+    spec = options.ModelSpec(original, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with ProgressBar(2) as bar:
         bar("loading the models")
-        truth, inputs, notes, data = _original(named, input_, input_file)
-        other = options.Named(candidate, other_arg, other_checkpoint, device=device, dtype=dtype)
-        found, more = _candidate(other, named)
+        truth, inputs, notes, data = _original(spec, input_, input_file)
+        other = options.ModelSpec(candidate, other_arg, other_checkpoint, device=device, dtype=dtype)
+        other_model, other_notes = _candidate(other, spec)
         bar("comparing them")
-        outcome = verify_models(truth, found, inputs, fixed_size=fixed_size)
-    show({**data, "other": candidate, **verification_data(outcome)}, [*notes, *more, outcome], json)
-    outcome.raise_if_failed()
+        verification = verify_models(truth, other_model, inputs, fixed_size=fixed_size)
+    show({**data, "other": candidate, **verification_data(verification)}, [*notes, *other_notes, verification], json)
+    verification.raise_if_failed()
 
 
 def bench(
     model: Original,
-    other: Annotated[str | None, typer.Argument(metavar="B", help="What to time beside it; else its fold.")] = None,
+    other: OtherModel = None,
     arg: options.Arguments = None,
     other_arg: OtherArguments = None,
     checkpoint: options.CheckpointFile = None,
@@ -87,8 +89,8 @@ def bench(
     prune: options.Prune = False,
     fixed_size: options.FixedSize = False,
     verify: options.Verify = FULL,
-    rounds: Annotated[int, typer.Option(help="How often each is timed, in turns.")] = 30,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch; as many as it takes by itself, else.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often each model is timed.")] = 30,
+    threads: Annotated[int | None, typer.Option(help="Threads for torch; its default, if not given.")] = None,
     check: Annotated[bool, typer.Option(help="Refuse to time models whose outputs differ.")] = True,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
@@ -98,59 +100,60 @@ def bench(
 ) -> None:
     """Time a model and its fold, or any two models, in turns."""
     if report is not None and other is not None:
-        raise InputError(f"--report {report}: a report is of a conversion; leave out B, and A's fold is timed")
-    write = writer(report, force)
+        raise InputError(f"--report {report}: a report describes a conversion; leave out B to time A's fold")
+    write = report_writer(report, force)
     conversion: Report | None = None
-    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 2 + options.rounds(cost)) as bar:
+    spec = options.ModelSpec(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with ProgressBar(STEPS + 2 + options.measuring_steps(cost)) as bar:
         bar("loading the model")
-        truth, inputs, notes, data = _original(named, input_, input_file)
+        truth, inputs, notes, data = _original(spec, input_, input_file)
         if other is None:
-            deployed, conversion = folded(truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size,
-                                          verify=verify)  # fmt: skip
+            deployed, conversion = fold_model(
+                truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size, verify=verify
+            )
             models: dict[str, Callable[..., Any]] = {"original": truth, "folded": deployed}
         else:
-            b = options.Named(other, other_arg, other_checkpoint, device=device, dtype=dtype)
-            found, more = _candidate(b, named)
-            notes += more
-            models = {model: truth, other if other != model else f"{other} (B)": found}
+            other_spec = options.ModelSpec(other, other_arg, other_checkpoint, device=device, dtype=dtype)
+            other_model, other_notes = _candidate(other_spec, spec)
+            notes += other_notes
+            models = {model: truth, other if other != model else f"{other} (B)": other_model}
         bar(f"timing {rounds} rounds")
-        outcome = benchmark(models, inputs, rounds=rounds, threads=threads, check=check)
-    done = [] if conversion is None else write(conversion, outcome)
-    show({**data, **comparison_data(outcome)}, [*notes, outcome, *map("Written: {}".format, done)], json)
+        comparison = benchmark(models, inputs, rounds=rounds, threads=threads, check=check)
+    files = [] if conversion is None else write(conversion, comparison)
+    show({**data, **comparison_data(comparison)}, [*notes, comparison, *map("Written: {}".format, files)], json)
 
 
 def _original(
-    named: options.Named, shapes: list[str] | None, file: Path | None
+    spec: options.ModelSpec, shapes: list[str] | None, file: Path | None
 ) -> tuple[nn.Module, Inputs, list[str], dict[str, Any]]:
-    """The module that says what is true, its inputs, and what to say of it."""
-    suffix = Path(named.model).suffix
+    """The original, its inputs, and what to print of it: notes for people, and data for programs."""
+    suffix = Path(spec.model).suffix
     if suffix == ".onnx":
-        raise InputError(f"{named.model}: an ONNX file has no float64 truth; name the PyTorch model, or a .pt2, first")
+        raise InputError(f"{spec.model}: an ONNX file has no float64 truth; name the PyTorch model or a .pt2 as A")
     if suffix not in SUFFIXES:
-        loaded = named.load()
+        loaded = spec.load()
         return loaded.model, loaded.inputs(shapes, file), loaded.notes, loaded.data()
-    if named.checkpoint is not None or named.arguments:
-        raise InputError(f"{named.model} has its weights inside; leave out --checkpoint and --arg")
-    module = exported_module(require_file(Path(named.model)))
+    if spec.checkpoint is not None or spec.arguments:
+        raise InputError(f"{spec.model} has its weights inside; leave out --checkpoint and --arg")
+    module = exported_module(require_file(Path(spec.model)))
     if not shapes and file is None:
-        raise InputError(f"{named.model} does not say what it takes; give --input or --input-file")
-    loaded = options.Loaded(named, module, None, None)
-    return module, loaded.inputs(shapes, file), [], {"model": named.model}
+        raise InputError(f"{spec.model} does not name its inputs; give --input or --input-file")
+    loaded = options.LoadedModel(spec, module, None, None)
+    return module, loaded.inputs(shapes, file), [], {"model": spec.model}
 
 
-def _candidate(named: options.Named, original: options.Named) -> tuple[Callable[..., Any], list[str]]:
-    """Whatever can be called like the original."""
-    suffix = Path(named.model).suffix
+def _candidate(spec: options.ModelSpec, original: options.ModelSpec) -> tuple[Callable[..., Any], list[str]]:
+    """The model or program to compare with the original, and notes on it for people."""
+    suffix = Path(spec.model).suffix
     if suffix not in (*SUFFIXES, *ARTEFACTS):
-        loaded = named.load()
+        loaded = spec.load()
         return loaded.model, [f"B: {note}" for note in loaded.notes]
-    if named.checkpoint is not None or named.arguments:
-        raise InputError(f"{named.model} has its weights inside; leave out --other-checkpoint and --other-arg")
+    if spec.checkpoint is not None or spec.arguments:
+        raise InputError(f"{spec.model} has its weights inside; leave out --other-checkpoint and --other-arg")
     if suffix in SUFFIXES:
-        return open_program(named.model), []
+        return open_program(spec.model), []
     if Path(original.model).suffix in SUFFIXES:
         raise InputError(
-            f"{named.model} is rebuilt on a fresh copy of A, which {original.model} cannot give; name its code"
+            f"{spec.model} is rebuilt from the code of A, which {original.model} does not hold; name A by its factory"
         )
-    return load(named.model, replace(original, checkpoint=None).load().model), []
+    return load(spec.model, replace(original, checkpoint=None).load().model), []

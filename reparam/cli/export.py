@@ -1,4 +1,4 @@
-"""`export`: a folded model as a program of another runtime."""
+"""The command `export`: a folded model as a program for another runtime."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from reparam.cli import options
-from reparam.cli.fold import STEPS, folded
-from reparam.cli.shown import Bar, show
+from reparam.cli.fold import STEPS, fold_model
+from reparam.cli.output import ProgressBar, show
 from reparam.compare.levels import FULL
 from reparam.deploy.export import export as export_model
 from reparam.deploy.export import require_exportable
@@ -42,28 +42,28 @@ def export(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Fold a model and write it as .pt2 or .onnx; the file is loaded again and held against the original."""
+    """Fold a model and write it as .pt2 or .onnx. The file is loaded and verified."""
     require_exportable(output, force)
-    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 3 + options.rounds(cost)) as bar:
+    spec = options.ModelSpec(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with ProgressBar(STEPS + 3 + options.measuring_steps(cost)) as bar:
         bar("loading the model")
-        loaded = named.load()
+        loaded = spec.load()
         inputs = loaded.inputs(input_, input_file)
         deployed, report = loaded.model, None
         if fold:
-            deployed, report = folded(
+            deployed, report = fold_model(
                 loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size, verify=verify
             )
-        done = export_model(deployed, output, inputs, original=loaded.model, fixed_size=fixed_size, force=force,
+        exported = export_model(deployed, output, inputs, original=loaded.model, fixed_size=fixed_size, force=force,
                             progress=bar)  # fmt: skip
     data = {
         **loaded.data(),
         "inputs": str(inputs),
-        "file": str(done.path),
-        "takes": done.takes,
-        "why": done.why,
-        "verification": verification_data(done.verification),
+        "file": str(exported.path),
+        "takes": exported.takes,
+        "why": exported.why,
+        "verification": verification_data(exported.verification),
         "report": None if report is None else report_data(report),
     }
-    parts = [*loaded.notes, f"Inputs: {inputs}.", *([] if report is None else [report]), f"Written: {done}"]
+    parts = [*loaded.notes, f"Inputs: {inputs}.", *([] if report is None else [report]), f"Written: {exported}"]
     show(data, parts, json)

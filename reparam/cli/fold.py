@@ -1,4 +1,4 @@
-"""Commands that convert: `fold`, and `explain`, which writes nothing."""
+"""The commands that convert: `fold`, and `explain`, which writes nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from reparam.capture.inputs import Inputs
 from reparam.cli import options
-from reparam.cli.reports import writer
-from reparam.cli.shown import Bar, show
+from reparam.cli.output import ProgressBar, show
+from reparam.cli.reports import report_writer
 from reparam.compare.levels import FULL, NONE
 from reparam.convert import reparameterize
 from reparam.deploy.artefact import Saved, save
@@ -20,13 +20,13 @@ from reparam.errors import InputError
 from reparam.report.as_data import report_data
 from reparam.report.report import Report
 
-STEPS = 5  # that `reparameterize` speaks of
+STEPS = 5  # that `reparameterize` reports
 
 
-def folded(
+def fold_model(
     model: nn.Module,
     inputs: Inputs,
-    bar: Bar,
+    bar: ProgressBar,
     *,
     keep: list[str] | None,
     cost: str = "static",
@@ -35,10 +35,10 @@ def folded(
     verify: str = FULL,
     inplace: bool = False,
 ) -> tuple[nn.Module, Report]:
-    """The conversion, with its report."""
+    """The folded model and the report of its conversion."""
     deployed = reparameterize(
-        model, inputs, keep=keep or (), cost=options.judged(cost), prune=prune, fixed_size=fixed_size,
-        verify=options.verified(verify), progress=bar, inplace=inplace,
+        model, inputs, keep=keep or (), cost=options.cost_model(cost), prune=prune, fixed_size=fixed_size,
+        verify=options.verify_value(verify), progress=bar, inplace=inplace,
     )  # fmt: skip
     report = deployed.reparam_report
     assert isinstance(report, Report)
@@ -53,7 +53,7 @@ def fold(
             "--output",
             "-o",
             metavar="FILE.safetensors",
-            help="The weights; a .json with where they come from is written beside them.",
+            help="Where to write the weights; the provenance goes into a .json beside them.",
             show_default=False,
         ),
     ],
@@ -75,25 +75,26 @@ def fold(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Fold a model, verify the result, and write it; `reparam.load(FILE, model)` reads it."""
+    """Fold a model, verify it and write it. Read it with `reparam.load(FILE, model)`."""
     files = Saved.at(output)
     for path in (files.weights, files.provenance):
         require_writable(path, force)
         if report is not None and report.resolve() == path.resolve():
             raise InputError(f"--report {report}: --output {output} writes that file; give the report another name")
-    write = writer(report, force)
-    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 2 + options.rounds(cost)) as bar:
+    write = report_writer(report, force)
+    spec = options.ModelSpec(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with ProgressBar(STEPS + 2 + options.measuring_steps(cost)) as bar:
         bar("loading the model")
-        loaded = named.load()
+        loaded = spec.load()
         inputs = loaded.inputs(input_, input_file)
-        deployed, found = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size,
-                                 verify=verify)  # fmt: skip
+        deployed, conversion = fold_model(
+            loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size, verify=verify
+        )
         bar("writing")
         save(deployed, output, source=loaded.data(), force=force)
-        names = [str(files.weights), str(files.provenance), *write(found, None)]
-    data = {**loaded.data(), "inputs": str(inputs), "files": names, "report": report_data(found)}
-    show(data, [*loaded.notes, f"Inputs: {inputs}.", found, f"Written: {', '.join(names)}"], json)
+        names = [str(files.weights), str(files.provenance), *write(conversion, None)]
+    data = {**loaded.data(), "inputs": str(inputs), "files": names, "report": report_data(conversion)}
+    show(data, [*loaded.notes, f"Inputs: {inputs}.", conversion, f"Written: {', '.join(names)}"], json)
 
 
 def explain(
@@ -115,13 +116,14 @@ def explain(
     stages: options.Stages = False,
     json: options.Json = False,
 ) -> None:
-    """Say what would be folded, what would not and why, and write nothing."""
-    named = options.Named(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
-    with Bar(STEPS + 1 + options.rounds(cost)) as bar:
+    """Show what folds, what does not, and why. Writes nothing."""
+    spec = options.ModelSpec(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
+    with ProgressBar(STEPS + 1 + options.measuring_steps(cost)) as bar:
         bar("loading the model")
-        loaded = named.load()
+        loaded = spec.load()
         inputs = loaded.inputs(input_, input_file)
-        _, report = folded(loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size,
-                           verify=verify)  # fmt: skip
+        _, report = fold_model(
+            loaded.model, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size, verify=verify
+        )
     data = {**loaded.data(), "inputs": str(inputs), "report": report_data(report)}
     show(data, [*loaded.notes, f"Inputs: {inputs}.", *(report.stages if stages else (report,))], json)

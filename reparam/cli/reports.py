@@ -1,4 +1,4 @@
-"""The report as a file, in the form that the file's name asks for."""
+"""Reports as files: the suffix chooses the format."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from reparam.deploy.files import require_writable, written
 from reparam.errors import InputError
 from reparam.report.report import Report
 
-_FORMS: dict[str, Callable[[Report, Comparison | None], str]] = {
+_FORMATS: dict[str, Callable[[Report, Comparison | None], str]] = {
     ".html": Report.to_html,
     ".md": Report.to_markdown,
     ".json": Report.to_json,
 }
 
 
-def _form(path: Path) -> Callable[[Report, Comparison | None], str]:
-    """What makes the text of a report of that name. Raises InputError, before any work is done, for an unknown form."""
-    if path.suffix not in _FORMS:
-        raise InputError(f"--report {path}: give it a name that ends in {', '.join(_FORMS)}")
-    return _FORMS[path.suffix]
+def _formatter(path: Path) -> Callable[[Report, Comparison | None], str]:
+    """The function that formats a report for that suffix. Raises InputError for an unknown one."""
+    if path.suffix not in _FORMATS:
+        raise InputError(f"--report {path}: give it a name that ends in {', '.join(_FORMATS)}")
+    return _FORMATS[path.suffix]
 
 
-def writer(path: Path | None, force: bool) -> Callable[[Report, Comparison | None], list[str]]:
-    """What writes the report and names the file. Raises InputError, before any work is done, for one that cannot be."""
+def report_writer(path: Path | None, force: bool) -> Callable[[Report, Comparison | None], list[str]]:
+    """A function that writes a report and returns the path in a list, which is empty if `path` is None.
+
+    Raises InputError where the report cannot be written, before any work is done.
+    """
     if path is None:
         return lambda report, latency: []
-    text = _form(path)
+    text = _formatter(path)
     require_writable(path, force)
 
     def write(report: Report, latency: Comparison | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""A model by its name: `package.module:factory`, `timm:NAME`, `torchvision:NAME`, and inputs by their shape."""
+"""What the command line names: models (`package.module:factory`, `timm:NAME`, `torchvision:NAME`) and inputs."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ _ZOOS = ("timm", "torchvision")
 _FORMS = "package.module:factory, timm:NAME or torchvision:NAME"
 
 
-def built(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """The model that a factory makes, in eval mode.
+def build_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """The model that a factory builds, in eval mode.
 
-    name: `package.module:factory`, found from the current folder as well, where the factory may be a function, a class
-        or a module that is already built; `timm:NAME`; `torchvision:NAME`.
+    name: `package.module:factory`, where the factory is a function, a class or a module that exists already, and the
+        package is installed or in the current folder; `timm:NAME`; `torchvision:NAME`.
     arguments: keyword arguments of the factory.
 
-    Raises InputError for a name that leads nowhere, ModelError where the factory fails.
+    Raises InputError for a name that does not exist, ModelError where the factory fails.
     """
-    origin, colon, what = name.partition(":")
-    if not colon or not origin or not what:
-        raise InputError(f"model {name!r}: name it as {_FORMS}{_hint(name)}")
-    made = _from_zoo(origin, what) if origin in _ZOOS else _from_module(origin, what)
-    if isinstance(made, nn.Module):
+    source, colon, path = name.partition(":")
+    if not colon or not source or not path:
+        raise InputError(f"model {name!r}: name it as {_FORMS}{_checkpoint_hint(name)}")
+    factory = _from_zoo(source, path) if source in _ZOOS else _from_module(source, path)
+    if isinstance(factory, nn.Module):
         if arguments:
-            raise InputError(f"{name} is built already and takes no arguments; leave out --arg")
-        return made.eval()
+            raise InputError(f"{name} is a model already and takes no arguments; leave out --arg")
+        return factory.eval()
     try:
-        model = made(**(arguments or {}))
+        model = factory(**(arguments or {}))
     except Exception as error:
-        raise ModelError(f"{name} fails with {type(error).__name__}: {error}; see its arguments: {_signature(made)}"
-                         ) from error  # fmt: skip
+        raise ModelError(
+            f"{name} fails with {type(error).__name__}: {error}; its arguments are {_signature(factory)}"
+        ) from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} returns a {type(model).__name__} and no torch.nn.Module; name what makes the model")
+        raise InputError(f"{name} returns a {type(model).__name__}; name a function that returns a torch.nn.Module")
     return model.eval()
 
 
-def arguments(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs as keyword arguments; values are Python literals, `true` and `false`, or else text."""
+def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs as keyword arguments. A value is a Python literal, `true` or `false`, or else text."""
     result: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -74,47 +75,47 @@ def _value(text: str) -> Any:
     return text
 
 
-def _signature(made: Callable[..., Any]) -> str:
+def _signature(factory: Callable[..., Any]) -> str:
     try:
-        return str(inspect.signature(made))
+        return str(inspect.signature(factory))
     except (TypeError, ValueError):
         return "(...)"
 
 
-def _hint(name: str) -> str:
+def _checkpoint_hint(name: str) -> str:
     if Path(name).suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
-        return f"; {name} holds weights, which need a model around them: give it as --checkpoint {name}"
+        return f"; {name} holds only weights: name the model, and give this as --checkpoint {name}"
     return ""
 
 
-def _from_module(origin: str, what: str) -> Any:
-    with _found_from_here():
-        found: Any = _imported(origin)
-    for step in what.split("."):
-        names = [each for each in dir(found) if not each.startswith("_")]
-        if step not in dir(found):
-            raise InputError(f"{origin} has no {what}{_close(step, names)}")
-        found = getattr(found, step)
-    if not callable(found):
-        raise InputError(f"{origin}:{what} is a {type(found).__name__}; name a function or class that makes the model")
-    return found
+def _from_module(module: str, path: str) -> Any:
+    with _current_folder_first():
+        value: Any = _imported(module)
+    for attribute in path.split("."):
+        if attribute not in dir(value):
+            public = [name for name in dir(value) if not name.startswith("_")]
+            raise InputError(f"{module} has no {path}{_suggestion(attribute, public)}")
+        value = getattr(value, attribute)
+    if not callable(value):
+        raise InputError(f"{module}:{path} is a {type(value).__name__}; name a function or class that builds the model")
+    return value
 
 
-def _from_zoo(zoo: str, what: str) -> Any:
-    library = imported_extra(zoo, "zoo")
+def _from_zoo(zoo: str, name: str) -> Any:
+    library = _imported_extra(zoo, "zoo")
     models = library.models if zoo == "torchvision" else library
     names = models.list_models()
-    if what.partition(".")[0] not in names:
-        raise InputError(f"{zoo} has no model {what}{_close(what, names)}")
+    if name.partition(".")[0] not in names:
+        raise InputError(f"{zoo} has no model {name}{_suggestion(name, names)}")
     if zoo == "torchvision":
-        offered = inspect.signature(models.get_model_builder(what)).parameters
-        none = {name: None for name in ("weights", "weights_backbone") if name in offered}  # nothing is downloaded
-        return lambda **kwargs: models.get_model(what, **{**none, **kwargs})
-    return lambda **kwargs: models.create_model(what, **kwargs)
+        parameters = inspect.signature(models.get_model_builder(name)).parameters
+        none = {key: None for key in ("weights", "weights_backbone") if key in parameters}  # download nothing
+        return lambda **kwargs: models.get_model(name, **{**none, **kwargs})
+    return lambda **kwargs: models.create_model(name, **kwargs)
 
 
-def imported_extra(name: str, extra: str) -> ModuleType:
-    """A library of an extra; raises InputError, which says how to install it, where it cannot be imported."""
+def _imported_extra(name: str, extra: str) -> ModuleType:
+    """A library of an extra. Raises InputError, which says how to install it, where it cannot be imported."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -123,22 +124,22 @@ def imported_extra(name: str, extra: str) -> ModuleType:
         raise InputError(f"{name} is installed and cannot be imported: {first_line(error)}") from error
 
 
-def _imported(origin: str) -> ModuleType:
+def _imported(module: str) -> ModuleType:
     try:
-        return importlib.import_module(origin)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and (origin == error.name or origin.startswith(f"{error.name}.")):
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise InputError(
-                f"there is no module {error.name}; run this from the folder it is in, or install it ({_FORMS})"
+                f"there is no module {error.name}; run this from the folder that holds it, or install it ({_FORMS})"
             ) from error
-        raise InputError(f"{origin} imports {error.name}, which is not installed") from error
+        raise InputError(f"{module} imports {error.name}, which is not installed; install it") from error
     except Exception as error:
-        raise InputError(f"{origin} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+        raise InputError(f"{module} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
-def _found_from_here() -> Iterator[None]:
-    """The current folder is where modules are looked for first, as `python -m` does."""
+def _current_folder_first() -> Iterator[None]:
+    """Imports look into the current folder first, as with `python -m`."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -148,30 +149,30 @@ def _found_from_here() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _close(name: str, names: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, names, n=3)
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(name, names, n=3)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 
 # --- inputs
 
 
-def drawn_input(text: str, seed: int = 0) -> Tensor:
-    """A tensor from `1x3x224x224` or `1x3x224x224:dtype`: floats from N(0, 1), integers 0 or 1."""
+def random_input(text: str, seed: int = 0) -> Tensor:
+    """A tensor of the shape `1x3x224x224`, or `1x3x224x224:dtype`: floats from N(0, 1), integers 0 or 1."""
     shape, _, dtype = text.partition(":")
     sizes = shape.split("x")
     if not all(size.isdigit() and int(size) for size in sizes):
-        raise InputError(f"input {text!r}: write its shape as 1x3x224x224, with a dtype as 1x3x224x224:float16")
+        raise InputError(f"input {text!r}: write a shape as 1x3x224x224, or with a dtype as 1x3x224x224:float16")
     if dtype and dtype not in DTYPES:
-        raise InputError(f"input {text!r}: the dtype is one of {', '.join(DTYPES)}")
-    kind = DTYPES[dtype or "float32"]
+        raise InputError(f"input {text!r}: choose a dtype from {', '.join(DTYPES)}")
+    torch_dtype = DTYPES[dtype or "float32"]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn([int(size) for size in sizes], generator=generator)
-    return drawn.to(kind) if kind.is_floating_point else (drawn > 0).to(kind)
+    values = torch.randn([int(size) for size in sizes], generator=generator)
+    return values.to(torch_dtype) if torch_dtype.is_floating_point else (values > 0).to(torch_dtype)
 
 
 def read_input(path: Path) -> Any:
-    """What a `.npy` file holds as a tensor, or what a `.pt` file holds: a tensor, or a tuple or dict of them."""
+    """The input in a file: a `.npy` as a tensor; a `.pt` as it is, a tensor or a tuple or dict of tensors."""
     require_file(path)
     try:
         if path.suffix == ".npy":
@@ -179,14 +180,14 @@ def read_input(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            f"{path} cannot be read as input: {first_line(error)}; give a .npy, or a .pt of tensors"
+            f"{path} cannot be read as input: {first_line(error)}; give a .npy, or a .pt that holds tensors"
         ) from error
 
 
-def usual_input(name: str, model: nn.Module) -> Tensor | None:
-    """The size that a model of a zoo is made for; None where nobody knows."""
+def default_input(name: str, model: nn.Module) -> Tensor | None:
+    """An image of the size that a model of a zoo is made for; None for other models."""
     zoo = name.partition(":")[0]
     size = (3, 224, 224) if zoo == "torchvision" else None
     if zoo == "timm":
         size = dict(getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-    return None if size is None else drawn_input("x".join(map(str, (1, *size))))
+    return None if size is None else random_input("x".join(map(str, (1, *size))))

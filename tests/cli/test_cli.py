@@ -16,8 +16,8 @@ from torch import nn
 
 import reparam
 from reparam.cli import main
-from reparam.cli.shown import Bar
-from reparam.cli.source import built
+from reparam.cli.output import ProgressBar
+from reparam.cli.source import build_model
 from reparam.deploy.files import sha256
 from tests.console import NETWORK, refused, run
 
@@ -125,19 +125,19 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_sees_a_bar_that_goes_when_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_bar_and_clears_it(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    with Bar(2) as bar:
+    with ProgressBar(2) as bar:
         bar("loading")
         bar("folding")
     lines = screen.getvalue().split("\r\x1b[K")
     assert lines == ["", f"[{'.' * 24}] loading", f"[{'#' * 12}{'.' * 12}] folding", ""]
 
 
-def test_a_file_sees_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with Bar(2) as bar:
+    with ProgressBar(2) as bar:
         bar("loading")
     assert not sys.stderr.getvalue()  # type: ignore[attr-defined]
 
@@ -154,7 +154,7 @@ def test_explain_says_what_folds_and_writes_nothing(here: Path) -> None:
     assert sorted(each for each in here.rglob("*") if each.suffix != ".pyc" and each.is_file()) == before
 
 
-def test_what_is_checked_can_be_chosen() -> None:
+def test_verify_can_be_chosen() -> None:
     command = ("explain", "mynet:make", "--input", "1x3x17x19", "--json")
     assert run(*command).data()["report"]["checked"] == "none"
     assert run(*command, "--verify", "folds").data()["report"]["checked"] == "folds"
@@ -172,10 +172,16 @@ def test_explain_by_another_cost(cost: str, here: Path) -> None:
 @pytest.mark.parametrize(
     ("cost", "told"), [("speed", "'static', 'measured'"), ("no.json", r"no\.json.*cannot be read")]
 )
-def test_a_cost_that_cannot_be_used(cost: str, told: str) -> None:
+def test_an_unusable_cost_is_refused(cost: str, told: str) -> None:
     ended = run("explain", "mynet:make", "--input", "1x3x32x32", "--cost", cost)
     assert ended.code == 1
     assert re.search(told, ended.err)
+
+
+def test_explain_shows_the_stages() -> None:
+    ended = run("explain", "mynet:make", "--input", "1x3x17x19", "--stages")
+    starts = [line.partition(":")[0] for line in ended.out.splitlines() if line[:1].islower()]
+    assert (ended.code, starts) == (0, ["record", "values", "plan", "edits", "result"])
 
 
 def test_explain_as_json() -> None:
@@ -205,7 +211,7 @@ def test_keep_is_passed_on() -> None:
         ("timm:repvgg_a00", "did you mean"),
     ],
 )
-def test_a_model_that_cannot_be_had(name: str, said: str) -> None:
+def test_a_model_that_cannot_be_built_is_explained(name: str, said: str) -> None:
     assert said in refused("explain", name, "--input", "1x3x8x8")
 
 
@@ -228,7 +234,7 @@ def test_models_of_the_zoos() -> None:
     data = run("explain", "torchvision:resnet18", "--input", "1x3x64x64", "--json").data()
     assert data["report"]["after"]["norms"] == 0
     # The builder of a detector downloads the weights of its backbone unless it is told not to.
-    assert isinstance(built("torchvision:ssdlite320_mobilenet_v3_large"), nn.Module)
+    assert isinstance(build_model("torchvision:ssdlite320_mobilenet_v3_large"), nn.Module)
 
 
 def test_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +246,7 @@ def test_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["1x3", "3", "1x3x0x8", "ax3", "1x3x8x8:float99", "1 3 8 8", "2bad=1x3x8x8"])
-def test_inputs_that_cannot_be_used(text: str) -> None:
+def test_unusable_inputs_are_refused(text: str) -> None:
     refused("explain", "mynet:make", "--input", text)
 
 
@@ -253,10 +259,10 @@ def test_inputs_by_keyword_and_from_files(here: Path) -> None:
     (here / "bad.npy").write_bytes(b"nothing")
     assert "cannot be read as input" in refused("explain", "mynet:make", "--input-file", "bad.npy")
     assert "no such file" in refused("explain", "mynet:make", "--input-file", "none.npy")
-    assert "two ways" in refused("explain", "mynet:make", "--input-file", "x.npy", "--input", "1x3x9x8")
+    assert "exclude each other" in refused("explain", "mynet:make", "--input-file", "x.npy", "--input", "1x3x9x8")
 
 
-def test_without_inputs_they_are_read_off_the_model() -> None:
+def test_inputs_are_guessed_from_the_model() -> None:
     assert run("explain", "mynet:make", "--json").data()["inputs"] == "2x3x64x64"
 
 
@@ -283,7 +289,7 @@ def test_verify_ends_with_2_where_they_differ() -> None:
     assert ended.err.count("\n") == 1
 
 
-def test_verify_needs_a_truth(here: Path) -> None:
+def test_verify_needs_an_original(here: Path) -> None:
     (here / "a.onnx").write_bytes(b"")
     assert "no float64 truth" in refused("verify", "a.onnx", "mynet:make", "-i", "1x3x17x19")
     assert "damaged" in refused("verify", "mynet:make", "a.onnx", "-i", "1x3x17x19")
@@ -320,7 +326,7 @@ def test_inputs_that_the_model_does_not_take() -> None:
     refused("explain", "mynet:make", "-i", "1x5x8x8")
 
 
-def test_an_interrupted_run_says_so(here: Path) -> None:
+def test_an_interrupted_run_is_reported(here: Path) -> None:
     (here / "slow.py").write_text("import time\n\n\ndef make():\n    print('ready', flush=True)\n    time.sleep(60)\n")
     for number in (signal.SIGINT, signal.SIGTERM):
         process = as_process("explain", "slow:make")
@@ -332,7 +338,7 @@ def test_an_interrupted_run_says_so(here: Path) -> None:
         assert err == "reparam: interrupted; nothing was written\n"
 
 
-def test_a_defect_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_asks_for_a_bug_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> nn.Module:
         raise AssertionError("ours")
 
@@ -408,7 +414,7 @@ def test_fold_does_not_overwrite(taken: str, here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("output", "said"),
-    [("net.pth", "name it so"), ("none/net.safetensors", "there is no folder"), (".", "name it so")],
+    [("net.pth", "name one of them"), ("none/net.safetensors", "there is no folder"), (".", "name one of them")],
 )
 def test_places_that_cannot_be_written_are_refused_before_any_work(output: str, said: str, here: Path) -> None:
     before = listed(here)
@@ -497,7 +503,7 @@ def test_a_checkpoint_of_another_model(here: Path) -> None:
 
 def mynet(**arguments: int) -> nn.Module:
     """The user's network, in eval mode."""
-    return built("mynet:make", arguments)
+    return build_model("mynet:make", arguments)
 
 
 # --- export
