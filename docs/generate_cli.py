@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, the reference of the command line, from what `--help` prints.
+"""Writes docs/cli.md, the reference of the command line, from the output of `--help`.
 
 python docs/generate_cli.py
 """
@@ -18,8 +18,8 @@ WIDTH = "80"
 HEAD = """\
 # The command line
 
-What each command's `--help` prints. How they work together, what is taken for a model and for weights, and what the
-exit codes mean: [from checkpoint to file, and back](deploy.md#on-the-command-line). This page is written by
+What each command prints with `--help`. [On the command line](deploy.md#on-the-command-line) shows how the commands work
+together, how to name models and weights, and what the exit codes mean. This page is written by
 `python docs/generate_cli.py`.
 """
 
