@@ -198,7 +198,7 @@ def test_a_call_is_the_formula(data: st.DataObject, spatial: int) -> None:
 
 
 @given(st.data(), spatials)
-def test_the_anchor_is_itself(data: st.DataObject, spatial: int) -> None:
+def test_the_anchor_is_the_identity(data: st.DataObject, spatial: int) -> None:
     v = AffineConv.of(anchor(spatial), spatial)
     assert v.identity
     assert v.pointwise
@@ -654,7 +654,7 @@ def test_chains(chain: tuple[AffineConv, Function, list[AffineConv]]) -> None:
 # --- shapes first, numbers later
 
 
-def test_laws_work_out_no_kernel() -> None:
+def test_laws_compute_no_kernel() -> None:
     def never() -> Tensor:
         raise AssertionError("a kernel was worked out")
 
@@ -669,7 +669,7 @@ def test_laws_work_out_no_kernel() -> None:
         result.kernel()
 
 
-def test_a_number_is_worked_out_once() -> None:
+def test_a_value_is_computed_once() -> None:
     made: list[int] = []
     number = Lazy(lambda: made.append(1) or torch.ones(1))
     assert torch.equal(number(), number())

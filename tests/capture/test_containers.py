@@ -179,7 +179,7 @@ def test_a_container_of_tensors_is_looped_over(make: Callable[[list[Tensor]], An
     ("make", "count"),
     [(list, lambda x: 3 if len(x) < 4 else 2), (list, lambda x: max(3, len(x))), (in_turns, lambda x: 3)],
 )
-def test_another_container_of_tensors_is_refused_by_the_code(make: Any, count: Any) -> None:
+def test_another_container_is_refused_at_run_time(make: Any, count: Any) -> None:
     result = fold_at(Levels(Fuses(), make, count))
     with pytest.raises(AssertionError, match="head was converted for calls with other arguments"):
         result(image(5, 4, 9, 7))
@@ -197,7 +197,7 @@ class Optional(nn.Module):
         return self.norm(self.conv(sum(F.adaptive_avg_pool2d(each.relu(), there[0].shape[-2:]) for each in there)))
 
 
-def test_a_level_that_was_missing_has_to_be_missing() -> None:
+def test_a_missing_level_that_appears_is_refused_at_run_time() -> None:
     def make(features: list[Tensor]) -> list[Tensor | None]:
         return [features[0], None if len(features[0]) < 4 else features[1], features[2]]
 
@@ -206,7 +206,7 @@ def test_a_level_that_was_missing_has_to_be_missing() -> None:
         result(image(5, 4, 9, 7))
 
 
-def test_a_size_in_a_container_may_be_another_one() -> None:
+def test_a_size_in_a_container_may_change() -> None:
     class Sizes(Fuses):
         def forward(self, features: Any) -> Tensor:
             *levels, (height, width) = features

@@ -92,7 +92,7 @@ class Parent(nn.Module):
         return self.modes(y.sin(), "both", 2, True, scale=0.5, none=None)
 
 
-def test_literals_of_the_parent() -> None:
+def test_literal_arguments() -> None:
     result = fold_at(Parent())
     assert convs_ran(result, image(1, 4, 8, 8)) == 4
 
@@ -103,7 +103,7 @@ class TwoWays(Parent):
         return self.modes(y.sin(), "one", 1, False, scale=0.25, none=None)
 
 
-def test_literals_that_differ_from_call_to_call() -> None:
+def test_literal_arguments_that_differ_between_calls() -> None:
     result = fold_at(TwoWays())  # each layer folds by itself, and no code is rewritten
     assert convs_ran(result, image(1, 4, 8, 8)) == 5
 
@@ -113,7 +113,7 @@ class SizeHandedOn(Parent):
         return self.modes(x, "both", x.shape[0], True, scale=0.5, none=None)
 
 
-def test_a_size_that_is_handed_on_is_no_literal() -> None:
+def test_a_size_as_an_argument_is_no_literal() -> None:
     fold_at(SizeHandedOn())  # at another batch there are other products
 
 
@@ -162,7 +162,7 @@ def test_no_fold_relies_on_the_way_that_was_recorded(decide: Callable[[Tensor], 
     assert f"the model itself: {kinds[0]}" in str(report)
 
 
-def test_where_nothing_looks_nothing_is_said() -> None:
+def test_a_model_without_control_flow_reports_none() -> None:
     report = report_of(fold_at(nn.Sequential(Residual(), nn.Flatten(2))))
     assert report.control_flow == ()
     assert "another way" not in str(report)
@@ -183,7 +183,7 @@ class _Masked(nn.Module):
         return torch.relu(self.dense(x) + self.point(x) + F.conv2d(x, kernel))
 
 
-def test_an_argument_that_was_not_given_is_not_given_silently_later() -> None:
+def test_an_argument_that_was_not_given_is_refused_later() -> None:
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
     model = trained(_Masked(), x)
     folded = reparam.reparameterize(model, x)
@@ -204,7 +204,7 @@ class _Masking(nn.Module):
         return self.inner(x, mask)
 
 
-def test_an_argument_that_others_may_give_is_left_to_them() -> None:
+def test_an_optional_argument_of_an_inner_module_stays_optional() -> None:
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
     model = trained(_Masking(), x)
     folded = reparam.reparameterize(model, x)

@@ -58,7 +58,7 @@ def test_every_floating_result_is_float64(name: str, context: Callable[[], torch
         assert WIDENED[name]().dtype == torch.float64
 
 
-def test_cases_would_be_lower_or_fail_without_the_mode() -> None:
+def test_cases_lose_precision_or_fail_without_the_mode() -> None:
     """Otherwise the test above could not fail."""
 
     def is_float64(make: Callable[[], Tensor]) -> bool:

@@ -74,7 +74,7 @@ def test_drawn_has_the_mean_and_spread_of_the_example(mean: float, spread: float
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, float("nan"), float("inf")])
-def test_a_constant_example_says_nothing_of_spread(value: float) -> None:
+def test_a_constant_example_has_no_spread(value: float) -> None:
     (found,) = Inputs.of(torch.full((40, 50), value)).drawn(generator()).args
     assert abs(found.mean()) < 0.15
     assert 0.9 < found.std() < 1.1
@@ -105,7 +105,7 @@ def test_drawn_leaves_the_example_alone_and_keeps_its_layout() -> None:
         ((7,), None, None),
     ],
 )
-def test_resized_grows_what_each_rank_has(
+def test_resized_grows_the_sizes_of_each_rank(
     shape: tuple[int, ...], batch: tuple[int, ...] | None, size: tuple[int, ...] | None
 ) -> None:
     found = {name: inputs.shapes()[0] for name, inputs in Inputs.of(torch.randn(shape)).resized().items()}

@@ -57,7 +57,7 @@ def test_a_cached_table_of_positions(warm: bool) -> None:
     pickle.loads(pickle.dumps(result))(image(1, 4, 8, 8))
 
 
-def test_a_cache_keeps_nothing_of_a_verification() -> None:
+def test_caches_keep_nothing_of_verification() -> None:
     model = trained(Pyramid(), torch.randn(2, 4, 9, 7), dtype=torch.float32)
     result = reparam.reparameterize(model, torch.randn(2, 4, 9, 7))
     for size in SIZES:
@@ -142,7 +142,7 @@ class Fourier(nn.Module):
         return self.last(y + torch.fft.irfft2(torch.complex(real, imag), s=y.shape[-2:], norm="ortho"))
 
 
-def test_complex_tensors_pass_by() -> None:
+def test_complex_tensors_are_kept() -> None:
     result = fold_at(Fourier())
     assert convs_ran(result, image(1, 4, 8, 8)) == 3
 

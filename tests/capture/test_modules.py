@@ -114,7 +114,7 @@ class Tricky(nn.Module):
         return (self.layer(x) + self.point(x)).relu() + self.inner(x)
 
 
-def test_attributes_that_are_made_up() -> None:
+def test_a_module_that_forwards_attributes() -> None:
     fold_at(Tricky())
 
 

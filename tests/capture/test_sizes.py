@@ -61,12 +61,12 @@ SIZED = [as_in_tensorflow, halved, rounded, mapped, checked]
 
 
 @pytest.mark.parametrize("work", SIZED)
-def test_python_works_out_a_size(work: Callable[[Tensor], Any]) -> None:
+def test_python_functions_of_sizes(work: Callable[[Tensor], Any]) -> None:
     fold_at(Sized(work), sizes=(*SIZES, (1, 4, 3, 3), (2, 4, 31, 30)))
 
 
 @pytest.mark.parametrize("work", [halved, rounded, mapped, checked])
-def test_code_that_works_out_a_size_is_rewritten(work: Callable[[Tensor], Any]) -> None:
+def test_code_with_python_functions_of_sizes_is_rewritten(work: Callable[[Tensor], Any]) -> None:
     class Branches(Sized):
         def forward(self, x: Tensor) -> Tensor:
             x = F.pad(x, (0, int(work(x))))
@@ -117,7 +117,7 @@ def asserts_even(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("work", [refuses_odd, asserts_even, mapped])
-def test_an_exception_that_is_caught_decides_nothing_unseen(work: Callable[[Tensor], Any]) -> None:
+def test_a_caught_exception_is_control_flow(work: Callable[[Tensor], Any]) -> None:
     fold_at(Forgives(work), norms=1, sizes=((2, 4, 9, 8), (1, 4, 5, 5), (3, 4, 6, 6)))
 
 
@@ -129,7 +129,7 @@ def narrow(x):
 
 
 @pytest.mark.parametrize("names", [("type(width)", "int"), ("int", "type(width)")])
-def test_nothing_stands_in_for_a_type_that_code_compares_with(
+def test_type_comparisons_see_the_real_type(
     names: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = f"narrow_{names[0][:3]}"
@@ -138,7 +138,7 @@ def test_nothing_stands_in_for_a_type_that_code_compares_with(
     fold_at(Sized(importlib.import_module(file).narrow), norms=1)
 
 
-def test_code_without_a_file_keeps_its_own_numbers() -> None:
+def test_code_without_a_source_file_is_kept() -> None:
     scope: dict[str, Any] = {}
     exec("def whole(x): return int(x.shape[-1])", scope)
     fold_at(Sized(scope["whole"]), norms=1)

@@ -113,7 +113,7 @@ def test_another_runtime_may_round_more_than_a_conversion() -> None:
     "other",
     [lambda x: x[:, :2], lambda x: (x,), lambda x: {"y": x}, lambda x: x * float("nan"), lambda x: x * 1.0001, abs],
 )
-def test_any_other_output_is_refused(other: Any) -> None:
+def test_a_different_output_is_refused(other: Any) -> None:
     with pytest.raises(VerificationError, match=r"^b:"):
         benchmark({"a": nn.Identity().eval(), "b": other}, X, rounds=1)
 

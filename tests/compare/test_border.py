@@ -66,7 +66,7 @@ def naive_error(model: nn.Module, x: Tensor, **options: Any) -> float | None:
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_it_is_what_counting_gives(name: str) -> None:
+def test_the_error_equals_a_direct_count(name: str) -> None:
     make, expected = BY_HAND[name]
     channels = 3 if "convolution" in name else 1
     for size in ((6, 8), (70, 41)):
@@ -80,7 +80,7 @@ def test_padding_with_a_number_of_its_own() -> None:
     assert naive_error(model, image(2, 1, 6, 8)) == pytest.approx(2.5 / model(x).abs().max().item(), rel=1e-12)
 
 
-def test_a_window_that_reaches_what_padding_hides() -> None:
+def test_a_window_reaches_across_the_padding() -> None:
     """Two 3x3 convolutions, each padded by one, are no 5x5 convolution padded by two."""
     model = trained(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.Conv2d(3, 2, 3, padding=1, bias=False)))
     found = naive_error(model, image(1, 2, 9, 12))
@@ -93,14 +93,14 @@ def test_a_window_that_reaches_what_padding_hides() -> None:
     assert found > 0.01
 
 
-def test_it_is_in_the_text() -> None:
+def test_the_error_is_printed() -> None:
     text = str(reparam.reparameterize(network(always(1.0), ones(1)), image(1, 1, 9, 7)).reparam_report)
     assert "a naive fold would be wrong by 56 % at the border" in text
 
 
 @pytest.mark.parametrize("behind", [[], [nn.BatchNorm2d(1).double()], [nn.ReLU()]])
 @pytest.mark.parametrize("pad", [[nn.ZeroPad2d(1), ones(0)], [ones(1)]])
-def test_a_norm_that_is_left_says_it_itself(pad: list[nn.Module], behind: list[nn.Module]) -> None:
+def test_a_norm_that_stays_names_the_error(pad: list[nn.Module], behind: list[nn.Module]) -> None:
     """Also where the convolution that cannot take it is folded with what comes behind it."""
     report = reparam.reparameterize(network(nn.ReLU(), always(1.0), *pad, *behind), image(1, 1, 9, 7)).reparam_report
     (norm,) = [r for r in report.refusals if r.operation == "batch_norm"]
@@ -110,7 +110,7 @@ def test_a_norm_that_is_left_says_it_itself(pad: list[nn.Module], behind: list[n
     assert norm.naive_error == pytest.approx(5 / 9, rel=1e-12)
 
 
-def test_of_several_the_worst_is_printed() -> None:
+def test_the_worst_of_several_is_printed() -> None:
     model = network(always(1.0), ones((1, 0)), nn.ReLU(), always(1.0), ones(1))
     text = str(reparam.reparameterize(model, image(1, 1, 9, 7)).reparam_report)
     assert "56 %" in text
@@ -130,7 +130,7 @@ def test_code_that_needs_a_large_image_is_measured_on_one() -> None:
 
 
 @pytest.mark.parametrize("model", [RepVGGBlock(2, 2), nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1))])
-def test_what_folds_has_no_border(model: nn.Module) -> None:
+def test_a_fold_has_no_border_error(model: nn.Module) -> None:
     report = reparam.reparameterize(trained(model), image(1, 2, 9, 7)).reparam_report
     assert all(refusal.naive_error is None for refusal in report.refusals)
 

@@ -244,7 +244,7 @@ def test_a_weight_that_is_not_its_exact_value_rounded_is_caught() -> None:
     assert [check.name for check in verification.checks if not check.passed] == ["first.weight"]
 
 
-def test_a_single_number_is_not_failed_by_luck() -> None:
+def test_a_single_value_does_not_fail_by_chance() -> None:
     """One draw of one number often has hardly any noise in the original."""
     for seed in range(20):
         torch.manual_seed(seed)
@@ -283,7 +283,7 @@ def test_equal_non_finite_entries_pass_and_are_mentioned() -> None:
     assert not verify(masked(float("-inf")), masked(0.0), X).ok
 
 
-def test_a_mask_of_huge_values_hides_nothing() -> None:
+def test_huge_mask_values_hide_no_error() -> None:
     def model(scale: float) -> nn.Module:
         return Do(lambda x: torch.cat([x * scale, torch.full_like(x[:, :1], torch.finfo(x.dtype).min)], 1)).eval()
 
@@ -299,7 +299,7 @@ def test_random_models_see_the_same_seed_and_leave_the_users_alone() -> None:
     assert not verify(noisy, Do(lambda x: x + torch.rand_like(x)).eval(), X.double()).ok
 
 
-def test_what_the_original_does_not_take_is_recorded_and_not_failed() -> None:
+def test_inputs_that_the_original_rejects_are_recorded() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 9 * 12, 3)).eval()
     verification = verify(model, copy.deepcopy(model), X)
     assert verification.ok
@@ -430,7 +430,7 @@ def test_keyword_inputs() -> None:
     assert not verify(model, other, inputs).ok
 
 
-def test_what_the_original_itself_gets_wrong_in_its_dtype_is_found() -> None:
+def test_errors_of_the_original_in_its_own_dtype_are_found() -> None:
     def model(absurd: float) -> nn.Module:
         return Do(lambda x: (x * 2, x * absurd if x.dtype == torch.float32 else x)).eval()
 
@@ -517,7 +517,7 @@ def test_bisect_names_one_of_several(count: int, data: st.DataObject) -> None:
     assert bisect(range(count), lambda some: guilty.issubset(some)) in guilty
 
 
-def test_bisect_accuses_nobody_without_reason() -> None:
+def test_bisect_names_nothing_where_nothing_is_wrong() -> None:
     assert bisect([1, 2, 3], lambda some: False) is None
     assert bisect([1, 2, 3], lambda some: True) is None
     assert bisect([], lambda some: bool(some)) is None
@@ -557,7 +557,7 @@ def _steep(off: float) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
     return original, candidate, exact
 
 
-def test_a_network_that_magnifies_roundings_is_measured_by_its_own() -> None:
+def test_a_network_that_magnifies_rounding_gets_a_wider_bound() -> None:
     original, candidate, exact = _steep(0.0)
     x = torch.randn(64, 8)
     right = verify(original, candidate, x, exact=exact)

@@ -62,7 +62,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], dict[str, Any], type[ReparamError], s
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("name", ERRORS)
-def test_error(name: str, inplace: bool) -> None:
+def test_an_error_leaves_the_model_untouched(name: str, inplace: bool) -> None:
     make, options, error, message = ERRORS[name]
     model = make()
     before = snapshot(model) if isinstance(model, nn.Module) else None

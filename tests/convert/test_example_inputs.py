@@ -43,6 +43,6 @@ def test_no_inputs_for_a_model_whose_shape_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("inputs", ["image", 3, (), {1: X}, [None]])
-def test_inputs_of_no_use(inputs: Any) -> None:
+def test_unusable_inputs_are_refused(inputs: Any) -> None:
     with pytest.raises(InputError, match="example_inputs"):
         reparam.reparameterize(network(), inputs)

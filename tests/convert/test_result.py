@@ -52,7 +52,7 @@ def test_a_rewritten_forward_keeps_its_defaults() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtype_stays_and_nothing_is_lost(dtype: torch.dtype) -> None:
+def test_dtype_stays_and_the_fold_is_as_near_to_the_truth(dtype: torch.dtype) -> None:
     """Composed in float64 and rounded once, the fold is at least about as near to the truth as the original."""
     model = trained(seq(RepVGGBlock(8, 8), RepVGGBlock(8, 8), conv(8, 8, 3), bn(8)))
     model = model.to(dtype)
@@ -75,7 +75,7 @@ def test_float32_constants_do_not_leak_into_float64() -> None:
     assert distance(model, converted(model, x), x) < 1e-14
 
 
-def test_the_root_is_one_batch_norm() -> None:
+def test_a_model_that_is_one_batch_norm() -> None:
     model = trained(bn())
     x = image(2, 4, 9, 7)
     folded = converted(model, x)
@@ -99,7 +99,7 @@ def test_a_convolution_without_a_norm_keeps_its_bias() -> None:
     assert torch.equal(folded[0].weight, model[0].weight)
 
 
-def test_an_intermediate_that_is_returned_stays() -> None:
+def test_a_returned_intermediate_stays() -> None:
     def forward(m: nn.Module, x: Tensor) -> dict[str, object]:
         y = m.conv(x)
         z = m.bn(y)
@@ -145,7 +145,7 @@ def test_it_is_the_user_s_own_model() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (64, 33)])
-def test_it_holds_at_every_size(size: tuple[int, int]) -> None:
+def test_it_computes_the_same_at_every_size(size: tuple[int, int]) -> None:
     model = network()
     assert distance(model, reparam.reparameterize(model, X), image(3, 3, *size)) < EXACT
 
@@ -161,7 +161,7 @@ def test_dtype_device_and_format(dtype: torch.dtype) -> None:
     assert not any(conv.weight.is_contiguous() for conv in convs)
 
 
-def test_the_usual_memory_format_stays_too() -> None:
+def test_contiguous_weights_stay_contiguous() -> None:
     folded = reparam.reparameterize(network(), X)
     assert all(layer.weight.is_contiguous() for layer in plain_convs(folded))
 
@@ -227,7 +227,7 @@ def test_it_is_traced_as_before() -> None:
     assert torch.allclose(traced(X), folded(X))
 
 
-def test_the_code_of_a_rewritten_block_reads_as_what_it_does() -> None:
+def test_the_code_of_a_rewritten_block_is_readable() -> None:
     block = reparam.reparameterize(network(), X).blocks[0]
     assert [name for name, _ in block.named_children()] == ["activation", "conv"]
     lines = [line.strip().partition(";")[0] for line in block.code.strip().splitlines()]

@@ -428,7 +428,7 @@ TRAPS = {
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'", "ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("name", TRAPS)
-def test_trap(name: str) -> None:
+def test_a_trap_folds_as_the_table_says(name: str) -> None:
     trap = TRAPS[name]
     x = image(2, 4, *trap.sizes[0])
     model = trained(trap.make())
@@ -461,7 +461,7 @@ class Cloning(nn.Module):
 # --- what a table does not tell
 
 
-def test_what_a_forward_stores_is_the_same() -> None:
+def test_a_stored_tensor_is_the_same() -> None:
     model = trained(Stores())
     x = image(2, 4, 9, 7)
     folded = converted(model, x)

@@ -64,7 +64,7 @@ def test_a_wrong_edit_is_caught_and_named(monkeypatch: pytest.MonkeyPatch, inpla
     assert same(before, snapshot(model))
 
 
-def test_without_verification_nobody_looks(wrong_norm: None) -> None:
+def test_without_verification_a_wrong_fold_passes(wrong_norm: None) -> None:
     model = network()
     folded = reparam.reparameterize(model, X, verify=False)
     assert folded.reparam_report.verification is None
@@ -98,7 +98,7 @@ def test_folds_alone_find_a_wrong_fold(wrong_norm: None) -> None:
     assert same(before, snapshot(model))
 
 
-def test_full_is_what_true_means() -> None:
+def test_true_means_full() -> None:
     model = network()
     reports = [reparam.reparameterize(model, X, verify=how).reparam_report for how in (True, "full")]  # type: ignore[arg-type]
     assert reports[0].verification == reports[1].verification
@@ -106,6 +106,6 @@ def test_full_is_what_true_means() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["fold", "none", "", None, 2])
-def test_what_cannot_be_chosen_is_refused_with_the_choices(wrong: Any) -> None:
+def test_an_unknown_choice_is_refused_with_the_choices(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"verify=.*'full'.*'folds'.*False"):
         reparam.reparameterize(network(), X, verify=wrong)

@@ -108,7 +108,9 @@ def run(document: Path, module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
-def test_blocks_run_and_print_what_is_said(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_blocks_print_what_the_document_says(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     module = ModuleType("document")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle and dataclasses look for its classes
@@ -129,7 +131,7 @@ def test_the_reference_of_the_command_line_is_current() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generator["document"]()
 
 
-def test_a_wrong_output_is_seen(tmp_path: Path) -> None:
+def test_a_wrong_output_fails(tmp_path: Path) -> None:
     document = tmp_path / "wrong.md"
     document.write_text("```python\nprint(1 + 1, 0.25)\n```\n\n<!-- output: measured -->\n```text\n3 0.5\n```\n")
     code, output = blocks(document)

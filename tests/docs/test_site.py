@@ -45,7 +45,7 @@ def test_every_page_of_the_documentation_is_there(site: Path) -> None:
     assert sources <= {file.stem for file in site.glob("*.html")}
 
 
-def test_nothing_is_named_that_lies_elsewhere(site: Path) -> None:
+def test_no_address_points_elsewhere(site: Path) -> None:
     for file in site.rglob("*.html"):
         assert not LOADED.findall(file.read_text("utf-8")), file
     for file in site.rglob("*.css"):
@@ -61,7 +61,7 @@ def test_the_reference_shows_functions_and_their_arguments(site: Path) -> None:
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_and_asks_for_nothing_from_elsewhere(site: Path, page: Browser, name: str, width: int) -> None:
+def test_a_page_fits_and_loads_nothing_from_elsewhere(site: Path, page: Browser, name: str, width: int) -> None:
     page.open(site / f"{name}.html", width, dark=width == PHONE)
     assert page.value("document.documentElement.scrollWidth") <= width
     background = page.value("getComputedStyle(document.body).backgroundColor")

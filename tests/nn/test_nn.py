@@ -356,7 +356,7 @@ def test_dtype_is_that_of_the_parameters(name: str, dtype: torch.dtype) -> None:
         (lambda: draw_statistics(nn.Sequential(nn.LazyBatchNorm2d())), "0 .LazyBatchNorm2d.*run the model once"),
     ],
 )
-def test_mistakes_are_explained(make: Callable[[], object], words: str) -> None:
+def test_wrong_arguments_are_explained(make: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
 
@@ -413,7 +413,7 @@ def test_draw_statistics_takes_norms_of_every_kind_and_nothing_else() -> None:
     assert drawn.untracked.running_mean is None
 
 
-def test_draw_constants_takes_what_training_has_not_told_apart() -> None:
+def test_draw_constants_draws_what_starts_constant() -> None:
     model = nn.ModuleDict(
         {"zero": IdentityBasedConv1x1(64), "scale": nn.LayerNorm(64), "conv": nn.Conv2d(64, 64, 1, groups=64)}
     )

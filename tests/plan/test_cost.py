@@ -64,7 +64,7 @@ KINDS: dict[str, tuple[nn.Module, str, int, int]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_an_operation_is_what_it_multiplies_and_holds(name: str) -> None:
+def test_the_work_of_an_operation(name: str) -> None:
     module, kind, macs, stored = KINDS[name]
     (work,) = works(module, X)
     assert (work.kind, work.macs, work.stored) == (kind, macs, stored)
@@ -84,7 +84,7 @@ def test_a_fold_of_one_layer_is_that_layer(name: str) -> None:
     assert ours().key == theirs().key  # timed once
 
 
-def test_what_several_operations_read_is_held_whatever_becomes_of_one() -> None:
+def test_a_parameter_of_two_operations_is_stored_by_neither() -> None:
     shared = nn.Conv2d(8, 8, 1)
     recorded = record(Block(lambda m, x: m.conv(m.conv(x)), conv=shared).eval(), Inputs.of(X))
     assert [work.stored for node in recorded.nodes[1:] for work in of_node(node)] == [0, 0]
@@ -93,7 +93,7 @@ def test_what_several_operations_read_is_held_whatever_becomes_of_one() -> None:
 # --- constants
 
 
-def test_every_constant_is_the_time_of_something() -> None:
+def test_every_constant_changes_some_time() -> None:
     every = [work for module, *_ in KINDS.values() for work in works(module, X)]
     for name in ("dense", "pointwise", "large", "grouped", "depthwise", "pool", "bandwidth", "streaming", "packing"):
         slower: StaticCost = replace(CPU, **{name: getattr(CPU, name) / 1e6})
@@ -135,7 +135,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_file_of_other_constants_is_refused(wrong: str, tmp_path: Path) -> None:
+def test_a_file_with_wrong_constants_is_refused(wrong: str, tmp_path: Path) -> None:
     CPU.save(tmp_path / "mine.json")
     data = WRONG[wrong](json.loads((tmp_path / "mine.json").read_text()))
     if data is None:
@@ -146,8 +146,8 @@ def test_a_file_of_other_constants_is_refused(wrong: str, tmp_path: Path) -> Non
         StaticCost.load(tmp_path / "mine.json")
 
 
-def test_what_is_no_cost_is_refused() -> None:
-    with pytest.raises(InputError, match="no name and price"):
+def test_an_object_that_is_no_cost_is_refused() -> None:
+    with pytest.raises(InputError, match="no `name` and `price`"):
         folded(nn.Conv2d(8, 8, 1).eval(), X, 3)
     with pytest.raises(InputError, match=r"'speed'.*'static'"):
         folded(nn.Conv2d(8, 8, 1).eval(), X, "speed")
@@ -212,7 +212,7 @@ JUDGES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", JUDGES)
 @settings(max_examples=40, deadline=None)
 @given(st.lists(STEPS, min_size=1, max_size=9), st.lists(st.integers(0, 8), max_size=3), st.sampled_from([3, 17, 64]))
-def test_no_network_is_dearer_than_it_was(name: str, steps: list[Step], sinks: list[int], size: int) -> None:
+def test_no_network_costs_more_than_before(name: str, steps: list[Step], sinks: list[int], size: int) -> None:
     model, x = trained(Network(steps, sinks)), image(1, CHANNELS, size, size + 2)
     with pytest.MonkeyPatch.context() as patched:
         ticking = Ticking.watching(patched, drawn)
@@ -258,13 +258,13 @@ def test_a_narrow_chain_stays_where_it_is_measured_to_be_faster(monkeypatch: pyt
         assert folded(chain(4), image(1, 64, 9, 7, dtype=torch.float32), judge).after.convs == layers
 
 
-def test_what_is_equal_by_the_cost_chosen_is_decided_by_time() -> None:
+def test_ties_are_broken_by_the_static_cost() -> None:
     """A norm behind a convolution with a bias: as many multiply-adds without it, and an operation fewer."""
     model = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)))
     assert folded(model, image(1, 8, 9, 7), "flops").after.norms == 0
 
 
-def test_a_shift_behind_a_sum_is_spread_only_where_that_needs_no_more_parameters() -> None:
+def test_a_shift_behind_a_sum_is_distributed_only_where_it_costs_no_parameters() -> None:
     """One number for all channels would be a bias per channel of one of the sides."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ class Launches:
         return Price(0 if work.kind == "view" else 1)
 
 
-def test_a_cost_of_ones_own() -> None:
+def test_a_custom_cost() -> None:
     assert isinstance(Launches(), Cost)
     report = folded(chain(4), image(1, 64, 112, 112, dtype=torch.float32), Launches())
     assert (report.after.convs, report.cost, report.predicted) == (1, "launches", None)
@@ -311,13 +311,13 @@ def test_samples_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == [f"timing 2 of 2 candidates, round {turn} of 3" for turn in (1, 2, 3)]
 
 
-def test_what_is_short_is_called_several_times_for_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_calls_are_repeated_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     ticking = Ticking.watching(monkeypatch, lambda key: 1e-4)
     timed({"a": sample("a")}, Setting(torch.device("cpu")), 10.0, 2, ticking.stopwatch())
     assert len(ticking.ran) == 3 + 2 * 10
 
 
-def test_the_time_is_bounded_and_the_rest_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_stops_at_its_time_limit_and_predicts_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     ticking = Ticking.watching(monkeypatch, lambda key: 1.0)
     samples = {name: sample(name) for name in "abcdefgh"}
     found = timed(samples, Setting(torch.device("cpu")), 10.0, 99, ticking.stopwatch())
@@ -327,7 +327,7 @@ def test_the_time_is_bounded_and_the_rest_predicted(monkeypatch: pytest.MonkeyPa
     assert TimedCost("", {}, 3.0, CPU).price(work) == Price(3 * CPU.time(work), CPU.time(work))
 
 
-def test_what_cannot_be_called_is_left_out() -> None:
+def test_candidates_that_cannot_be_called_are_left_out() -> None:
     samples = {"no": sample("a"), "yes": Sample(torch.relu, (Shaped((2, 3)),))}
     assert list(timed(samples, Setting(torch.device("cpu")), 1.0, 1, Stopwatch())) == ["yes"]
 
@@ -358,7 +358,7 @@ def test_every_sample_of_a_network_can_be_called() -> None:
                 assert result.numel() == work.written
 
 
-def test_the_setting_is_that_of_the_model() -> None:
+def test_samples_run_in_the_models_dtype_and_format() -> None:
     model = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last).half()
     setting = Setting.of(model, Inputs.of(X))
     assert (setting.device.type, setting.dtype, setting.channels_last) == ("cpu", torch.float16, True)
@@ -396,7 +396,7 @@ def test_the_report_says_what_each_fold_takes(monkeypatch: pytest.MonkeyPatch) -
     assert data["folds"][0]["predicted"]["before"] == pytest.approx(conv + norm)
 
 
-def test_what_is_not_faster_is_said() -> None:
+def test_a_fold_that_is_not_faster_is_reported() -> None:
     plain = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()))
     assert folded(plain, image(1, 8, 9, 7)).worth == "Nothing was folded: the network takes as long as before."
     large = nn.Sequential(nn.Conv2d(8, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3, bias=False), nn.ReLU())
@@ -406,7 +406,7 @@ def test_what_is_not_faster_is_said() -> None:
     assert "less time: do not expect it to be faster." in report.worth
 
 
-def test_more_parameters_are_said() -> None:
+def test_a_fold_with_more_parameters_is_reported() -> None:
     report = folded(chain(4), image(1, 64, 3, 3, dtype=torch.float32))
     assert report.after.convs == 1
     assert "It holds 700 % more parameters than before." in report.worth

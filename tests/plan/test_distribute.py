@@ -102,7 +102,7 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_every_side_takes_its_part(name: str) -> None:
+def test_every_operand_takes_its_part_of_the_norm(name: str) -> None:
     make, convs = TAKEN[name]
     model, x = trained(make()), image(2, 4, 7, 9)
     folded = reparam.reparameterize(model, x)
@@ -171,20 +171,20 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_whole_stays_where_one_side_cannot_take_its_part(name: str) -> None:
+def test_the_norm_stays_where_one_operand_cannot_take_its_part(name: str) -> None:
     model, x = trained(KEPT[name]()), image(2, 4, 7, 9)
     folded = reparam.reparameterize(model, x)
     assert norms_ran(folded, x) == 1
     assert distance(model, folded, x) < EXACT
 
 
-def test_what_must_stay_available_keeps_its_values() -> None:
+def test_tensors_that_are_read_elsewhere_keep_their_values() -> None:
     model, x = trained(TAKEN["sum"][0]()), image(2, 4, 7, 9)
     assert norms_ran(reparam.reparameterize(model, x, keep=["b"]), x) == 1
     assert norms_ran(reparam.reparameterize(model, x), x) == 0
 
 
-def test_part_of_a_plan_spreads_a_norm_as_a_whole_or_not_at_all() -> None:
+def test_a_norm_is_distributed_to_all_operands_or_to_none() -> None:
     recorded = record(trained(TAKEN["nested"][0]()), Inputs.of(image(2, 4, 7, 9)))
     whole = plan(recorded).folds
     for only in range(len(whole) + 1):
@@ -193,7 +193,7 @@ def test_part_of_a_plan_spreads_a_norm_as_a_whole_or_not_at_all() -> None:
         assert (JoinFold in kinds) == (SideFold in kinds) == (only == len(whole))
 
 
-def test_what_is_read_on_the_way_is_not_computed_in_advance() -> None:
+def test_a_tensor_that_is_read_on_the_way_is_not_changed() -> None:
     model = Block(
         _read_on_the_way,
         a=_conv(),
@@ -218,7 +218,7 @@ def _summed_where_large(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", [_normed_where_large, _summed_where_large])
-def test_what_only_some_sizes_lead_through_takes_nothing(forward: Callable[..., Tensor]) -> None:
+def test_a_branch_that_only_some_sizes_take_gets_no_part(forward: Callable[..., Tensor]) -> None:
     layers = {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 4, 3, padding=1), "norm": nn.BatchNorm2d(4)}
     model = trained(Block(forward, **layers))
     folded = reparam.reparameterize(model, image(2, 3, 5, 4))

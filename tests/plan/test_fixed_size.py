@@ -123,7 +123,7 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", FOLDED)
 @pytest.mark.parametrize("size", [(9, 7), (8, 5), (1, 2)])
-def test_what_zero_padding_makes_of_a_bias_is_folded(name: str, size: tuple[int, int]) -> None:
+def test_a_bias_in_front_of_zero_padding_becomes_a_map(name: str, size: tuple[int, int]) -> None:
     model, x = trained(FOLDED[name]()), image(2, 4, *size)
     folded = reparam.reparameterize(model, x, fixed_size=True)
     assert norms_ran(folded, x) == 0
@@ -154,7 +154,7 @@ def test_alignments_that_agree_at_this_size_add_up() -> None:
     assert distance(model, folded, x) < EXACT
 
 
-def test_a_map_that_does_not_pay_is_not_made() -> None:
+def test_a_map_of_biases_that_does_not_pay_is_not_made() -> None:
     """As many pixels come out as went in: adding the map costs what the norm did."""
     model, x = trained(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, padding=1))), image(2, 4, 9, 7)
     assert not reparam.reparameterize(model, x, fixed_size=True).reparam_report.folds
@@ -174,7 +174,7 @@ def _filled(m: nn.Module, x: Tensor) -> Tensor:
     return m.b(y)
 
 
-def test_a_border_that_is_written_to_is_no_map() -> None:
+def test_a_border_that_is_written_to_is_kept() -> None:
     model = trained(Block(_filled, a=nn.BatchNorm2d(4), b=nn.Conv2d(4, 4, 3, stride=2)))
     x = image(2, 4, 9, 7)
     folded = reparam.reparameterize(model, x, fixed_size=True)
@@ -217,7 +217,7 @@ AMONG_PIXELS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", AMONG_PIXELS)
-def test_images_of_a_batch_among_the_pixels_are_not_of_one_size(name: str, batch: int) -> None:
+def test_a_batch_that_is_viewed_as_pixels_is_not_fixed(name: str, batch: int) -> None:
     """Batches may differ, so a map of biases over them would be that of one batch."""
     model = trained(AMONG_PIXELS[name]())
     folded = reparam.reparameterize(model, image(batch, 4, 12), fixed_size=True)
@@ -230,14 +230,14 @@ def test_images_of_a_batch_among_the_pixels_are_not_of_one_size(name: str, batch
         assert distance(model, folded, x) < EXACT
 
 
-def test_a_model_that_takes_no_other_batch_has_its_sizes() -> None:
+def test_a_model_of_one_batch_folds_at_its_size() -> None:
     model = trained(Block(lambda m, x: m.body(x.view(2, 4, 9, 7)), body=FOLDED["branches"]()), image(2, 4, 9, 7))
     folded = reparam.reparameterize(model, image(2, 4, 9, 7), fixed_size=True)
     assert norms_ran(folded, image(2, 4, 9, 7)) == 0
     assert distance(model, folded, image(2, 4, 9, 7, seed=1)) < EXACT
 
 
-def test_a_model_that_takes_multiples_alone() -> None:
+def test_a_model_that_takes_only_multiples_of_a_batch() -> None:
     """Clips of four frames, among whose pixels are the batch's images."""
     model = trained(
         Block(

@@ -20,15 +20,13 @@ from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.plan import cost, horizontal
 from reparam.plan.plan import plan
-from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, trained
+from tests.helpers import EXACT, Block, convs_ran, distance, fold_exactly, image, norms_ran, same_conv, trained
 from tests.plan.test_plan import CHANNELS, STEPS, Network, Step
 
 
 def merged(model: nn.Module, *others: Tensor, like: Tensor, **options: Any) -> nn.Module:
     """The model converted: equal on the example and on others, and a second time nothing is found."""
-    folded = reparam.reparameterize(model, like, **options)
-    for x in (like, *others):
-        assert distance(model, folded, x) < EXACT
+    folded = fold_exactly(model, like, *others, **options)
     assert not reparam.reparameterize(folded, like, **options).reparam_report.folds
     return folded
 
@@ -68,7 +66,7 @@ X, ODD, LARGER = image(2, 4, 5, 7), image(1, 4, 3, 1), image(3, 4, 8, 6)
 
 
 def conv(out: int = 4, kernel: int = 1, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(4, out, kernel, padding=kernel // 2, **options)
+    return same_conv(4, out, kernel, **options)
 
 
 def stem(out: int = 4) -> nn.Sequential:
@@ -94,7 +92,7 @@ def test_two_convolutions_become_one(kernel: int) -> None:
     assert not any(module.training for module in folded.modules())
 
 
-def test_folds_are_merged_with_one_another_and_with_what_is_kept() -> None:
+def test_folds_are_fused_with_one_another_and_with_untouched_layers() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return torch.relu(m.a(x)) + torch.sigmoid(m.b(x)) * torch.tanh(m.c(x) + x)
 
@@ -112,7 +110,7 @@ def test_linear_layers_along_the_last_dimension() -> None:
     assert convs_ran(merged(pair, image(1, 5), image(7, 5), like=vector), vector) == 1
 
 
-def test_a_norm_in_front_of_them_is_taken_by_the_one() -> None:
+def test_the_fused_layer_takes_the_norm_in_front() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return tokens(m, m.norm(x))
 
@@ -124,7 +122,7 @@ def test_a_norm_in_front_of_them_is_taken_by_the_one() -> None:
     assert folded.norm.weight is None
 
 
-def test_views_that_cut_channels_apart_see_parts() -> None:
+def test_views_into_heads_read_their_part() -> None:
     x = image(2, 5, 12)
     model = trained(nn.Sequential(Heads(), Heads()), x)
     folded = merged(model, image(1, 12, 12), image(4, 3, 12), like=x)
@@ -132,7 +130,7 @@ def test_views_that_cut_channels_apart_see_parts() -> None:
     assert convs_ran(folded, x) == 4
 
 
-def test_code_that_is_called_twice_merges_in_both_calls() -> None:
+def test_a_block_that_is_called_twice_is_fused_in_both_calls() -> None:
     inner = Block(two, a=conv(2, 3), b=conv(2, 3))
     model = trained(Block(lambda m, x: m.inner(torch.relu(m.inner(x))), inner=inner))
     folded = merged(model, ODD, LARGER, like=X)
@@ -244,7 +242,7 @@ LEFT: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", LEFT)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_left(name: str, batch: int) -> None:
+def test_layers_that_cannot_share_an_output_stay_apart(name: str, batch: int) -> None:
     model = trained(Block(LEFT[name], a=conv(), b=conv()))
     x = image(batch, 4, 5, 7)
     folded = merged(model, LARGER, ODD, like=x)
@@ -261,19 +259,19 @@ GEOMETRY: dict[str, tuple[nn.Module, nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
-def test_of_other_geometry(name: str) -> None:
+def test_layers_of_other_geometry_stay_apart(name: str) -> None:
     a, b = GEOMETRY[name]
     model = trained(Block(lambda m, x: torch.relu(m.a(x)) + torch.sigmoid(m.b(x)), a=a, b=b))
     assert not together(merged(model, LARGER, like=X))
 
 
-def test_where_arithmetic_is_most_of_the_time_nothing_is_merged() -> None:
+def test_large_images_are_not_fused() -> None:
     model = trained(Block(two, a=conv(64, 3), b=conv(64, 3)))
     assert together(merged(model, like=X))
     assert not together(merged(model, like=image(1, 4, 96, 96)))
 
 
-def test_what_has_to_copy_parts_costs_more_than_is_saved() -> None:
+def test_fusing_does_not_pay_where_parts_must_be_copied() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y, z = m.a(x), m.b(x)
         return torch.relu(m.c(y)) + torch.tanh(m.d(y)) + torch.relu(m.c(z)) + torch.tanh(m.d(z))
@@ -298,7 +296,7 @@ def test_keep_and_hooks() -> None:
     assert len(seen) == 1
 
 
-def test_those_whose_weight_others_read_are_left_out() -> None:
+def test_a_layer_whose_weight_is_read_elsewhere_stays_apart() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return tokens(m, x) * m.v.weight.sum()
 
@@ -307,7 +305,7 @@ def test_those_whose_weight_others_read_are_left_out() -> None:
     assert together(merged(model, image(1, 3, 12), like=x)) == [("q", "k")]
 
 
-def test_a_number_of_tokens_that_is_written_out_is_not_proven() -> None:
+def test_a_view_with_a_literal_number_of_tokens_stays() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         q, k, v = (layer(x).view(-1, 3, 2, 6) for layer in (m.q, m.k, m.v))
         return F.scaled_dot_product_attention(q, k, v)
@@ -317,7 +315,7 @@ def test_a_number_of_tokens_that_is_written_out_is_not_proven() -> None:
     assert not together(folded)
 
 
-def test_what_cannot_be_rewritten_keeps_its_folds() -> None:
+def test_folds_stay_where_fusing_cannot_be_written() -> None:
     """A merge that cannot be written is given up, and no fold with it."""
     model = trained(Block(_branching, a=stem(), b=stem()))
     folded = merged(model, LARGER, ODD, like=X)
@@ -328,7 +326,7 @@ def test_what_cannot_be_rewritten_keeps_its_folds() -> None:
 # --- what else has to hold
 
 
-def test_artefacts(tmp_path: Path) -> None:
+def test_fused_models_can_be_saved_undone_and_exported(tmp_path: Path) -> None:
     def make() -> nn.Module:
         return Heads().eval()
 
@@ -401,7 +399,7 @@ def test_no_set_of_parts_saves_more(layers: list[tuple[int, bool]], length: int)
     st.lists(st.integers(0, 8), min_size=1, max_size=4),
     st.sampled_from([1, 5, 9]),
 )
-def test_networks_at_random(steps: list[Step], sinks: list[int], size: int) -> None:
+def test_random_networks_stay_exact(steps: list[Step], sinks: list[int], size: int) -> None:
     model, x = trained(Network(steps, sinks)), image(2, CHANNELS, size, size + 2)
     folded = reparam.reparameterize(model, x, verify=False)
     for each in (x, image(1, CHANNELS, size + 3, size)):
@@ -410,7 +408,7 @@ def test_networks_at_random(steps: list[Step], sinks: list[int], size: int) -> N
 
 
 @pytest.mark.parametrize("asked", [lambda y: y.stride()[0], lambda y: y.transpose(1, 2).stride(0)])
-def test_what_is_asked_how_it_lies_in_memory_is_no_part(asked: Callable[[Tensor], int]) -> None:
+def test_a_tensor_that_is_asked_for_its_strides_stays_apart(asked: Callable[[Tensor], int]) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.one(x)
         return y * asked(y) + m.two(x).relu()

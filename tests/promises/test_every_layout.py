@@ -70,7 +70,7 @@ class _Flattened(nn.Module):
     ("model", "shape"),
     [(_Flattened(), (2, 8, 4)), (_Windows(), (2, 3, 8, 8)), (_Strided(), (2, 8, 8, 8)), (_Pooled(), (2, 3, 8, 8))],
 )
-def test_a_copy_that_a_view_needs_stays(model: nn.Module, shape: tuple[int, ...]) -> None:
+def test_a_copy_is_kept_where_a_later_view_needs_it(model: nn.Module, shape: tuple[int, ...]) -> None:
     # timm maxvit_pico_rw_256
     x = torch.randn(shape)
     assert norms_ran(trained_and_converted(model, x), x) == 0
@@ -87,7 +87,7 @@ def test_a_copy_that_a_view_needs_stays(model: nn.Module, shape: tuple[int, ...]
         lambda m, x: m.conv(m.norm(x).contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1).view(-1, 4),
     ],
 )
-def test_a_view_is_taken_of_what_code_has_put_in_order_whatever_the_order_of_the_input(
+def test_contiguous_is_kept_where_a_later_view_needs_it(
     forward: Callable[[nn.Module, Tensor], Tensor], order: torch.memory_format, size: tuple[int, int]
 ) -> None:
     model = trained(Block(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)))
@@ -106,7 +106,7 @@ def test_a_view_is_taken_of_what_code_has_put_in_order_whatever_the_order_of_the
         lambda m, x: (F.conv2d(x.relu(), m.conv.weight).contiguous() * m.norm.weight.view(-1, 1, 1)).view(len(x), -1),
     ],
 )
-def test_what_puts_in_order_is_not_forgotten_where_it_has_changed_nothing(
+def test_contiguous_is_kept_where_it_was_a_no_op_on_the_example(
     forward: Callable[[nn.Module, Tensor], Tensor], size: tuple[int, int]
 ) -> None:
     layers = {"conv": nn.Conv2d(4, 4, 1), "wide": nn.Conv2d(4, 4, 3, padding=1), "last": nn.Linear(4, 4)}
@@ -124,7 +124,9 @@ class _Adds(nn.Module):
 
 
 @pytest.mark.parametrize(("same", "folds"), [(False, 0), (True, 1)])
-def test_a_write_to_what_is_a_copy_for_other_inputs(same: bool, folds: int) -> None:
+def test_contiguous_may_copy_at_other_inputs_so_a_write_behind_it_is_no_write_to_its_input(
+    same: bool, folds: int
+) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.conv(x)
         z = m.adds(y.contiguous())
@@ -137,7 +139,7 @@ def test_a_write_to_what_is_a_copy_for_other_inputs(same: bool, folds: int) -> N
         assert distance(model, folded, image(2, 4, 3, 7).contiguous(memory_format=order)) < EXACT
 
 
-def test_a_view_of_what_a_convolution_makes_of_a_single_channel() -> None:
+def test_a_view_behind_a_convolution_of_one_channel() -> None:
     # Whether it lies with its channels last can only be guessed from its strides, and torch guesses.
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         moved = m.norm(m.first(x)).movedim(1, -1)
@@ -149,7 +151,7 @@ def test_a_view_of_what_a_convolution_makes_of_a_single_channel() -> None:
     assert distance(model, reparam.reparameterize(model, x, verify=False), x) < EXACT
 
 
-def test_a_single_channel_behind_a_transpose_lies_in_no_order_that_a_convolution_can_tell() -> None:
+def test_a_view_behind_a_transposed_single_channel() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.second(m.linear(m.first(x)).transpose(1, 2))
         return y.view(len(y), -1)
@@ -200,7 +202,7 @@ _FORMATS = [torch.contiguous_format, torch.channels_last]
     ("function", "memory_format"),
     [(pooled_and_viewed, torch.contiguous_format), *((each, form) for each in _ORDERED for form in _FORMATS)],
 )
-def test_code_that_takes_views_finds_the_same_order_of_memory(
+def test_views_find_the_strides_that_they_need(
     function: Callable[[Any, Tensor], Any], memory_format: torch.memory_format
 ) -> None:
     members = {"mix": nn.Conv2d(4, 4, 1), "mix_again": nn.Conv2d(4, 4, 1, bias=False), "last": nn.Linear(4, 4)}
@@ -214,7 +216,7 @@ def test_code_that_takes_views_finds_the_same_order_of_memory(
 
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("last", [False, True])
-def test_new_weights_lie_in_one_order_of_memory_alone(channels: int, last: bool) -> None:
+def test_new_weights_have_plain_strides(channels: int, last: bool) -> None:
     conv, after = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, 4, (1, 3))
     form = torch.channels_last if last else torch.contiguous_format
     model = trained(nn.Sequential(conv, after, nn.ReLU())).to(memory_format=form)

@@ -58,7 +58,7 @@ ASKED: dict[str, Forward] = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_what_asks_whether_gradients_are_recorded_may_go_another_way_with_them(name: str) -> None:
+def test_code_that_asks_whether_gradients_are_recorded_is_kept(name: str) -> None:
     members = {"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4), "other": nn.Conv2d(4, 4, 1)}
     model = trained(Block(ASKED[name], **members))
     assert _everywhere(model) == 0
@@ -82,7 +82,7 @@ BESIDE: dict[str, Forward] = {
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_what_is_the_same_with_gradients_folds(name: str) -> None:
+def test_code_that_computes_the_same_in_every_mode_folds(name: str) -> None:
     conv, bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
     members = {"both": nn.Sequential(conv, bn)} if name == "code beside" else {"conv": conv, "bn": bn}
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
@@ -90,7 +90,7 @@ def test_what_is_the_same_with_gradients_folds(name: str) -> None:
     assert _everywhere(trained(Block(BESIDE[name], attention=attention, layer=layer, **members))) == 1
 
 
-def test_what_stands_in_for_the_functions_of_torch_is_gone_afterwards() -> None:
+def test_patched_functions_of_torch_are_restored() -> None:
     asks = torch.is_grad_enabled, torch.is_inference_mode_enabled, is_grad_enabled
     _everywhere(trained(Block(_at_hand, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))))
     with pytest.raises(reparam.ModelError):

@@ -77,13 +77,13 @@ LENT: dict[str, Forward] = {
 
 
 @pytest.mark.parametrize("name", LENT)
-def test_what_is_lent_to_a_module_for_a_call_is_no_weight_of_its_own(name: str) -> None:
+def test_functional_call_with_other_weights_is_kept(name: str) -> None:
     conv, bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
     members = {"conv": conv, "bn": bn, "both": nn.Sequential(conv, bn), "other": nn.Conv2d(4, 4, 1)}
     assert equal(trained(Block(LENT[name], own=_Own(), made=_parametrized(), **members))) == 0
 
 
-def test_a_module_that_is_lent_its_own_weights_folds() -> None:
+def test_functional_call_with_the_modules_own_weights_folds() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.bn(functional_call(m.conv, dict(m.conv.named_parameters()), (x,)))
 
@@ -132,12 +132,12 @@ def _suppressed(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", [_another_way, _in_a_helper, _by_a_size, _suppressed])
-def test_code_that_goes_on_after_an_exception_goes_other_ways_at_other_sizes(forward: Forward) -> None:
+def test_code_behind_a_caught_exception_is_kept(forward: Forward) -> None:
     members = {"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4), "large": nn.Conv2d(4, 4, 4)}
     assert equal(trained(Block(forward, **members))) == 0
 
 
-def test_what_does_not_depend_on_the_exception_folds() -> None:
+def test_a_block_inside_try_folds() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         try:
             return m.block(x)
@@ -148,7 +148,7 @@ def test_what_does_not_depend_on_the_exception_folds() -> None:
     assert equal(trained(Block(forward, block=block))) == 1
 
 
-def test_exceptions_that_no_size_raises_are_none_of_its_ways() -> None:
+def test_exceptions_that_no_input_raises_are_ignored() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         try:
             y = m.conv(x)
@@ -186,7 +186,7 @@ class _Says(nn.Module):
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_module_may_say_yes_or_no_by_the_size(beside: bool) -> None:
+def test_a_module_may_return_a_bool_that_depends_on_the_size(beside: bool) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         said = m.says(x)
         y = m.conv(x)
@@ -217,7 +217,7 @@ ANSWERS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], bool]]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_a_module_may_say_it_in_other_ways(name: str) -> None:
+def test_a_module_may_return_another_object_that_depends_on_the_size(name: str) -> None:
     answer, normalizes = ANSWERS[name]
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def test_a_module_may_say_it_in_other_ways(name: str) -> None:
     assert equal(trained(model)) == 0
 
 
-def test_a_module_may_return_nothing() -> None:
+def test_a_module_may_return_none_at_other_sizes() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y, there = m.conv(x), m.answers(x)
         return m.bn(y) if there is not None else y
@@ -238,7 +238,7 @@ def test_a_module_may_return_nothing() -> None:
     assert equal(trained(model)) == 0
 
 
-def test_what_a_module_returns_under_names_folds() -> None:
+def test_unpacked_outputs_fold() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         a, b = m.answers(x)
         return m.bn(m.conv(a)).relu() + b
@@ -300,7 +300,7 @@ TELLS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], bool]]] = {
 
 @pytest.mark.parametrize("between", [False, True])
 @pytest.mark.parametrize("name", TELLS)
-def test_a_caller_that_knows_the_size_may_tell_a_module_what_to_do(name: str, between: bool) -> None:
+def test_a_caller_may_pass_an_argument_that_depends_on_the_size(name: str, between: bool) -> None:
     tell, normalizes = TELLS[name]
     told = _Told(normalizes)
     if between:
@@ -311,11 +311,11 @@ def test_a_caller_that_knows_the_size_may_tell_a_module_what_to_do(name: str, be
 
 
 @pytest.mark.parametrize(("kind", "given"), [(_Given, _sizes_apart), (_Missing, lambda x: not _sizes_apart(x))])
-def test_a_caller_that_knows_the_size_may_hand_over_nothing(kind: type[_Told], given: Callable[[Tensor], bool]) -> None:
+def test_a_caller_may_pass_none_at_other_sizes(kind: type[_Told], given: Callable[[Tensor], bool]) -> None:
     assert equal(trained(Block(lambda m, x: m.told(x, x if given(x) else None), told=kind(bool)))) == 0
 
 
-def test_what_a_caller_always_says_folds() -> None:
+def test_constant_arguments_fold() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.flag(m.other(x, x).relu().reshape(x.shape), True)
 
@@ -349,7 +349,7 @@ class _Requires(_Told):
         return self.bn(self.conv(x))
 
 
-def test_what_goes_by_nothing_that_it_is_told_folds() -> None:
+def test_arguments_that_decide_nothing_fold() -> None:
     told = _HandsOn(bool)
     told.inner = _Told(bool)
     assert equal(trained(Block(lambda m, x: m.told(x, how=_sizes_apart(x)), told=told))) == 1
@@ -386,7 +386,7 @@ def _sets_rows(m: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("branches", [False, True])
 @pytest.mark.parametrize(("kind", "forward"), [(_Attribute, _sets), (_Rows, _sets_rows)])
-def test_a_module_may_set_attributes_of_another_one(
+def test_a_module_may_set_attributes_of_another_module(
     kind: type[_Told], forward: Callable[[nn.Module, Tensor], Tensor], branches: bool
 ) -> None:
     """Also where the code that sets them would be rewritten."""
@@ -398,7 +398,7 @@ def test_a_module_may_set_attributes_of_another_one(
     assert equal(trained(model, image(*SIZES[0]))) == 0
 
 
-def test_attributes_of_its_own_and_whether_it_trains_are_no_ones_order() -> None:
+def test_setting_its_own_attributes_and_eval_folds() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         m.size = x.shape
         m.inner.eval()
@@ -428,20 +428,20 @@ QUESTIONS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_no_answer_that_depends_on_the_size_is_taken_for_the_same(name: str) -> None:
+def test_every_question_about_a_size_is_seen(name: str) -> None:
     model = Block(lambda m, x: m.bn(m.conv(x)) if QUESTIONS[name](x) else m.conv(x))
     model.conv, model.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
     assert equal(trained(model)) == 0
 
 
 @pytest.mark.parametrize("asks", [lambda x: x.is_contiguous(), lambda x: x.stride(1) > 1, lambda x: x.stride()[1] > 1])
-def test_the_order_of_memory_may_decide(asks: Callable[[Tensor], bool]) -> None:
+def test_code_may_ask_for_strides(asks: Callable[[Tensor], bool]) -> None:
     model = Block(lambda m, x: m.bn(m.conv(x)) if asks(x) else m.conv(x), conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
     folded = reparam.reparameterize(trained(model), image(*SIZES[0]), verify=False)
     assert distance(model, folded, image(*SIZES[1]).to(memory_format=torch.channels_last)) < EXACT
 
 
-def test_texts_for_a_reader_and_parts_with_names_decide_nothing() -> None:
+def test_error_messages_and_unpacked_chunks_decide_nothing() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         torch._assert(x.shape[2] > 2, f"{x.shape[2]} rows are too few")
         if x.shape[3] < 3:
@@ -467,7 +467,7 @@ class _AddsToAConstant(nn.Module):
         return (self.first(x) + self.second(x)).relu() * table
 
 
-def test_an_argument_that_was_none_is_no_tensor() -> None:
+def test_an_optional_argument_that_was_none_stays_none() -> None:
     """To a symbolic trace every argument is something; the code that is written out must not compute with None."""
     x = torch.randn(2, 4, 8, 8)
     folded = trained_and_converted(nn.Sequential(_AddsToAConstant()), x)
@@ -493,7 +493,7 @@ class _PadsBySize(nn.Module):
         return self.bn(y)
 
 
-def test_branches_on_sizes_that_come_to_the_same_are_followed() -> None:
+def test_branches_on_sizes_that_join_again_are_followed() -> None:
     # transformers mobilenet_v1, mobilenet_v2: all batch norms were left.
     x = torch.randn(2, 4, 9, 8)
     model = nn.Sequential(_PadsBySize(), nn.ReLU())
@@ -504,7 +504,7 @@ def test_branches_on_sizes_that_come_to_the_same_are_followed() -> None:
         torch.testing.assert_close(folded(other), model(other), atol=1e-5, rtol=1e-5)
 
 
-def test_a_branch_on_sizes_that_leads_elsewhere_is_no_proof() -> None:
+def test_a_branch_on_a_size_that_returns_early_is_refused() -> None:
     x = torch.randn(2, 4, 9, 8)
     model = nn.Sequential(_PadsBySize(strays=True), nn.ReLU())
     folded = trained_and_converted(model, x)
@@ -553,7 +553,7 @@ def _one_behind_another(m: nn.Module, x: Tensor) -> Tensor:
     ],
     ids=["alone", "with another", "in a list", "by a module inside"],
 )
-def test_a_module_between_operations_hands_on_another_tensor_at_other_sizes(
+def test_a_module_may_return_its_input_or_a_new_tensor_by_the_size(
     between: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]
 ) -> None:
     layers = {"first": nn.Conv2d(4, 4, 1), "between": copy.deepcopy(between), "second": nn.Conv2d(4, 4, 1)}
@@ -563,7 +563,7 @@ def test_a_module_between_operations_hands_on_another_tensor_at_other_sizes(
         assert distance(model, folded, image(2, 4, *size)) < EXACT
 
 
-def test_a_module_that_always_hands_its_input_on_is_in_no_way() -> None:
+def test_a_module_that_always_returns_its_input_folds() -> None:
     layers = {"first": nn.Conv2d(4, 4, 1), "between": _WithinAnother(nn.Identity()), "second": nn.Conv2d(4, 4, 1)}
     model = trained(Block(_one_behind_another, **layers))
     folded = reparam.reparameterize(model, image(1, 4, 4, 4))

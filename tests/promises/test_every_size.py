@@ -15,6 +15,7 @@ from reparam.nn import draw_constants
 from tests.helpers import (
     EXACT,
     Block,
+    between,
     bn,
     conv,
     converted,
@@ -28,7 +29,7 @@ from tests.helpers import (
 Function = Callable[[Tensor], Tensor]
 
 
-def test_entries_picked_by_their_number_may_be_of_more_than_there_were() -> None:
+def test_an_index_into_a_dimension_that_grows() -> None:
     """Pixels that were moved to the channels: a constant picks four, whether there are five or fifty."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -54,10 +55,6 @@ def agree(model: nn.Module, folded: nn.Module, *sizes: tuple[int, ...]) -> int:
     return taken
 
 
-def between(function: Function, first: nn.Module, second: nn.Module) -> nn.Module:
-    return trained(Block(lambda m, x: m.second(function(m.first(x))), first=first, second=second))
-
-
 # --- channels stay whole for the example, and others are taken for them at other sizes
 
 IMAGES = [(3, 4, 3, 4), (6, 4, 3, 4), (3, 4, 6, 4), (6, 4, 3, 2), (1, 4, 3, 12), (2, 4, 9, 5), (12, 4, 1, 3)]
@@ -79,22 +76,22 @@ MIXING: dict[str, Function] = {
 
 @pytest.mark.parametrize("name", MIXING)
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
-def test_sizes_that_cut_channels_apart_at_other_sizes_are_kept(name: str, kind: type[nn.Module]) -> None:
+def test_views_with_sizes_of_the_example_are_kept(name: str, kind: type[nn.Module]) -> None:
     first = kind(4) if kind is nn.BatchNorm2d else kind(4, 4, 1)
-    model = between(MIXING[name], first, nn.Conv1d(4, 5, 1))
+    model = trained(between(MIXING[name], first, nn.Conv1d(4, 5, 1)))
     folded = reparam.reparameterize(model, image(*IMAGES[0]), verify=False)
     assert agree(model, folded, *IMAGES) > 1
 
 
 def test_a_refusal_says_what_would_fold() -> None:
-    model = between(MIXING["the batch"], nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1))
+    model = trained(between(MIXING["the batch"], nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1)))
     report = reparam.reparameterize(model, image(*IMAGES[0])).reparam_report
     (refusal,) = (each for each in report.refusals if "not proven" in each.reason)
     assert "x.shape" in refusal.remedy
 
 
 @pytest.mark.parametrize("pixels", [(1, 1), (1, 2), (2, 2)])
-def test_pixels_that_were_one_in_the_example(pixels: tuple[int, int]) -> None:
+def test_an_image_of_one_pixel_says_nothing_about_larger_ones(pixels: tuple[int, int]) -> None:
     """What is flattened together with the channels, and cut in rows of as many as there are."""
     functions: list[Function] = [
         lambda x: x.flatten(1).view(-1, 4, 1),
@@ -105,12 +102,12 @@ def test_pixels_that_were_one_in_the_example(pixels: tuple[int, int]) -> None:
         lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]).view(-1, 4, 1),
     ]
     for function in functions:
-        model = between(function, nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1))
+        model = trained(between(function, nn.BatchNorm2d(4), nn.Conv1d(4, 5, 1)))
         folded = reparam.reparameterize(model, image(2, 4, 1, 1), verify=False)
         assert agree(model, folded, (2, 4, 1, 1), (2, 4, *pixels)) == 2
 
 
-def test_tokens_whose_number_is_that_of_the_channels() -> None:
+def test_as_many_tokens_as_channels() -> None:
     model = trained(
         Block(lambda m, x: m.second(m.first(x).view(-1, x.shape[1])), first=nn.Linear(4, 4), second=nn.Linear(4, 3))
     )
@@ -141,15 +138,15 @@ PROVEN: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
 
 
 @pytest.mark.parametrize("name", PROVEN)
-def test_a_norm_goes_through_sizes_that_leave_channels_whole(name: str) -> None:
+def test_a_norm_passes_views_that_keep_channels_whole_at_every_size(name: str) -> None:
     function, second = PROVEN[name]
-    model = between(function, nn.BatchNorm2d(4), second())
+    model = trained(between(function, nn.BatchNorm2d(4), second()))
     folded = reparam.reparameterize(model, image(*IMAGES[0]), verify=False)
     assert norms_ran(folded, image(*IMAGES[0])) == 0, folded.reparam_report
     assert agree(model, folded, *IMAGES) >= 1
 
 
-def test_channels_of_another_tensor_are_those_that_its_layer_takes() -> None:
+def test_the_channels_of_an_input_are_those_that_its_convolution_takes() -> None:
     """The sizes are asked of the input; that it has as many channels as the norm says the convolution before it."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -164,7 +161,7 @@ def test_channels_of_another_tensor_are_those_that_its_layer_takes() -> None:
     assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
 
 
-def test_channels_of_a_sum_are_those_of_the_scale_in_it() -> None:
+def test_the_channels_of_a_sum_are_those_of_a_scale_in_it() -> None:
     """Tokens back in their places in the image, whose sizes were asked of a sum (SwiftFormer)."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -180,7 +177,7 @@ def test_channels_of_a_sum_are_those_of_the_scale_in_it() -> None:
     assert agree(model, folded, (2, 6, 4, 5), (1, 6, 7, 3)) == 2
 
 
-def test_what_was_repeated_for_each_image_is_not_as_long_always() -> None:
+def test_a_table_repeated_for_each_image_has_another_batch_at_other_batches() -> None:
     """The sum has as many images as positions were repeated for it, and one more where the input has (XCiT)."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -194,7 +191,7 @@ def test_what_was_repeated_for_each_image_is_not_as_long_always() -> None:
     assert agree(model, folded, (3, 4, 3, 4), (6, 4, 3, 4), (1, 4, 3, 4)) == 3
 
 
-def test_as_many_images_as_the_tokens_that_they_were_made_of() -> None:
+def test_tokens_put_back_into_the_image_that_they_came_from() -> None:
     """Tokens put in their places in the image, and back: the sizes are asked before that (XCiT)."""
 
     class Local(nn.Module):
@@ -218,7 +215,7 @@ def test_as_many_images_as_the_tokens_that_they_were_made_of() -> None:
 
 
 @pytest.mark.parametrize("literal", [False, True])
-def test_what_is_put_back_behind_a_concatenation(literal: bool) -> None:
+def test_a_view_back_behind_a_concatenation(literal: bool) -> None:
     """A scale between two rearrangements goes into what is concatenated, where these are none at every size."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -248,7 +245,7 @@ class Windows(nn.Module):
         return self.head(y.contiguous().view(-1, self.side, self.side, c).view(-1, self.side * self.side, c))
 
 
-def test_the_scale_of_a_norm_goes_into_what_reads_windows() -> None:
+def test_the_scale_of_a_norm_passes_into_windows() -> None:
     model = trained(Windows())
     folded = reparam.reparameterize(model, image(2, 16, 6))
     assert not folded.norm.elementwise_affine, folded.reparam_report
@@ -266,15 +263,15 @@ SQUEEZED: dict[str, tuple[tuple[int, ...], Function]] = {
 
 @pytest.mark.parametrize("name", SQUEEZED)
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
-def test_pixels_that_happen_to_be_one_are_not_always_dropped(name: str, kind: type[nn.Module]) -> None:
+def test_squeeze_drops_nothing_at_larger_sizes(name: str, kind: type[nn.Module]) -> None:
     size, function = SQUEEZED[name]
-    model = between(function, kind(4) if kind is nn.BatchNorm2d else kind(4, 4, 1), nn.Linear(4, 4))
+    model = trained(between(function, kind(4) if kind is nn.BatchNorm2d else kind(4, 4, 1), nn.Linear(4, 4)))
     folded = reparam.reparameterize(model, image(*size), verify=False)
     assert agree(model, folded, size, (2, 4, 5, 4), (2, 4, 4, 4), (2, 4, 1, 4), (2, 4, 4, 1)) > 3
 
 
 @pytest.mark.parametrize("first", [nn.Sequential(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Tanh())])
-def test_pixels_that_were_pooled_to_one_are_always_dropped(first: nn.Module) -> None:
+def test_squeeze_behind_a_global_pool_folds(first: nn.Module) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.linear(m.pool(m.bn(m.first(x))).squeeze(-1).squeeze(-1))
 
@@ -285,7 +282,7 @@ def test_pixels_that_were_pooled_to_one_are_always_dropped(first: nn.Module) -> 
     assert agree(model, folded, (2, 4, 5, 4), (1, 4, 1, 1), (3, 4, 2, 7)) == 3
 
 
-def test_what_was_pixels_is_no_number_of_channels() -> None:
+def test_a_height_of_one_is_no_number_of_channels() -> None:
     """Behind `select` dimension 1 is the height, which happens to be the 1 that a view is given."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -309,14 +306,14 @@ class _SizeAsChannels(nn.Module):
         return result
 
 
-def test_a_size_is_no_number_of_channels() -> None:
+def test_channels_cut_from_a_size_of_the_input() -> None:
     model = draw_constants(_SizeAsChannels()).double().eval()
     folded = reparam.reparameterize(model, torch.randn(1, 3, 3, 3, 1, dtype=torch.float64))
     x = torch.randn(2, 3, 3, 3, 4, dtype=torch.float64)
     assert torch.allclose(folded(x), model(x), rtol=0, atol=1e-12)
 
 
-def test_a_sum_of_what_was_moved_to_the_channels_repeats_a_single_pixel() -> None:
+def test_a_sum_behind_a_transpose_broadcasts_a_single_pixel() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = x.transpose(1, -1)
         return m.conv(y * 0.5 + y + m.shift)
@@ -327,7 +324,7 @@ def test_a_sum_of_what_was_moved_to_the_channels_repeats_a_single_pixel() -> Non
         assert distance(model, folded, image(3, 1, *size)) < EXACT
 
 
-def test_a_scale_behind_which_pixels_are_cut_off_repeats_a_single_pixel() -> None:
+def test_a_scale_in_front_of_a_crop_broadcasts_a_single_pixel() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.conv(x.transpose(1, -1) * m.scale)[:, :, :, :2]
 
@@ -337,7 +334,7 @@ def test_a_scale_behind_which_pixels_are_cut_off_repeats_a_single_pixel() -> Non
         assert distance(model, folded, image(3, 1, *size)) < EXACT
 
 
-def test_a_dimension_of_the_example_that_is_dropped_is_refused() -> None:
+def test_squeeze_of_a_size_that_is_one_in_the_example() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         n, c, h, w = m.conv(x).shape
         return m.conv(x).reshape(n * c // 2, 2, h, w)[:, 1].reshape(n, c // 2, h, w).squeeze(-1)[:, :, :]
@@ -348,7 +345,7 @@ def test_a_dimension_of_the_example_that_is_dropped_is_refused() -> None:
         assert distance(model, folded, image(3, 2, *size)) < EXACT
 
 
-def test_a_scale_per_row_behind_a_linear_layer_repeats_a_single_row() -> None:
+def test_a_scale_per_row_broadcasts_a_single_row() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.conv(m.scale * m.linear(x.permute(0, 2, 3, 1).relu()))
 
@@ -360,7 +357,7 @@ def test_a_scale_per_row_behind_a_linear_layer_repeats_a_single_row() -> None:
 
 
 @pytest.mark.parametrize("written", ["index_select", "getitem"])
-def test_an_index_that_picks_all_there_is_picks_a_part_elsewhere(written: str) -> None:
+def test_an_index_of_every_row_picks_a_part_of_more_rows(written: str) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         rows = x.transpose(1, 2)
         return m.conv(rows.index_select(1, m.index) if written == "index_select" else rows[:, m.index])
@@ -371,7 +368,7 @@ def test_an_index_that_picks_all_there_is_picks_a_part_elsewhere(written: str) -
         assert distance(model, folded, image(2, 4, length)) < EXACT
 
 
-def test_a_fold_that_fits_one_batch_alone_is_checked_with_it() -> None:
+def test_a_model_of_one_batch_is_checked_at_that_batch() -> None:
     model = trained(Block(lambda m, x: x.view(3, 4, 5, 6).relu()), dtype=torch.float32)
     assert (
         distance(
@@ -387,7 +384,7 @@ def left_of_nothing(m: nn.Module, x: Tensor) -> Tensor:
     return m.second(m.first(F.pad(x[:, :, : x.shape[2] // 2], [1, 1, 1, 1])))
 
 
-def test_what_is_left_of_a_small_image_may_be_nothing() -> None:
+def test_a_crop_may_leave_an_empty_image() -> None:
     model = trained(Block(left_of_nothing, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 1)))
     for example in (image(2, 4, 1, 3), image(2, 4, 6, 3)):
         folded = reparam.reparameterize(model, example)
@@ -404,14 +401,14 @@ def scaled_pixels_read(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [scaled_pixels, scaled_pixels_read])
-def test_one_pixel_is_repeated_along_a_constant(function: Callable[[Any, Tensor], Any]) -> None:
+def test_a_constant_broadcasts_a_single_pixel(function: Callable[[Any, Tensor], Any]) -> None:
     model = trained(Block(function, c=torch.rand(3, 1, 1) + 0.5, conv=nn.Conv2d(3, 2, 1)))
     folded = reparam.reparameterize(model, image(2, 1, 3, 5))
     for height in (1, 3):
         assert distance(model, folded, image(2, 1, height, 5)) < EXACT
 
 
-def test_a_cache_of_the_first_call_is_not_baked_in() -> None:
+def test_a_cache_by_size_is_not_baked_in() -> None:
     """A constant that depends on the input's size and is kept from the first call on."""
 
     class Cached(nn.Module):

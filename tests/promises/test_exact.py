@@ -60,7 +60,7 @@ class _ReadFromOutside(nn.Module):
         return y.relu() if y.shape[2] > 2 else y
 
 
-def test_a_weight_that_others_ask_for_stays() -> None:
+def test_a_computed_weight_that_other_code_reads_stays() -> None:
     # A random network: what came in the place of the convolution had no weight.
     x = torch.randn(2, 4, 8, 8)
     folded = trained_and_converted(_ReadFromOutside(), x)
@@ -79,14 +79,14 @@ class _OthersWeight(nn.Module):
         return F.conv1d(self.conv(x), self.conv.weight * 0.5)
 
 
-def test_two_edits_may_take_away_one_computed_weight() -> None:
+def test_one_computed_weight_of_two_folds() -> None:
     x = torch.randn(1, 1, 5)
     model = draw_statistics(draw_constants(_OthersWeight())).eval()
     folded = reparam.reparameterize(model, x, fixed_size=True)
     torch.testing.assert_close(folded(x), model(x))
 
 
-def test_all_channels_but_a_padded_one_may_be_cropped() -> None:
+def test_a_negative_padding_may_crop_all_channels() -> None:
     x = torch.randn(2, 3, 5)
     model = nn.Sequential(nn.Linear(5, 1), nn.ConstantPad1d((1, -1), 0.0), nn.Linear(1, 2))
     folded = trained_and_converted(model, x)
@@ -115,7 +115,7 @@ class _TwiceAndDoubled(nn.Module):
         return twice + twice, twice, once
 
 
-def test_code_that_is_called_twice_is_edited_for_both_calls() -> None:
+def test_a_block_that_is_called_twice_is_rewritten_for_both_calls() -> None:
     x = torch.randn(1, 2, 1, 1)
     model = _TwiceAndDoubled().eval()
     folded = reparam.reparameterize(model, x, verify=False)
@@ -146,7 +146,7 @@ class _ShiftsTwice(nn.Module):
         return self.head(y), y
 
 
-def test_a_module_is_not_taken_away_where_its_code_is_written_out() -> None:
+def test_a_module_stays_where_its_code_is_written_out_elsewhere() -> None:
     x = torch.randn(2, 4, 5, 3)
     model = draw_statistics(draw_constants(_ShiftsTwice())).eval()
     folded = reparam.reparameterize(model, x, verify=False)
@@ -175,7 +175,7 @@ class _TwoThatHandOn(nn.Module):
         return self.first(x), self.second(x)
 
 
-def test_what_one_block_does_not_need_stays_in_a_container_of_two() -> None:
+def test_a_container_shared_by_two_blocks_keeps_what_either_needs() -> None:
     x = torch.randn(1, 2, 3)
     model = _TwoThatHandOn().eval()
     folded = reparam.reparameterize(model, x, verify=False)
@@ -192,7 +192,7 @@ class _ReadsOne(nn.Module):
         return self.conv(x)
 
 
-def test_a_tensor_that_a_module_is_called_with_and_does_not_read_is_computed() -> None:
+def test_an_argument_that_a_module_does_not_read_is_still_computed() -> None:
     # What stands on the way to it may not be another, larger tensor by then.
     def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.first(x)
@@ -231,7 +231,7 @@ def unread(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [constant_index, unpacked, unread])
-def test_what_is_written_beside_a_fold_stays(function: Callable[[Any, Tensor], Any]) -> None:
+def test_code_beside_a_fold_stays(function: Callable[[Any, Tensor], Any]) -> None:
     model = trained(Block(function, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 3, padding=1)))
     folded = reparam.reparameterize(model, image(2, 4, 7, 9))
     assert distance(model, folded, image(3, 4, 6, 5)) < EXACT
@@ -246,20 +246,20 @@ class TwoArguments(nn.Module):
         return x * 0.5
 
 
-def test_a_call_with_more_arguments_is_no_call_of_a_layer() -> None:
+def test_a_module_called_with_two_arguments_is_no_layer() -> None:
     model = trained(Block(lambda m, x: m.conv(m.block(x, x)).relu(), block=TwoArguments(), conv=nn.Conv2d(4, 6, 3)))
     assert distance(model, reparam.reparameterize(model, image(2, 4, 8, 9)), image(3, 4, 7, 5)) < EXACT
 
 
 @pytest.mark.parametrize("others", [{}, {"conv": nn.Conv2d(4, 4, 1)}])
-def test_what_has_no_weight_gets_none_of_another_dtype(others: dict[str, nn.Module]) -> None:
+def test_a_model_without_weights_gets_weights_of_its_inputs_dtype(others: dict[str, nn.Module]) -> None:
     model = Block(lambda m, x: torch.stack([x, x.index_select(1, torch.arange(4))]).mean(0).relu(), **others).eval()
     folded = reparam.reparameterize(model, image(2, 4, 5, 3))
     assert distance(model, folded, image(1, 4, 3, 3)) < EXACT
 
 
 @pytest.mark.parametrize("computed", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_a_computed_weight_goes_with_the_hook_that_computes_it(computed: Callable[[nn.Module], nn.Module]) -> None:
+def test_weight_norm_goes_with_its_hook(computed: Callable[[nn.Module], nn.Module]) -> None:
     model = trained(nn.Sequential(computed(nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate")), nn.ReLU()))
     folded = reparam.reparameterize(model, image(2, 4, 7, 9))
     assert distance(model, folded, image(3, 4, 6, 5)) < EXACT

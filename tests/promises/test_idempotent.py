@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, ran, trained
+from tests.helpers import EXACT, Block, convs_ran, distance, fold_exactly, image, norms_ran, ran, trained
 from tests.networks import X, network
 
 
 def settled(model: nn.Module, *others: Tensor, like: Tensor) -> nn.Module:
-    """The model folded: equal on the example and on others, and a second time nothing is found."""
-    folded = reparam.reparameterize(model, like)
-    for x in (like, *others):
-        assert distance(model, folded, x) < EXACT
+    """The model folded, equal on the example and on others; a second time nothing is found."""
+    folded = fold_exactly(model, like, *others)
     assert not reparam.reparameterize(folded, like).reparam_report.folds
     return folded
 
@@ -27,7 +25,7 @@ def two_heads(m: Block, x: Tensor) -> Tensor:
     return (m.head(x) + m.other(x)) / 2
 
 
-def test_two_heads_behind_a_mean_become_one_with_the_norm_in_front_of_it() -> None:
+def test_two_heads_and_the_norm_in_front_of_their_mean_become_one_layer() -> None:
     model = trained(Block(two_heads, norm=nn.BatchNorm2d(5), head=nn.Linear(5, 3), other=nn.Linear(5, 3)))
     x = image(2, 5, 3, 7)
     folded = settled(model, image(1, 5, 1, 1), image(3, 5, 4, 2), like=x)
@@ -39,7 +37,7 @@ def residual_tokens(m: Block, x: Tensor) -> Tensor:
     return m.head(y.flatten(2).transpose(1, 2))
 
 
-def test_a_residual_branch_in_front_of_rearranged_pixels_goes_into_the_layer_behind_them() -> None:
+def test_a_residual_branch_goes_into_the_layer_behind_a_reshape() -> None:
     model = trained(Block(residual_tokens, conv=nn.Conv2d(4, 4, 1), head=nn.Linear(4, 3)))
     x = image(2, 4, 5, 3)
     folded = settled(model, image(1, 4, 1, 1), image(3, 4, 2, 6), like=x)
@@ -53,7 +51,7 @@ def both_ends(m: Block, x: Tensor) -> Tensor:
     return m.head(y) + m.low(m.down(y))
 
 
-def test_stretches_that_are_no_chains_on_both_sides_of_a_rearrangement() -> None:
+def test_branches_on_both_sides_of_a_permutation() -> None:
     layers = {"head": nn.Linear(6, 5), "down": nn.Linear(6, 1), "low": nn.Linear(1, 5)}
     model = trained(Block(both_ends, norm=nn.BatchNorm2d(6), conv=nn.Conv2d(6, 6, 1), **layers))
     x = image(2, 6, 5, 3)
@@ -66,7 +64,7 @@ def kernels_in_front(m: Block, x: Tensor) -> Tensor:
     return m.norm(y.flatten(2))
 
 
-def test_branches_with_kernels_in_front_take_the_norm_behind_rearranged_pixels() -> None:
+def test_branches_take_the_norm_behind_a_reshape() -> None:
     layers = {"conv": nn.Conv2d(4, 6, 3, padding=1), "other": nn.Conv2d(4, 6, 1)}
     model = trained(Block(kernels_in_front, norm=nn.BatchNorm1d(6), **layers))
     x = image(2, 4, 5, 3)
@@ -85,7 +83,7 @@ class Low(nn.Module):
         return x + self.up(self.down(x))
 
 
-def test_a_block_behind_a_mean_takes_the_scale_in_front_of_it() -> None:
+def test_a_block_behind_a_mean_takes_the_norm_in_front_of_it() -> None:
     model = trained(Block(lambda m, x: m.low(m.norm(x).mean((2, 3))), norm=nn.BatchNorm2d(5), low=Low()))
     x = image(2, 5, 3, 7)
     folded = settled(model, image(1, 5, 1, 1), like=x)
@@ -135,7 +133,7 @@ def padded_and_cropped(m: Block, x: Tensor) -> Tensor:
     [also_read, twice_read, carried_twice, inner_size, outer_size, channels_asked, padded_and_cropped],
     ids=lambda forward: forward.__name__,
 )
-def test_what_else_is_read_on_the_way_stays_what_it_was(forward: Callable[[Block, Tensor], object]) -> None:
+def test_tensors_that_are_read_between_two_folds_stay(forward: Callable[[Block, Tensor], object]) -> None:
     wide = 7 if forward in (outer_size, channels_asked) else 4
     layers = {name: nn.Conv2d(4, wide, 1, bias=forward is not padded_and_cropped) for name in ("conv", "other")}
     if forward in (twice_read, carried_twice):
@@ -148,7 +146,7 @@ def test_what_else_is_read_on_the_way_stays_what_it_was(forward: Callable[[Block
         assert distance(model, folded, other) < EXACT
 
 
-def test_what_cannot_be_rewritten_behind_a_rearrangement_costs_no_fold_in_front_of_it() -> None:
+def test_a_refused_fold_behind_a_reshape_costs_no_fold_in_front_of_it() -> None:
     """The code decides by a value, so the sum stays; the norm in front of it is in its convolution all the same."""
 
     def forward(m: Block, x: Tensor) -> Tensor:
@@ -184,14 +182,14 @@ class RowNorm(nn.Module):
         lambda y, x: y.unflatten(0, (len(x), x.size(1))),
     ],
 )
-def test_what_is_put_back_behind_a_norm_is_not_taken_apart_at_all(back: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_flatten_and_reshape_around_a_norm_go_with_it(back: Callable[[Tensor, Tensor], Tensor]) -> None:
     model = trained(nn.Sequential(RowNorm(back), nn.ReLU()))
     x = image(2, 5, 4)
     folded = settled(model, image(1, 1, 4), image(5, 2, 4), like=x)
     assert ran(folded, x) == ran(trained(nn.Sequential(nn.Linear(4, 6), nn.ReLU())), x)
 
 
-def test_what_is_put_back_in_another_place_at_other_sizes_is_kept() -> None:
+def test_a_reshape_that_depends_on_the_size_is_kept() -> None:
     """As many rows as there were columns, or the numbers of the example."""
     model = trained(nn.Sequential(RowNorm(lambda y, x: y.view(x.shape[1], x.shape[0], 6)), nn.ReLU()))
     fixed = trained(nn.Sequential(RowNorm(lambda y, x: y.view(-1, 3, 6)), nn.ReLU()))
@@ -229,7 +227,7 @@ class Opaque(nn.Module):
         return y.relu().mean((2, 3)) + x.relu().mean()
 
 
-def test_a_fold_that_another_draws_into_code_that_cannot_be_rewritten_is_made_where_it_stands() -> None:
+def test_a_fold_is_made_where_it_stands_if_its_reader_cannot_be_rewritten() -> None:
     wide = nn.Sequential(nn.Conv2d(4, 32, 1), NormOf(32))
     model = trained(nn.Sequential(nn.ReLU(), nn.Sequential(wide, Opaque())))
     x = image(2, 4, 9, 7)

@@ -39,7 +39,7 @@ class _Cached(nn.Module):
         return y.relu() + self.cache[key]
 
 
-def test_a_cache_in_a_dict_is_left_as_it_was() -> None:
+def test_a_cache_in_a_dict_holds_plain_tensors() -> None:
     # timm efficientvit_m0, levit_128s: proxies of the trace stayed in it, and the model could not be copied.
     model = _Cached()
     folded = trained_and_converted(model, torch.randn(2, 4, 8, 8))
@@ -48,7 +48,7 @@ def test_a_cache_in_a_dict_is_left_as_it_was() -> None:
     copy.deepcopy(folded)
 
 
-def test_random_numbers_are_left_alone() -> None:
+def test_the_state_of_the_random_numbers_is_untouched() -> None:
     model = trained(seq(conv(4, 4, 3), bn(), nn.Dropout(0.5)))
     x = image(2, 4, 9, 7)
     before = torch.get_rng_state()

@@ -69,13 +69,13 @@ class _Mixed(nn.Module):
 
 
 @pytest.mark.parametrize(("model", "channels", "norms"), [(_Bordered(), 4, 1), (_Qkv(), 8, 0), (_Mixed(), 8, 0)])
-def test_no_batch_norm_is_left_without_reason(model: nn.Module, channels: int, norms: int) -> None:
+def test_no_batch_norm_is_left_that_could_fold(model: nn.Module, channels: int, norms: int) -> None:
     # timm hgnetv2_b0, shvit_s1, inception_next_atto
     x = torch.randn(2, channels, 16, 16)
     assert norms_ran(trained_and_converted(model, x), x) == norms
 
 
-def test_a_map_behind_a_mean_is_counted_where_it_stands() -> None:
+def test_multiply_adds_behind_a_mean_are_not_counted_per_pixel() -> None:
     # timm swiftformer_xs: the report said twice as many multiply-adds as before
     model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     folded = trained_and_converted(model, torch.randn(2, 4, 8, 8))
@@ -103,7 +103,7 @@ class _TakesOne(nn.Module):
         return doubled.relu()
 
 
-def test_what_a_block_returns_besides_is_not_computed_twice() -> None:
+def test_a_tensor_that_is_also_returned_is_not_computed_twice() -> None:
     # A random network: the convolution was folded with what follows it, and ran a second time for the other result.
     x = torch.randn(2, 4, 8, 8)
     model = _TakesOne()
@@ -125,7 +125,7 @@ class _ReturnsBetween(nn.Module):
         return self.last(y).relu(), y
 
 
-def test_what_is_returned_may_be_what_a_fold_computes() -> None:
+def test_a_returned_tensor_may_be_the_output_of_a_fold() -> None:
     x = torch.randn(2, 4, 8, 8)
     folded = trained_and_converted(_ReturnsBetween(), x)
     assert (convs_ran(folded, x), norms_ran(folded, x)) == (2, 0)
@@ -143,7 +143,7 @@ class _Undecided(nn.Module):
         return self.second(self.first(x)) if bool(x.isfinite().all()) else x
 
 
-def test_where_code_cannot_be_led_through_the_parts_fold_each_by_itself() -> None:
+def test_parts_fold_one_by_one_where_they_cannot_fold_together() -> None:
     # transformers mobilevitv2: a projection of one stage and the expansion of the next were refused together, and the
     # batch norm of the expansion was left.
     x = torch.randn(2, 4, 7, 9)
@@ -153,7 +153,7 @@ def test_where_code_cannot_be_led_through_the_parts_fold_each_by_itself() -> Non
 
 
 @pytest.mark.parametrize("dilation", [2, 24])
-def test_dilation_stays_on_its_lattice(dilation: int) -> None:
+def test_a_dilated_kernel_is_not_made_dense(dilation: int) -> None:
     """Folding a norm into a dilated convolution never makes its kernel dense."""
     model = trained(seq(conv(4, 4, 3, padding=dilation, dilation=dilation), bn()))
     folded = converted(model, image(1, 4, 30, 27))
@@ -161,13 +161,13 @@ def test_dilation_stays_on_its_lattice(dilation: int) -> None:
     assert folded[0].dilation == (dilation, dilation)
 
 
-def test_dilated_branches_share_their_lattice() -> None:
+def test_dilated_branches_become_one_dilated_kernel() -> None:
     branches = [seq(conv(4, 4, 3, padding=d, dilation=d), bn()) for d in (2, 4)]
     folded = converted(trained(summed(*branches, seq(conv(4, 4, 1), bn()))), image(1, 4, 15, 12))
     assert [(tuple(layer.weight.shape[2:]), layer.dilation) for layer in plain_convs(folded)] == [((5, 5), (2, 2))]
 
 
-def test_norms_of_a_large_network_are_not_counted() -> None:
+def test_a_network_of_one_norm_is_converted() -> None:
     """Some tools skip models of fewer than ten norms without a word."""
     model = trained(seq(conv(4, 4, 3), bn()))
     assert len(converted(model, image(1, 4, 5, 5)).reparam_report.folds) == 1
@@ -182,7 +182,7 @@ def _norms_in_a_row(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", [_attention_scores, _norms_in_a_row], ids=["scores", "norms"])
-def test_scales_and_shifts_alone_become_no_convolution(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+def test_scales_and_shifts_alone_stay_elementwise(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
     """A depthwise 1x1 convolution takes several times as long as two of them."""
     shift, norms = nn.Parameter(torch.ones(1, 4, 1, 1)), [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
     model = trained(Block(forward, shift=shift, first=norms[0], second=norms[1]))

@@ -40,7 +40,7 @@ class _Keeps(nn.Module):
         return self.bn(y)
 
 
-def test_what_a_forward_keeps_in_a_dict_stays_what_it_was() -> None:
+def test_a_tensor_stored_in_a_dict_stays() -> None:
     model = _Keeps()
     folded = trained_and_converted(model, torch.randn(2, 4, 8, 8))
     x = torch.randn(2, 4, 8, 8)
@@ -91,7 +91,7 @@ class _Writes(nn.Module):
 
 
 @pytest.mark.parametrize("write", [_multiplied, _clamped, _added, _known_twice, _assigned])
-def test_a_write_whose_result_is_dropped(write: Callable[[Tensor], Tensor]) -> None:
+def test_in_place_operations_as_statements(write: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(2, 4, 8, 8)
     model = _Writes(write)
     folded = trained_and_converted(model, x)
@@ -119,7 +119,7 @@ def _into_another(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("write", [_through_a_view, _through_itself, _into_another])
-def test_a_write_that_is_seen_elsewhere(write: Callable[[Tensor], Tensor]) -> None:
+def test_in_place_operations_seen_through_an_alias(write: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(2, 4, 8, 8)
     model = _Writes(write)
     folded = trained_and_converted(model, x)
@@ -144,14 +144,14 @@ class _WrittenConstant(nn.Module):
         return F.conv2d(x, kernel, self.conv.bias, padding=1).relu() + x.mean((2, 3), True) * kernel.sum()
 
 
-def test_a_constant_that_is_written_to() -> None:
+def test_a_kernel_that_is_made_by_writing_into_it() -> None:
     x = torch.randn(2, 4, 8, 8)
     model = _WrittenConstant()
     folded = trained_and_converted(model, x)
     torch.testing.assert_close(folded(x), model(x))
 
 
-def test_what_a_hook_looks_at_folds_up_to_there() -> None:
+def test_a_hooked_output_is_the_end_of_a_fold() -> None:
     # transformers pp_lcnet_v3: hooks that collect feature maps looked at the stem, and its batch norm was left.
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)),
@@ -169,7 +169,7 @@ def test_what_a_hook_looks_at_folds_up_to_there() -> None:
     torch.testing.assert_close(seen[1], seen[0])
 
 
-def test_a_module_that_a_hook_looks_at_is_not_hollowed_out() -> None:
+def test_a_hooked_module_keeps_its_attributes() -> None:
     # `weight` of a block that computes its kernel would be gone.
     model = nn.Sequential(reparam.nn.IdentityBasedConv1x1(4), nn.ReLU())
     model[0].register_forward_hook(lambda module, args, result: None)
@@ -194,7 +194,7 @@ class _AskedAlone(nn.Module):
         return self.second(nothing) / rows, self.bn(nothing), part
 
 
-def test_what_is_only_asked_for_its_size_does_not_write_into_the_input() -> None:
+def test_a_write_in_front_of_a_size_question_does_not_reach_the_input() -> None:
     model = _AskedAlone()
     folded = trained_and_converted(model, torch.randn(1, 4, 3))
     x = torch.randn(1, 4, 4)
@@ -221,7 +221,7 @@ class _HandsOnACopy(nn.Module):
         return self.inner(0 + x)
 
 
-def test_a_copy_that_is_written_to_through_a_view_stays_one() -> None:
+def test_a_copy_that_is_written_to_through_a_view_stays_a_copy() -> None:
     x = torch.randn(1, 1, 3, 3)
     before = x.clone()
     model = _HandsOnACopy().eval()
@@ -231,7 +231,7 @@ def test_a_copy_that_is_written_to_through_a_view_stays_one() -> None:
 
 
 @pytest.mark.parametrize("tap", [nn.Identity(), nn.Dropout(0.3)], ids=["identity", "dropout"])
-def test_a_module_that_does_nothing_is_still_called_where_it_is_watched(tap: nn.Module) -> None:
+def test_a_kept_or_hooked_identity_is_still_called(tap: nn.Module) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.first(m.tap(x)) + m.second(x)
 
@@ -261,7 +261,7 @@ def test_a_module_that_does_nothing_is_still_called_where_it_is_watched(tap: nn.
         lambda m, x: (lambda y: (m.conv(y), y.clone()[:, :2], y + 0))(x.relu()),
     ],
 )
-def test_outputs_that_have_memory_of_their_own_keep_it(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+def test_outputs_do_not_share_memory_that_was_separate(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
     model = trained(Block(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)))
     x = image(2, 4, 5, 7)
     folded, truth = reparam.reparameterize(model, x), model(x.clone())
@@ -280,7 +280,7 @@ def test_outputs_that_have_memory_of_their_own_keep_it(forward: Callable[[nn.Mod
         lambda y: y.permute(0, 1, 2).reshape(y.contiguous().shape[0], -1),
     ],
 )
-def test_a_write_that_is_asked_for_its_size_is_not_made_once_more(sized: Callable[[Tensor], Tensor]) -> None:
+def test_a_size_question_repeats_no_write(sized: Callable[[Tensor], Tensor]) -> None:
     model = trained(
         Block(lambda m, x: sized(m.second(m.first(x)).mul_(2)), first=nn.Linear(4, 2), second=nn.Linear(2, 4))
     )
@@ -326,7 +326,7 @@ class Shifted(nn.Module):
 
 
 @pytest.mark.parametrize("function", [lambda x: x, lambda x: x.contiguous(), lambda x: x.to(x.dtype)])
-def test_what_code_returns_in_vain_is_not_written_twice(function: Callable[[Tensor], Tensor]) -> None:
+def test_an_unread_output_repeats_no_write(function: Callable[[Tensor], Tensor]) -> None:
     model = trained(Block(lambda m, x: m.bn(m.shift(m.conv(x))[0]).relu(), conv=nn.Conv2d(4, 4, 3),
                           shift=Shifted(function), bn=nn.BatchNorm2d(4)))  # fmt: skip
     assert distance(model, reparam.reparameterize(model, image(2, 4, 7, 9)), image(3, 4, 6, 5)) < EXACT
@@ -339,7 +339,7 @@ def pair(function: Callable[[Any, Tensor], Any]) -> nn.Module:
 @pytest.mark.parametrize(
     "function", [written_input, kept_on_the_module, overwritten_between, input_overwritten_through_a_view]
 )
-def test_what_a_forward_does_besides_returning_stays(function: Callable[[Any, Tensor], Any]) -> None:
+def test_writes_and_stored_tensors_stay(function: Callable[[Any, Tensor], Any]) -> None:
     model = pair(function)
     folded = reparam.reparameterize(model, image(2, 4, 7, 9))
     given, seen = image(2, 4, 6, 5), image(2, 4, 6, 5)
@@ -363,7 +363,7 @@ def written_between_branches(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [written_where_it_is_a_view, written_between_branches])
-def test_a_write_into_a_copy_is_one_into_its_original_where_that_is_a_view(
+def test_a_reshape_may_be_a_view_at_other_sizes_so_a_write_behind_it_reaches_its_input(
     function: Callable[[Any, Tensor], Any],
 ) -> None:
     model = trained(Block(function, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 3, padding=1)))
@@ -400,7 +400,7 @@ def test_a_hook_that_changes_the_result_still_does() -> None:
     assert distance(model, converted(model, x), x) < EXACT
 
 
-def test_noise_stays_noise() -> None:
+def test_drawn_noise_is_no_constant() -> None:
     """What is drawn in the forward is no constant."""
     model = trained(
         Block(lambda m, x: m.bn(m.conv(x)) + torch.randn(4, 1, 1, dtype=x.dtype), conv=conv(4, 4, 3), bn=bn())
@@ -414,7 +414,7 @@ def test_noise_stays_noise() -> None:
     assert (folded(x) - truth).abs().max() < EXACT * truth.abs().max()
 
 
-def test_a_buffer_that_the_forward_changes_is_no_constant() -> None:
+def test_a_buffer_that_the_forward_changes_is_not_folded() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         m.count += 1
         return m.bn(m.conv(x)) * m.count
@@ -427,7 +427,7 @@ def test_a_buffer_that_the_forward_changes_is_no_constant() -> None:
         assert distance(model, folded, x) < EXACT
 
 
-def test_a_replaced_attribute_is_no_constant() -> None:
+def test_an_attribute_that_the_forward_replaces_is_not_folded() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         m.running = m.running * 0.5 + 1
         return m.bn(m.conv(x)) * m.running

@@ -27,7 +27,7 @@ class _AsksInBetween(nn.Module):
         return self.bn(y).relu().mean((2, 3)) * (height / width)
 
 
-def test_a_size_is_asked_of_what_is_as_large() -> None:
+def test_the_size_of_a_folded_tensor_is_asked_of_one_that_is_as_large() -> None:
     x = torch.randn(2, 4, 8, 8)
     model = _AsksInBetween()
     folded = trained_and_converted(model, x)
@@ -52,7 +52,7 @@ class _AsksInFront(nn.Module):
         return torch.sigmoid(wide + first + narrow) - narrow * 0.7
 
 
-def test_a_size_is_not_asked_of_what_comes_later() -> None:
+def test_a_size_is_not_asked_of_a_tensor_that_comes_later() -> None:
     x = torch.randn(1, 4, 5)
     model = _AsksInFront()
     folded = trained_and_converted(model, x)
@@ -60,7 +60,7 @@ def test_a_size_is_not_asked_of_what_comes_later() -> None:
     torch.testing.assert_close(folded(x), model(x))
 
 
-def test_the_size_of_an_output_that_another_fold_leads_through_is_its_own() -> None:
+def test_the_size_of_an_output_between_two_folds() -> None:
     def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.second(m.first(x))
         return m.norm(y) * y.shape[1], y
@@ -84,7 +84,7 @@ def test_the_size_of_an_output_that_another_fold_leads_through_is_its_own() -> N
         Block(lambda m, x: x),
     ],
 )
-def test_what_hands_a_tensor_on_is_asked_for_its_size(hand_on: nn.Module, kernel: int, late: bool) -> None:
+def test_the_size_of_the_output_of_a_module_that_does_nothing(hand_on: nn.Module, kernel: int, late: bool) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.conv(x)
         z = m.hand_on(y)
@@ -132,7 +132,7 @@ def scaled_twice(m: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "function", [size_of_what_is_gone, strided_slice, channels_asserted, scaled_twice, rows_as_channels, split_beside]
 )
-def test_code_that_looks_at_sizes_sees_the_same(function: Callable[[Any, Tensor], Any]) -> None:
+def test_sizes_are_those_of_the_original(function: Callable[[Any, Tensor], Any]) -> None:
     members = {"narrow": nn.Conv2d(4, 3, 1), "wide": nn.Conv2d(3, 8, 1), "norm": nn.BatchNorm2d(4)}
     more = {
         "mix": nn.Linear(4, 8),

@@ -19,7 +19,7 @@ from tests.helpers import Block, convs_ran, image, norms_ran, ran, trained
 from tests.networks import X, network
 
 
-def test_fields() -> None:
+def test_the_fields_of_a_fold() -> None:
     model = network()
     report = reparam.reparameterize(model, X).reparam_report
     lines = {fold.name: fold for fold in report.folds}
@@ -115,7 +115,7 @@ def test_refusals_say_where_what_why_and_what_would_help() -> None:
     assert f"0 (avg_pool2d) kept: {refusal.reason}; {refusal.remedy}" in str(report)
 
 
-def test_it_prints_as_tables() -> None:
+def test_a_report_prints_as_tables() -> None:
     text = str(reparam.reparameterize(network(), X).reparam_report)
     for part in ("what it was", "2 conv + 3 bn + 2 add", "Conv2d 4->4 3x3 s1 p1", "batch norms", "Verified: equal"):
         assert part in text

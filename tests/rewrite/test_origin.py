@@ -135,7 +135,7 @@ def test_digests_differ_where_tensors_do(change: Callable[[Tensor], Tensor]) -> 
 
 
 @pytest.mark.parametrize("kind", ["no arguments", "raises", "something else"])
-def test_a_state_dict_of_the_users_own_stands_in_no_ones_way(kind: str) -> None:
+def test_a_custom_state_dict_is_no_obstacle(kind: str) -> None:
     class Own(Net):
         def state_dict(self) -> dict[str, object]:  # type: ignore[override]
             if kind == "raises":

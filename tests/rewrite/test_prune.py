@@ -167,7 +167,7 @@ def test_dead_weight_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEAD)
-def test_pruned_it_computes_the_same_and_is_smaller_by_what_was_named(name: str) -> None:
+def test_a_pruned_model_computes_the_same_and_is_smaller_by_what_was_named(name: str) -> None:
     model = trained(DEAD[name][0]())
     whole, pruned = reparam.reparameterize(model, X), reparam.reparameterize(model, X, prune=True)
     report = pruned.reparam_report
@@ -212,7 +212,7 @@ def test_a_dropped_call_is_no_longer_made(inplace: bool) -> None:
     assert ran(reparam.reparameterize(model, X), X)["convolution"] == 3
 
 
-def test_the_code_of_training_is_gone() -> None:
+def test_auxiliary_heads_of_training_are_gone() -> None:
     pruned = reparam.reparameterize(trained(Training()), X, prune=True)
     assert pruned.aux is None
     assert pruned.train()(X)[1] is None
@@ -315,7 +315,7 @@ ALIVE: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", ALIVE)
-def test_what_is_alive_is_not_named(name: str) -> None:
+def test_weights_that_are_used_are_not_named(name: str) -> None:
     model = trained(ALIVE[name]())
     folded = reparam.reparameterize(model, X, prune=True)
     assert folded.reparam_report.dead == ()
@@ -399,7 +399,7 @@ STAYS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 
 
 @pytest.mark.parametrize("name", STAYS)
-def test_what_is_needed_otherwise_stays_and_is_named(name: str) -> None:
+def test_dead_weight_that_cannot_be_removed_is_named(name: str) -> None:
     make, where, reason = STAYS[name]
     model = trained(make())
     pruned = reparam.reparameterize(model, X, prune=True)
@@ -414,7 +414,7 @@ def test_what_is_needed_otherwise_stays_and_is_named(name: str) -> None:
     }
 
 
-def test_one_that_stays_does_not_hold_the_others() -> None:
+def test_one_that_cannot_be_removed_does_not_keep_the_others() -> None:
     lost = {f"lost{i}": nn.Conv2d(3, 3, 1) for i in range(5)}
     model = trained(Block(asks_for_an_attribute, stem=stem(), later=later(), **lost))
     pruned = reparam.reparameterize(model, X, prune=True)
@@ -423,7 +423,7 @@ def test_one_that_stays_does_not_hold_the_others() -> None:
     assert all(getattr(pruned, name) is None for name in lost)
 
 
-def test_what_is_kept_or_watched_stays() -> None:
+def test_kept_and_hooked_modules_stay() -> None:
     model = trained(Dropped())
     kept = reparam.reparameterize(model, X, keep=["aux.0"], prune=True)
     assert "aux.0.weight" in kept.state_dict()
@@ -438,7 +438,7 @@ def test_what_is_kept_or_watched_stays() -> None:
     assert [d.fate for d in pruned.reparam_report.dead] == ["kept: a hook or `keep` watches it"]
 
 
-def test_verification_names_a_pruning_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_names_a_wrong_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof is left out; another size then calls what is gone."""
     monkeypatch.setattr(pruning, "_doubt", lambda call, proofs: "")
     model = trained(Block(lambda m, x: m.large(x) if x.shape[-1] != 14 else m.stem(x), stem=stem(), large=later()))
@@ -449,7 +449,7 @@ def test_verification_names_a_pruning_that_is_wrong(monkeypatch: pytest.MonkeyPa
 # --- folds beside it
 
 
-def test_no_fold_takes_away_what_a_hook_looks_at_behind_something_dropped() -> None:
+def test_a_hooked_module_behind_a_dropped_call_stays() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         a = m.a(x)
         m.watched(torch.sigmoid(a))
@@ -464,7 +464,7 @@ def test_no_fold_takes_away_what_a_hook_looks_at_behind_something_dropped() -> N
     assert torch.allclose(*seen, rtol=1e-12, atol=1e-12)
 
 
-def test_a_write_that_nobody_sees_holds_no_fold() -> None:
+def test_a_write_that_nobody_reads_prevents_no_fold() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         a = m.a(x)
         (a * 2).relu_()
@@ -490,7 +490,7 @@ class Scratch(nn.Module):
         return torch.relu(y)
 
 
-def test_a_write_that_one_call_of_two_needs_stays() -> None:
+def test_a_write_that_one_of_two_calls_needs_stays() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         scratch, used = torch.ones_like(x), torch.ones_like(x)
         y = m.inner(x, scratch)
@@ -502,7 +502,7 @@ def test_a_write_that_one_call_of_two_needs_stays() -> None:
     assert ran(folded, X)["convolution"] == 2
 
 
-def test_what_a_module_is_told_to_run_stays() -> None:
+def test_a_module_that_an_argument_switches_on_stays() -> None:
     """For the example it is told not to; at another size it may be."""
 
     class Told(nn.Module):

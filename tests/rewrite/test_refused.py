@@ -71,7 +71,7 @@ def test_a_fold_that_cannot_be_written_back_says_why(
     assert not any(reason in line.reason for line in report.refusals)
 
 
-def test_as_many_channels_as_come_in_are_of_no_convolution() -> None:
+def test_a_layer_with_as_many_channels_as_its_input_has_is_refused() -> None:
     error, report = _converted(averaged)
     assert (error, report.folds) == (0, ())
     (line,) = report.refusals
@@ -91,7 +91,7 @@ class _Asked:
         return CPU.price(work)
 
 
-def test_a_cost_is_not_asked_for_folds_that_cannot_be() -> None:
+def test_refused_folds_are_not_priced() -> None:
     asked = _Asked()
     _, report = _converted(averaged, asked)
     assert "fixes its number of channels" in report.refusals[-1].reason
@@ -111,7 +111,7 @@ def _layers() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, image(1, 3, 5, 5))])
-def test_torchscript_is_named_where_nothing_can_be_seen(compiled: Callable[[nn.Module], nn.Module]) -> None:
+def test_torchscript_is_named(compiled: Callable[[nn.Module], nn.Module]) -> None:
     script = compiled(_layers().double().eval())
     x = image(2, 3, 7, 9)
     assert _reasons(script, x) == [("the model itself", "TorchScript")]
@@ -124,13 +124,13 @@ def doubled(x: Tensor) -> Tensor:
     return x * 2
 
 
-def test_a_tensor_of_unknown_origin_is_named_where_it_is_met() -> None:
+def test_a_tensor_of_unknown_origin_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Block(lambda m, x: doubled(x)), nn.BatchNorm2d(3)).double()
     assert ("2", "unknown") in _reasons(model, image(2, 3, 7, 9))
 
 
 @pytest.mark.parametrize("between", [[], [nn.ZeroPad2d(1)]])
-def test_a_norm_is_not_said_to_be_too_dear_where_its_reader_is_refused(between: list[nn.Module]) -> None:
+def test_a_refused_reader_is_the_reason_and_not_the_price(between: list[nn.Module]) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), *between, nn.ConvTranspose2d(3, 4, 2, stride=2))
     x = image(2, 3, 5, 7)
     report = reparam.reparameterize(trained(model, x), x).reparam_report

@@ -82,7 +82,7 @@ def traces(monkeypatch: pytest.MonkeyPatch, *blocks: nn.Module) -> tuple[list[Tr
     return found, len(made)
 
 
-def test_blocks_that_hold_the_same_share_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_blocks_share_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [Block() for _ in range(3)]
     found, made = traces(monkeypatch, *blocks)
     assert made == 1
@@ -110,25 +110,25 @@ def test_blocks_that_hold_the_same_share_a_trace(monkeypatch: pytest.MonkeyPatch
         lambda: (Block(note={1}), Block(note={2})),
     ],
 )
-def test_others_are_traced_anew(
+def test_unequal_blocks_are_traced_anew(
     monkeypatch: pytest.MonkeyPatch, blocks: Callable[[], tuple[nn.Module, nn.Module]]
 ) -> None:
     assert traces(monkeypatch, *blocks())[1] == 2
 
 
-def test_which_modules_are_one_and_the_same_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_share_modules_are_traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Shared(), Shared()
     first.other, second.other = first.conv, nn.Conv2d(3, 3, 3, padding=1)
     assert traces(monkeypatch, first, second)[1] == 2
 
 
-def test_a_block_with_a_hook_of_its_own_is_traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hooked_block_is_traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Block(), Block()
     second.conv.register_forward_hook(lambda module, args, result: None)
     assert traces(monkeypatch, first, second)[1] == 2
 
 
-def test_code_that_asks_for_the_rank_shares_what_holds_for_that_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_is_shared_among_inputs_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -143,7 +143,7 @@ def test_code_that_asks_for_the_rank_shares_what_holds_for_that_rank(monkeypatch
     assert len(single.graph.nodes) == len(batched.graph.nodes) + 1
 
 
-def test_copies_of_registries_are_those_of_one_module_each() -> None:
+def test_copied_registries_belong_to_one_module_each() -> None:
     model = nn.Sequential(nn.ReLU(), nn.ReLU())
     twin = copied(model)
     calls = []

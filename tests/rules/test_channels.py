@@ -11,18 +11,22 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.algebra.kernels import finest_groups, regroup
-from tests.helpers import EXACT, Block, accepted, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+from tests.helpers import (
+    EXACT,
+    Block,
+    accepted,
+    between,
+    convs_ran,
+    distance,
+    image,
+    norms_ran,
+    plain_convs,
+    ran,
+    same_conv,
+    trained,
+)
 
 SIZES = [(2, 4, 9, 7), (1, 4, 1, 1), (3, 4, 6, 11), (1, 4, 2, 13)]
-
-
-def conv(inner: int, outer: int, taps: int = 1, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(inner, outer, taps, stride, taps // 2, groups=groups, bias=bias)
-
-
-def between(function: Callable[[Tensor], Tensor], first: nn.Module, second: nn.Module) -> nn.Module:
-    """A function in a forward of user code, between two layers."""
-    return Block(lambda m, x: m.second(function(m.first(x))), first=first, second=second)
 
 
 def option_a(m: nn.Module, x: Tensor) -> Tensor:
@@ -36,19 +40,23 @@ def _parts(y: Tensor) -> Tensor:
 
 
 ONE: dict[str, Callable[[], nn.Module]] = {
-    "shuffle": lambda: nn.Sequential(conv(4, 6, 3, groups=2), nn.ChannelShuffle(3), nn.BatchNorm2d(6), conv(6, 4)),
-    "index": lambda: between(lambda y: y[:, [3, 1, 1, 5, 0]], conv(4, 6, 3), conv(5, 4)),
+    "shuffle": lambda: nn.Sequential(
+        same_conv(4, 6, 3, groups=2), nn.ChannelShuffle(3), nn.BatchNorm2d(6), same_conv(6, 4)
+    ),
+    "index": lambda: between(lambda y: y[:, [3, 1, 1, 5, 0]], same_conv(4, 6, 3), same_conv(5, 4)),
     "index tensor": lambda: Block(
-        lambda m, x: m.b(m.a(x).index_select(1, m.index)), a=conv(4, 6), b=nn.BatchNorm2d(3),
+        lambda m, x: m.b(m.a(x).index_select(1, m.index)), a=same_conv(4, 6), b=nn.BatchNorm2d(3),
         index=torch.tensor([4, 0, 2]),
     ),
-    "flip": lambda: between(lambda y: y.flip(1), conv(4, 6, 3), nn.BatchNorm2d(6)),
-    "roll": lambda: between(lambda y: y.roll(2, 1), conv(4, 6, 3), nn.BatchNorm2d(6)),
-    "narrow": lambda: between(lambda y: y.narrow(1, 1, 3), conv(4, 6, 3), nn.BatchNorm2d(3)),
-    "parts": lambda: between(_parts, conv(4, 6, 3), nn.BatchNorm2d(2)),
-    "repeated": lambda: between(lambda y: y.repeat_interleave(2, 1) + y.repeat(1, 2, 1, 1), conv(4, 3, 3), conv(6, 4)),
-    "expanded": lambda: between(lambda y: y.expand(-1, 3, -1, -1), conv(4, 1, 3), nn.BatchNorm2d(3)),
-    "option A": lambda: Block(option_a, conv=conv(4, 8, 3, 2, bias=False), bn=nn.BatchNorm2d(8)),
+    "flip": lambda: between(lambda y: y.flip(1), same_conv(4, 6, 3), nn.BatchNorm2d(6)),
+    "roll": lambda: between(lambda y: y.roll(2, 1), same_conv(4, 6, 3), nn.BatchNorm2d(6)),
+    "narrow": lambda: between(lambda y: y.narrow(1, 1, 3), same_conv(4, 6, 3), nn.BatchNorm2d(3)),
+    "parts": lambda: between(_parts, same_conv(4, 6, 3), nn.BatchNorm2d(2)),
+    "repeated": lambda: between(
+        lambda y: y.repeat_interleave(2, 1) + y.repeat(1, 2, 1, 1), same_conv(4, 3, 3), same_conv(6, 4)
+    ),
+    "expanded": lambda: between(lambda y: y.expand(-1, 3, -1, -1), same_conv(4, 1, 3), nn.BatchNorm2d(3)),
+    "option A": lambda: Block(option_a, conv=same_conv(4, 8, 3, 2, bias=False), bn=nn.BatchNorm2d(8)),
 }  # fmt: skip
 
 
@@ -73,7 +81,7 @@ ALONE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_moving_channels_alone_is_no_convolution(name: str) -> None:
+def test_moved_channels_alone_become_no_convolution(name: str) -> None:
     """It would be one whose kernel is all zeros but a few."""
     model = Block(lambda m, x: ALONE[name](x).relu()).eval()
     result = reparam.reparameterize(model, image(2, 4, 8, 6), verify=False)
@@ -86,7 +94,7 @@ class Focus(nn.Module):
 
     def __init__(self, taps: int = 3) -> None:
         super().__init__()
-        self.conv, self.bn = conv(12, 6, taps, bias=False), nn.BatchNorm2d(6)
+        self.conv, self.bn = same_conv(12, 6, taps, bias=False), nn.BatchNorm2d(6)
 
     def forward(self, x: Tensor) -> Tensor:
         slices = [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]]
@@ -118,7 +126,7 @@ def test_blocks_of_pixels_are_a_strided_convolution() -> None:
 
 @pytest.mark.parametrize("taps", [1, 3])
 def test_a_norm_behind_a_pixel_shuffle_goes_into_the_convolution_before_it(taps: int) -> None:
-    model = trained(nn.Sequential(conv(4, 12, taps), nn.PixelShuffle(2), nn.BatchNorm2d(3), nn.ReLU()))
+    model = trained(nn.Sequential(same_conv(4, 12, taps), nn.PixelShuffle(2), nn.BatchNorm2d(3), nn.ReLU()))
     result = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
     assert norms_ran(result, image(*SIZES[0])) == 0
     assert [layer.out_channels for layer in plain_convs(result)] == [12]
@@ -127,23 +135,25 @@ def test_a_norm_behind_a_pixel_shuffle_goes_into_the_convolution_before_it(taps:
 
 
 SHUFFLED: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "1x1": (lambda: nn.Sequential(conv(4, 12, 3), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)), 8),
-    "depthwise": (lambda: nn.Sequential(conv(4, 12), nn.PixelShuffle(2), nn.Conv2d(3, 3, 1, groups=3)), 12),
-    "in groups": (lambda: nn.Sequential(conv(4, 16), nn.PixelShuffle(2), nn.Conv2d(4, 6, 1, groups=2)), 24),
+    "1x1": (lambda: nn.Sequential(same_conv(4, 12, 3), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)), 8),
+    "depthwise": (lambda: nn.Sequential(same_conv(4, 12), nn.PixelShuffle(2), nn.Conv2d(3, 3, 1, groups=3)), 12),
+    "in groups": (lambda: nn.Sequential(same_conv(4, 16), nn.PixelShuffle(2), nn.Conv2d(4, 6, 1, groups=2)), 24),
     "in groups before": (
-        lambda: nn.Sequential(conv(4, 16, 3, groups=4, bias=False), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1, groups=2)),
+        lambda: nn.Sequential(
+            same_conv(4, 16, 3, groups=4, bias=False), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1, groups=2)
+        ),
         8,
     ),
     "two shuffles": (
         lambda: nn.Sequential(
-            conv(4, 48, 3), nn.PixelShuffle(2), nn.BatchNorm2d(12), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1)
+            same_conv(4, 48, 3), nn.PixelShuffle(2), nn.BatchNorm2d(12), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1)
         ),
         32,
     ),
     "sum with a bias": (
         lambda: Block(
             lambda m, x: m.last(F.pixel_shuffle(m.first(x), 3)) * m.scale + m.shift,
-            first=conv(4, 18, 3), last=nn.Conv2d(2, 1, 1), scale=nn.Parameter(torch.randn(1, 1, 1)),
+            first=same_conv(4, 18, 3), last=nn.Conv2d(2, 1, 1), scale=nn.Parameter(torch.randn(1, 1, 1)),
             shift=nn.Parameter(torch.randn(1, 1, 1)),
         ),
         9,
@@ -164,9 +174,9 @@ def test_a_map_of_pixels_behind_a_pixel_shuffle_goes_into_the_convolution_before
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
-def test_what_would_cost_more_before_a_pixel_shuffle_stays_behind_it() -> None:
+def test_a_convolution_behind_a_pixel_shuffle_stays_where_it_is_cheaper() -> None:
     """Before it the map is there once for each pixel, and the 3x3 convolution would have to compute them all."""
-    model = trained(nn.Sequential(conv(4, 8, 3), nn.PixelShuffle(2), nn.Conv2d(2, 256, 1)))
+    model = trained(nn.Sequential(same_conv(4, 8, 3), nn.PixelShuffle(2), nn.Conv2d(2, 256, 1)))
     x = image(2, 4, 32, 32)
     result = reparam.reparameterize(model, x)
     assert [layer.out_channels for layer in plain_convs(result)] == [8, 256]
@@ -175,7 +185,7 @@ def test_what_would_cost_more_before_a_pixel_shuffle_stays_behind_it() -> None:
 
 def test_two_readers_behind_a_pixel_shuffle_share_the_convolution_before_it() -> None:
     model = Block(
-        lambda m, x: (lambda y: m.a(y) * m.b(y))(m.norm(m.shuffle(m.conv(x)))), conv=conv(4, 12, 3),
+        lambda m, x: (lambda y: m.a(y) * m.b(y))(m.norm(m.shuffle(m.conv(x)))), conv=same_conv(4, 12, 3),
         shuffle=nn.PixelShuffle(2), norm=nn.BatchNorm2d(3), a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1),
     )  # fmt: skip
     model = trained(model, image(*SIZES[0]))
@@ -196,7 +206,7 @@ def test_a_linear_layer_behind_the_tokens_of_a_convolution_goes_into_it() -> Non
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
-def test_a_part_of_the_channels_behind_a_transposition_does_not_say_how_many_there_are() -> None:
+def test_a_slice_of_channels_does_not_tell_their_number() -> None:
     """The layers read eight channels of however many: one that read the whole would take eight alone."""
     model = Block(
         lambda m, x: (lambda y: torch.relu(m.a(y[..., :4]) + m.b(y[..., 4:8])))(x.transpose(1, 2)),
@@ -219,8 +229,8 @@ def test_two_branches_behind_the_tokens_of_a_convolution_go_into_it() -> None:
     assert distance(model, result, image(1, 4, 6, 11)) < EXACT
 
 
-def test_what_zero_padding_makes_of_a_shift_behind_a_transposition() -> None:
-    model = trained(between(lambda y: y.transpose(2, 3), nn.BatchNorm2d(8), conv(8, 5, 3)), image(2, 8, 7, 5))
+def test_a_shift_behind_a_transposition_becomes_a_map_at_a_fixed_size() -> None:
+    model = trained(between(lambda y: y.transpose(2, 3), nn.BatchNorm2d(8), same_conv(8, 5, 3)), image(2, 8, 7, 5))
     result = reparam.reparameterize(model, image(2, 8, 7, 5), fixed_size=True)
     assert norms_ran(result, image(2, 8, 7, 5)) == 0
     assert distance(model, result, image(3, 8, 7, 5, seed=1)) < EXACT
@@ -241,10 +251,10 @@ def test_tokens_that_several_projections_read_are_computed_once() -> None:
 
 def test_a_norm_behind_a_flattened_convolution_goes_into_it() -> None:
     """Though the convolution reads neighbours: it stands before the pixels are rearranged."""
-    flat = Block(lambda m, x: m.bn(m.conv(x).flatten(2)), conv=conv(4, 6, 3), bn=nn.BatchNorm1d(6))
+    flat = Block(lambda m, x: m.bn(m.conv(x).flatten(2)), conv=same_conv(4, 6, 3), bn=nn.BatchNorm1d(6))
     named = Block(
         lambda m, x: m.bn(m.conv(x).reshape(x.shape[0], 6, -1)).transpose(1, 2),
-        conv=conv(4, 6, 3),
+        conv=same_conv(4, 6, 3),
         bn=nn.BatchNorm1d(6),
     )
     for model in (trained(flat), trained(named)):
@@ -319,11 +329,14 @@ def test_an_image_that_is_repeated_at_its_border_takes_the_norm() -> None:
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
-def test_groups_that_a_shuffle_hides_are_found_again() -> None:
+def test_groups_hidden_by_a_shuffle_are_found() -> None:
     """Two grouped convolutions with a shuffle and its inverse between them read no more than one such does."""
     model = trained(
         nn.Sequential(
-            conv(8, 8, 3, groups=2, bias=False), nn.ChannelShuffle(2), nn.ChannelShuffle(4), conv(8, 8, groups=2)
+            same_conv(8, 8, 3, groups=2, bias=False),
+            nn.ChannelShuffle(2),
+            nn.ChannelShuffle(4),
+            same_conv(8, 8, groups=2),
         )
     )
     result = reparam.reparameterize(model, image(2, 8, 9, 7), verify=False)

@@ -167,7 +167,7 @@ def test_forms(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_every_key_is_exercised() -> None:
+def test_every_spelling_is_exercised() -> None:
     """No entry of the table stands there unproven: some example that folds calls it."""
     cases = [case for entry in NAMED.values() for case in entry.folds()]
     cases += [Case(Op(form, nn.Conv2d(4, 4, 1))) for form in FORMS.values()]
@@ -180,7 +180,7 @@ def test_every_key_is_exercised() -> None:
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_spellings_are_torch_s(spelling: str) -> None:
+def test_spellings_exist_in_torch(spelling: str) -> None:
     owners = [(torch, spelling), (Tensor, spelling), (Tensor, f"__{spelling}__")]
     assert any(hasattr(owner, name) for owner, name in owners)
     assert spelling in FORMS
@@ -195,7 +195,7 @@ def test_an_operation_is_known_by_one_name() -> None:
     assert operation(Tensor.shape.__get__) == "shape"
 
 
-def test_a_call_that_no_rule_foresees_is_refused() -> None:
+def test_a_call_with_unknown_arguments_is_refused() -> None:
     with pytest.raises(Refusal, match="no rule"):
         RULES["neg"](1, 2, 3)
 

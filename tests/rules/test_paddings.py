@@ -10,18 +10,26 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from tests.helpers import EXACT, Block, accepted, convs_ran, distance, image, norms_ran, plain_convs, trained
+from tests.helpers import (
+    EXACT,
+    Block,
+    accepted,
+    convs_ran,
+    distance,
+    fold_exactly,
+    image,
+    norms_ran,
+    plain_convs,
+    summed,
+    trained,
+)
 
 MODES = ["reflect", "replicate", "circular"]
 
 
-def conv(channels: int, kernel: int | tuple[int, ...], mode: str, **options: object) -> nn.Conv2d:
-    """A convolution that keeps the size, without a bias."""
+def keeping(channels: int, kernel: int | tuple[int, ...], mode: str, **options: object) -> nn.Conv2d:
+    """A convolution without a bias that keeps the size of the image."""
     return nn.Conv2d(channels, channels, kernel, padding="same", padding_mode=mode, bias=False, **options)
-
-
-def added(*branches: nn.Module) -> nn.Module:
-    return Block(lambda m, x: torch.relu(sum(branch(x) for branch in m.branches)), branches=nn.ModuleList(branches))
 
 
 def normed(*layers: nn.Module, channels: int = 4) -> nn.Module:
@@ -32,30 +40,25 @@ def normed(*layers: nn.Module, channels: int = 4) -> nn.Module:
 SIZES = {n: [*product(range(1, 8), repeat=n), (11, 9, 8)[:n], (10, 17, 9)[:n]] for n in (1, 2, 3)}
 
 
-def check_one(model: nn.Module, spatial: int = 2, channels: int = 4) -> nn.Module:
+def fold_to_one(model: nn.Module, spatial: int = 2, channels: int = 4) -> nn.Module:
     """One convolution and no norm; the same function at every size, and no size that is not taken any more."""
     model = trained(model)
     images = list(accepted(model, channels, SIZES[spatial]))
-    result = reparam.reparameterize(model, images[-1])
-    assert convs_ran(result, images[-1]) == 1, result.reparam_report
-    assert norms_ran(result, images[-1]) == 0, result.reparam_report
-    for x in images:
-        assert distance(model, result, x) < EXACT, x.shape
-    return result
+    return fold_exactly(model, *reversed(images), convs=1, norms=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("groups", [1, 4])
 def test_dense_point_and_identity(mode: str, groups: int) -> None:
-    branches = normed(conv(4, 3, mode, groups=groups)), normed(conv(4, 1, mode, groups=groups)), nn.BatchNorm2d(4)
-    (folded,) = plain_convs(check_one(added(*branches)))
+    branches = normed(keeping(4, 3, mode, groups=groups)), normed(keeping(4, 1, mode, groups=groups)), nn.BatchNorm2d(4)
+    (folded,) = plain_convs(fold_to_one(summed(*branches)))
     assert (folded.padding_mode, folded.padding, folded.kernel_size) == (mode, (1, 1), (3, 3))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_square_row_and_column(mode: str) -> None:
-    row, column = conv(4, (1, 3), mode), conv(4, (3, 1), mode)
-    (folded,) = plain_convs(check_one(added(*map(normed, (conv(4, 3, mode), row, column)))))
+    row, column = keeping(4, (1, 3), mode), keeping(4, (3, 1), mode)
+    (folded,) = plain_convs(fold_to_one(summed(*map(normed, (keeping(4, 3, mode), row, column)))))
     assert (folded.padding_mode, folded.padding) == (mode, (1, 1))
 
 
@@ -64,7 +67,7 @@ def test_square_row_and_column(mode: str) -> None:
 def test_less_padding_is_a_crop_of_more(mode: str, stride: int) -> None:
     wide, narrow = (nn.Conv2d(4, 4, k, stride, k // 2, padding_mode=mode) for k in (5, 3))
     point = nn.Conv2d(4, 4, 1, stride, padding_mode=mode, bias=False)
-    (folded,) = plain_convs(check_one(added(*map(normed, (wide, narrow, point)))))
+    (folded,) = plain_convs(fold_to_one(summed(*map(normed, (wide, narrow, point)))))
     assert (folded.padding_mode, folded.padding) == (mode, (2, 2))
 
 
@@ -72,22 +75,22 @@ def test_less_padding_is_a_crop_of_more(mode: str, stride: int) -> None:
 @pytest.mark.parametrize("kernel", [2, 4, (3, 4)])
 def test_even_kernels_pad_more_at_one_end(mode: str, kernel: int | tuple[int, int]) -> None:
     """No layer of torch does that by itself: a padding stands before the convolution, whose kernel does not grow."""
-    result = check_one(added(normed(conv(4, kernel, mode)), normed(conv(4, kernel, mode))))
+    result = fold_to_one(summed(normed(keeping(4, kernel, mode)), normed(keeping(4, kernel, mode))))
     (folded,) = plain_convs(result)
     assert (folded.padding_mode, folded.padding) == ("zeros", (0, 0))
-    assert folded.kernel_size == conv(4, kernel, mode).kernel_size
+    assert folded.kernel_size == keeping(4, kernel, mode).kernel_size
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_norm_in_front(mode: str) -> None:
     """Copies of pixels are copies after the norm as well, so nothing is lost at the border."""
-    (folded,) = plain_convs(check_one(nn.Sequential(nn.BatchNorm2d(4), conv(4, 3, mode), nn.BatchNorm2d(4))))
+    (folded,) = plain_convs(fold_to_one(nn.Sequential(nn.BatchNorm2d(4), keeping(4, 3, mode), nn.BatchNorm2d(4))))
     assert folded.padding_mode == mode
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_dilated_kernel_keeps_its_dilation(mode: str) -> None:
-    (folded,) = plain_convs(check_one(added(normed(conv(4, 3, mode, dilation=2)), normed(conv(4, 1, mode)))))
+    (folded,) = plain_convs(fold_to_one(summed(normed(keeping(4, 3, mode, dilation=2)), normed(keeping(4, 1, mode)))))
     assert (folded.kernel_size, folded.dilation, folded.padding) == ((3, 3), (2, 2), (2, 2))
 
 
@@ -96,16 +99,16 @@ def test_other_numbers_of_axes(spatial: int, mode: str) -> None:
     layer = {1: nn.Conv1d, 3: nn.Conv3d}[spatial]
     norm = {1: nn.BatchNorm1d, 3: nn.BatchNorm3d}[spatial]
     branches = [nn.Sequential(layer(4, 4, k, padding=k // 2, padding_mode=mode), norm(4)) for k in (3, 1)]
-    (folded,) = plain_convs(check_one(added(*branches, norm(4)), spatial))
+    (folded,) = plain_convs(fold_to_one(summed(*branches, norm(4)), spatial))
     assert folded.padding_mode == mode
 
 
-def test_a_panorama_wraps_round_and_does_not_go_over_the_poles() -> None:
+def test_each_axis_may_have_its_own_mode() -> None:
     """One mode for each axis."""
     branches = [
         nn.Sequential(nn.CircularPad2d((k, k, 0, 0)), nn.Conv2d(4, 4, 2 * k + 1, padding=(k, 0))) for k in (1, 2)
     ]
-    result = check_one(added(*map(normed, branches)))
+    result = fold_to_one(summed(*map(normed, branches)))
     assert {type(module) for module in result.modules()} & {nn.CircularPad2d, nn.Conv2d} == {
         nn.CircularPad2d,
         nn.Conv2d,
@@ -122,12 +125,12 @@ def test_branches_that_read_one_padded_tensor(mode: str) -> None:
         return torch.relu(m.norm(m.dense(y) + m.point(y)[:, :, 1:-1, 1:-1] + x))
 
     layers = {"dense": nn.Conv2d(4, 4, 3), "point": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
-    (folded,) = plain_convs(check_one(Block(forward, pad=pad, **layers)))
+    (folded,) = plain_convs(fold_to_one(Block(forward, pad=pad, **layers)))
     assert (folded.padding_mode, folded.padding) == (mode, (1, 1))
 
 
 def test_a_layer_alone_is_left_as_it_is() -> None:
-    model = trained(nn.Sequential(conv(4, 3, "reflect"), nn.ReLU()))
+    model = trained(nn.Sequential(keeping(4, 3, "reflect"), nn.ReLU()))
     result = reparam.reparameterize(model, image(1, 4, 9, 7))
     assert not result.reparam_report.folds
     assert torch.equal(result[0].weight, model[0].weight)
@@ -136,10 +139,10 @@ def test_a_layer_alone_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: added(conv(4, 3, "reflect"), conv(4, 3, "zeros")), "pads with"),
-        (lambda: added(conv(4, 3, "circular"), conv(4, 5, "replicate")), "pads with"),
-        (lambda: nn.Sequential(conv(4, 3, "reflect"), nn.BatchNorm2d(4), conv(4, 3, "reflect")), "neighbouring"),
-        (lambda: nn.Sequential(nn.BatchNorm2d(4), conv(4, 3, "reflect"), conv(4, 3, "zeros")), "around a border"),
+        (lambda: summed(keeping(4, 3, "reflect"), keeping(4, 3, "zeros")), "pads with"),
+        (lambda: summed(keeping(4, 3, "circular"), keeping(4, 5, "replicate")), "pads with"),
+        (lambda: nn.Sequential(keeping(4, 3, "reflect"), nn.BatchNorm2d(4), keeping(4, 3, "reflect")), "neighbouring"),
+        (lambda: nn.Sequential(nn.BatchNorm2d(4), keeping(4, 3, "reflect"), keeping(4, 3, "zeros")), "around a border"),
     ],
 )
 def test_two_kinds_of_border_stay_two_convolutions(make: Callable[[], nn.Module], why: str) -> None:
@@ -155,10 +158,10 @@ def test_two_kinds_of_border_stay_two_convolutions(make: Callable[[], nn.Module]
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_report_names_the_mode_and_a_second_run_finds_nothing(mode: str) -> None:
-    model = trained(normed(conv(4, 3, mode)))
+    model = trained(normed(keeping(4, 3, mode)))
     result = reparam.reparameterize(model, image(1, 4, 9, 7))
     assert [line.after for line in result.reparam_report.folds] == [f"Conv2d 4->4 3x3 s1 p1 {mode}"]
     assert not reparam.reparameterize(result, image(1, 4, 9, 7)).reparam_report.folds
-    even = reparam.reparameterize(trained(normed(conv(4, 2, mode))), image(1, 4, 9, 7))
+    even = reparam.reparameterize(trained(normed(keeping(4, 2, mode))), image(1, 4, 9, 7))
     assert [line.after for line in even.reparam_report.folds] == [f"pad [0, 1, 0, 1] {mode} + Conv2d 4->4 2x2 s1 p0"]
     assert not reparam.reparameterize(even, image(1, 4, 9, 7)).reparam_report.folds

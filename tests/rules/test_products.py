@@ -122,7 +122,7 @@ def test_becomes_one_layer(name: str) -> None:
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
-def test_einsum_alone_says_nothing_of_the_channels() -> None:
+def test_einsum_alone_is_no_linear_layer() -> None:
     """Where the input has one channel it is the sum of a row of the constant, which no linear layer computes."""
     model = Block(lambda m, x: m.a(torch.einsum("...i,io->...o", x, m.w)), a=nn.Linear(5, 2), **parameters(w=(C, 5)))
     model = trained(model, image(2, 7, C))
@@ -141,7 +141,7 @@ def test_a_norm_behind_a_transpose_goes_into_the_product() -> None:
     assert distance(model, result, image(3, 4, C)) < EXACT
 
 
-def test_a_scale_of_tokens_alone_stays() -> None:
+def test_a_scale_of_tokens_alone_stays_elementwise() -> None:
     """As a layer it would multiply by a matrix that is all zeros but its diagonal."""
     model = trained(Block(lambda m, x: x * m.g + m.b, **parameters(g=(64,), b=(64,))))
     x = image(2, 50, 64)

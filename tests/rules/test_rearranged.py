@@ -82,7 +82,7 @@ SHUFFLES: dict[str, tuple[Function, Function]] = {
 
 @pytest.mark.parametrize("name", SHUFFLES)
 @pytest.mark.parametrize("behind", ["norm", "conv"])
-def test_a_shuffle_that_is_written_out_goes_into_the_convolutions(name: str, behind: str) -> None:
+def test_a_written_out_shuffle_goes_into_the_convolutions(name: str, behind: str) -> None:
     function, meaning = SHUFFLES[name]
     second = nn.BatchNorm2d(6) if behind == "norm" else nn.Conv2d(6, 3, 1)
     model = trained(in_code(function, nn.Conv2d(4, 6, 3, padding=1), second))
@@ -103,7 +103,7 @@ class Shuffle(nn.Module):
         return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, 6, h, w)
 
 
-def test_a_module_that_shuffles_does_nothing_any_more() -> None:
+def test_a_shuffling_module_becomes_an_identity() -> None:
     model = trained(nn.Sequential(nn.Conv2d(4, 6, 3), Shuffle(), nn.BatchNorm2d(6), nn.ReLU()))
     result = reparam.reparameterize(model, image(*SIZES[0]))
     assert [type(layer) for layer in result] == [nn.Conv2d, nn.Identity, nn.Identity, nn.ReLU]
@@ -154,7 +154,7 @@ def test_channels_of_a_group_are_a_part_of_the_convolution() -> None:
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
-def test_a_dimension_of_one_entry_that_is_taken_apart() -> None:
+def test_a_dimension_of_one_entry_that_is_split() -> None:
     def function(x: Tensor) -> Tensor:
         return torch.cat(x.unflatten(1, (6, x.shape[1] // 6)).unbind(2), 1)
 
@@ -221,7 +221,7 @@ ANOTHER: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("name", ANOTHER)
-def test_another_function_for_other_inputs_is_kept(name: str) -> None:
+def test_a_reshape_that_means_something_else_at_other_sizes_is_kept(name: str) -> None:
     """Each is a shuffle of channels for this example, or moves pixels as well."""
     model = trained(in_code(ANOTHER[name], nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)))
     x = image(2, 4, 6, 6)
@@ -235,7 +235,7 @@ def test_another_function_for_other_inputs_is_kept(name: str) -> None:
         assert distance(model, result, image(*size)) < EXACT
 
 
-def test_numbers_that_are_written_out_are_sizes_where_these_are_fixed() -> None:
+def test_literal_sizes_fold_at_a_fixed_size() -> None:
     def function(x: Tensor) -> Tensor:
         return x.view(len(x), 2, 3, 6, 5).transpose(1, 2).reshape(len(x), 6, 6, 5)
 
@@ -282,7 +282,7 @@ EVEN = [(2, 4, 8, 6), (1, 4, 2, 6), (3, 4, 10, 12)]
 
 @pytest.mark.parametrize("name", DEPTH)
 @pytest.mark.parametrize("norm", [False, True])
-def test_pixels_to_channels_and_a_convolution_are_a_strided_one(name: str, norm: bool) -> None:
+def test_space_to_depth_and_a_convolution_become_a_strided_one(name: str, norm: bool) -> None:
     function, times, stride = DEPTH[name]
     first = nn.BatchNorm2d(4) if norm else nn.Identity()
     model = trained(nn.Sequential(in_code(function, first, nn.Conv2d(4 * times, 5, 1)), nn.ReLU()))
@@ -293,7 +293,7 @@ def test_pixels_to_channels_and_a_convolution_are_a_strided_one(name: str, norm:
         assert distance(model, result, image(*size, seed=1)) < EXACT
 
 
-def test_a_padded_convolution_behind_them_is_one_as_well() -> None:
+def test_space_to_depth_and_a_padded_convolution_become_a_strided_one() -> None:
     model = trained(in_code(to_depth, nn.Identity(), nn.Conv2d(16, 5, 3, padding=1)))
     result = reparam.reparameterize(model, image(*EVEN[0]))
     assert [(layer.kernel_size, layer.padding) for layer in plain_convs(result)] == [((6, 6), (2, 2))]
@@ -314,7 +314,7 @@ def to_space_first(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("function", [to_space, to_space_first])
 @pytest.mark.parametrize("taps", [1, 3])
-def test_a_norm_behind_channels_to_pixels_goes_into_the_convolution_before_it(function: Function, taps: int) -> None:
+def test_a_norm_behind_depth_to_space_goes_into_the_convolution_in_front(function: Function, taps: int) -> None:
     model = trained(in_code(function, nn.Conv2d(4, 12, taps, padding=taps // 2), nn.BatchNorm2d(3)))
     result = reparam.reparameterize(model, image(*SIZES[0]))
     assert norms_ran(result, image(*SIZES[0])) == 0
@@ -341,7 +341,7 @@ def swapped_blocks(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [halved_up, outer_blocks, swapped_blocks])
-def test_blocks_that_are_others_for_other_sizes_are_kept(function: Function) -> None:
+def test_blocks_of_pixels_whose_shape_depends_on_the_size_are_kept(function: Function) -> None:
     times = 2 if function is outer_blocks else 4
     model = trained(in_code(function, nn.BatchNorm2d(4), nn.Conv2d(4 * times, 3, 1)))
     for example in [(2, 4, 4, 4), (2, 4, 6, 6)]:
@@ -364,7 +364,7 @@ def test_blocks_that_are_others_for_other_sizes_are_kept(function: Function) -> 
         lambda m, x: m.linear(m.inner(x).permute(0, 2, 3, 1).flatten(2).transpose(1, 2)),
     ],
 )
-def test_channels_are_not_made_of_a_dimension_that_holds_none(
+def test_a_dimension_of_one_entry_is_not_taken_for_channels(
     forward: Callable[[nn.Module, Tensor], Tensor], fixed_size: bool
 ) -> None:
     """The steps that have made a dimension of one entry would make one again, whatever the channels before are."""
@@ -417,7 +417,7 @@ def _with_a_dimension_more(m: nn.Module, x: Tensor) -> Tensor:
     ("forward", "norms"),
     [(_of_the_layer, 0), (_of_the_sum, 0), (_its_dtype, 0), (_of_the_input, 0), (_with_a_dimension_more, 1)],
 )
-def test_what_is_only_asked_for_its_size_is_not_computed_for_that(forward: Function, norms: int) -> None:
+def test_nothing_is_computed_for_its_size_alone(forward: Function, norms: int) -> None:
     layers = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "matrix": nn.Parameter(torch.randn(4, 4))}
     model = trained(Block(forward, **layers))
     result = reparam.reparameterize(model, image(2, 4, 5, 6), verify=False)

@@ -16,8 +16,7 @@ from torch.nn.utils import parametrize
 
 from benchmarks.zoo.models import build, example_input
 from reparam import reparameterize
-from reparam.report.report import Report
-from tests.helpers import EXACT, Block, convs_ran, distance, image
+from tests.helpers import EXACT, Block, convs_ran, distance, image, report_of
 
 
 def drawn(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -28,12 +27,6 @@ def drawn(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(noise.to(dtype), alpha=0.4)
     return model.eval()
-
-
-def report_of(model: nn.Module) -> Report:
-    report = model.reparam_report
-    assert isinstance(report, Report)
-    return report
 
 
 def with_weights(model: nn.Module) -> list[str]:
@@ -169,7 +162,7 @@ def heads(m: Any, x: Tensor) -> Tensor:
     return x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
 
 
-def test_all_readers_take_it() -> None:
+def test_all_readers_take_scale_and_shift() -> None:
     model = Block(qkv, norm=nn.LayerNorm(8), q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8))
     folded = split(drawn(model), image(2, 7, 8), others=(image(3, 2, 8),))
     assert [line.before for line in report_of(folded).folds] == ["1 linear + 1 layer_norm's scale"] * 3
@@ -264,7 +257,7 @@ OWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_code_of_ones_own_loses_the_arguments(name: str) -> None:
+def test_a_subclass_with_a_forward_loses_its_parameters(name: str) -> None:
     make, shape = OWN[name]
     model, x = drawn(make()), image(*shape)
     folded = split(model, x)
@@ -318,12 +311,12 @@ def test_a_sum_of_readers_becomes_one_layer(forward: Callable[..., Tensor]) -> N
 # --- what is refused
 
 
-def test_an_activation_does_not_take_it() -> None:
+def test_an_activation_does_not_take_scale_and_shift() -> None:
     folded = kept(drawn(nn.Sequential(nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5))), image(2, 7, 8))
     assert "0 (layer_norm's scale) kept: not every reader can take its scale and shift (gelu)" in reasons(folded)
 
 
-def test_one_reader_that_cannot_take_it_keeps_it() -> None:
+def test_one_reader_that_cannot_take_scale_and_shift_keeps_them_all() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.norm(x)
         return x + F.gelu(m.linear(y)) + y
@@ -335,7 +328,7 @@ def test_one_reader_that_cannot_take_it_keeps_it() -> None:
     )
 
 
-def test_a_reader_folds_from_the_norm_as_a_whole_where_that_stays() -> None:
+def test_a_reader_still_folds_where_the_norm_stays_whole() -> None:
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.norm(x)
         return m.bn(m.conv(y)), F.gelu(y)
@@ -363,7 +356,7 @@ def test_a_weight_of_another_dtype_is_not_split() -> None:
     assert with_weights(folded) == ["0"]
 
 
-def test_a_hook_keeps_it() -> None:
+def test_a_hooked_norm_is_kept() -> None:
     seen: list[Tensor] = []
     model, x = drawn(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))), image(2, 7, 8)
     model[0].register_forward_hook(lambda m, args, y: seen.append(y))  # type: ignore[index]
@@ -372,11 +365,11 @@ def test_a_hook_keeps_it() -> None:
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, OwnNorm])
-def test_keep_keeps_it(norm: Callable[[int], nn.Module]) -> None:
+def test_a_norm_named_by_keep_is_kept(norm: Callable[[int], nn.Module]) -> None:
     kept(drawn(nn.Sequential(norm(8), nn.Linear(8, 5))), image(2, 7, 8), keep=["0"])
 
 
-def test_the_model_hands_it_out() -> None:
+def test_a_returned_norm_is_kept() -> None:
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.norm(x)
         return y, m.linear(y)
@@ -384,14 +377,14 @@ def test_the_model_hands_it_out() -> None:
     kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
 
 
-def test_the_parameters_of_a_norm_are_read_elsewhere() -> None:
+def test_a_norm_whose_parameters_are_read_elsewhere_is_kept() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return F.gelu(m.linear(m.norm(x))) * m.norm.weight.exp()
 
     kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
 
 
-def test_the_dtype_of_a_weight_is_asked_for_elsewhere() -> None:
+def test_a_norm_whose_dtype_is_asked_for_is_kept() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return F.gelu(m.linear(m.norm(x.to(m.norm.weight.dtype))))
 
@@ -399,7 +392,7 @@ def test_the_dtype_of_a_weight_is_asked_for_elsewhere() -> None:
     assert "other code asks for the dtype" in reasons(folded)
 
 
-def test_writes_to_what_was_normalised() -> None:
+def test_in_place_writes_keep_the_norm() -> None:
     def every_pixel(m: Any, x: Tensor) -> Tensor:
         y = m.norm(x)
         a = m.a(y)
@@ -454,7 +447,7 @@ def test_one_layer_behind_two_norms_keeps_both() -> None:
     kept(drawn(Block(forward, first=nn.LayerNorm(8), second=nn.LayerNorm(8), a=nn.Linear(8, 8))), image(2, 7, 8))
 
 
-def test_a_way_that_depends_on_the_size() -> None:
+def test_control_flow_on_sizes_keeps_the_norm() -> None:
     """Where the picture is large, code reads what was normalised; the recorded run does not."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
@@ -466,7 +459,7 @@ def test_a_way_that_depends_on_the_size() -> None:
     assert distance(model, folded, image(2, 9, 8)) < EXACT
 
 
-def test_torch_s_own_block_reads_the_weights_by_itself() -> None:
+def test_the_transformer_layer_of_torch_reads_weights_itself() -> None:
     """In a run that nobody records it hands them to one kernel."""
     block = nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, batch_first=True)
     kept(drawn(block), image(2, 7, 8))

@@ -148,7 +148,7 @@ def _planning(branches: int) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
-def test_a_plan_does_not_look_anew_at_what_lies_behind_each_partial_sum() -> None:
+def test_planning_partial_sums_does_not_grow_with_the_square() -> None:
     few, many = _planning(40), _planning(160)
     assert many <= 10 * few  # it was sixteen times: that of the square
 
@@ -184,7 +184,7 @@ def _halved(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", [_summed, _shaped, _halved])
-def test_a_weight_that_takes_thousands_of_steps_folds(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+def test_a_weight_of_thousands_of_steps_folds(forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
     members = {"conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4), "other": torch.randn(4, 4, 1, 1)}
     model = trained(Block(forward, **members))
     folded = reparam.reparameterize(model, image(2, 4, 5, 7), verify="folds")

@@ -41,7 +41,7 @@ def counted(size: int = LARGE) -> tuple[Lazy[Tensor], list[int]]:
     return Lazy(lambda: calls.append(1) or torch.zeros(size)), calls  # type: ignore[func-returns-value]
 
 
-def test_numbers_are_forgotten_behind_the_passage() -> None:
+def test_values_are_cached_within_the_scope_alone() -> None:
     number, calls = counted()
     with cache_scope():
         first = number()
@@ -51,7 +51,7 @@ def test_numbers_are_forgotten_behind_the_passage() -> None:
     assert number() is number()
 
 
-def test_a_large_number_is_kept_until_the_next_and_worked_out_twice_at_most() -> None:
+def test_a_large_value_is_computed_twice_at_most() -> None:
     (one, ones), (other, others) = counted(), counted()
     with cache_scope():
         for _ in range(5):
@@ -61,7 +61,7 @@ def test_a_large_number_is_kept_until_the_next_and_worked_out_twice_at_most() ->
     assert len(others) <= 2
 
 
-def test_small_numbers_are_worked_out_once() -> None:
+def test_small_values_are_computed_once() -> None:
     pairs = [counted(8) for _ in range(5)]
     with cache_scope():
         for number, _ in pairs * 3:
@@ -72,7 +72,7 @@ def test_small_numbers_are_worked_out_once() -> None:
 # --- numbers that are written into
 
 
-def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
+def test_an_unread_value_is_handed_over_without_a_copy() -> None:
     made = list[Tensor]()
     number = Fresh(lambda: made.append(torch.zeros(LARGE)) or made[-1])  # type: ignore[func-returns-value]
     behind = Lazy(lambda: writable(number).add_(1), number)
@@ -83,7 +83,7 @@ def test_a_number_that_nobody_has_seen_is_given_away_itself() -> None:
 
 
 @pytest.mark.parametrize("seen", ["before", "small", "kept", "outside", "not its own"])
-def test_a_number_that_others_know_is_copied(seen: str) -> None:
+def test_a_value_that_was_read_is_copied(seen: str) -> None:
     held = torch.zeros(8 if seen == "small" else LARGE)
     number = Lazy(lambda: held) if seen == "not its own" else Fresh(lambda: held.clone())
     with cache_scope() if seen != "outside" else nullcontext():
@@ -98,7 +98,7 @@ def test_a_number_that_others_know_is_copied(seen: str) -> None:
     assert not held.any()
 
 
-def test_what_is_read_is_never_kept_and_never_what_lies_there() -> None:
+def test_parameters_are_read_anew_and_never_written() -> None:
     weight = nn.Parameter(torch.randn(LARGE, dtype=torch.float64))
     number = Uncached(lambda: kernels.float64_copy(weight))
     before = weight.detach().clone()
@@ -138,7 +138,7 @@ def padded_conv(taps: int, groups: int) -> AffineConv:
 
 @pytest.mark.parametrize("groups", [(1, 1), (1, 2), (4, 1), (2, 4), (4, 4)])
 @pytest.mark.parametrize("taps", [(3, 1), (1, 3), (3, 3), (1, 1), (5, 3)])
-def test_numbers_that_are_read_again_are_what_they_were(
+def test_values_that_are_read_again_are_unchanged(
     monkeypatch: pytest.MonkeyPatch, groups: tuple[int, int], taps: tuple[int, int]
 ) -> None:
     """Sums of one convolution with itself, scaled before and after: none writes into what another reads."""
@@ -223,7 +223,7 @@ def test_the_kernels_of_one_fold_are_gone_before_those_of_the_next(
     assert found[-1] - found[0] < 3 * kernel  # less than one for each fold before; there were a dozen
 
 
-def test_no_parameter_is_copied_that_is_folded_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folded_parameters_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     memory = {each.data_ptr() for each in model.parameters()}
     right, seen = emit.emit, []
@@ -238,7 +238,7 @@ def test_no_parameter_is_copied_that_is_folded_away(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("verify", [False, "folds", "full"])
-def test_what_comes_out_shares_no_memory_with_the_model(verify: Any) -> None:
+def test_the_result_shares_no_memory_with_the_model(verify: Any) -> None:
     model = nn.Sequential(network(), nn.GELU(), nn.LayerNorm(11), nn.PReLU()).double().eval()
     model[3].weight.requires_grad_(False)
     before = {key: each.clone() for key, each in model.state_dict().items()}
@@ -356,7 +356,7 @@ def test_in_place_old_and_new_weights_are_never_held_at_once(monkeypatch: pytest
     assert all(later < earlier for earlier, later in pairwise([*found, held()]))
 
 
-def test_in_place_what_others_hold_stays_as_it_was() -> None:
+def test_in_place_a_module_that_others_hold_stays() -> None:
     model = network()
     before, block = copy.deepcopy(model[1]), model[1]
     reparam.reparameterize(model, X, verify=False, inplace=True)
@@ -364,7 +364,7 @@ def test_in_place_what_others_hold_stays_as_it_was() -> None:
     assert distance(before, block, X) == 0
 
 
-def test_in_place_without_enough_memory_says_that_the_model_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_place_out_of_memory_says_that_the_model_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     right, made = waiting.plain, []
 
     def plain(*arguments: Any) -> Any:

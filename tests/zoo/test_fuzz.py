@@ -51,7 +51,7 @@ def lenient_padding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bug", [forgotten_eps, lenient_padding])
-def test_a_planted_bug_is_found_and_made_small(
+def test_a_planted_bug_is_found_and_shrunk(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bug(monkeypatch)
@@ -63,5 +63,5 @@ def test_a_planted_bug_is_found_and_made_small(
     assert "reparameterize" in small.script()
 
 
-def test_a_shrunk_network_is_a_program_of_its_own() -> None:
+def test_a_drawn_network_prints_as_a_program() -> None:
     exec(compile(draw_network(7).script(), "<script>", "exec"), {})
