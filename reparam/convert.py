@@ -27,7 +27,7 @@ from torch import nn
 
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.example_inputs import guessed_inputs
-from reparam.capture.graph import Node, Record, leaves_of
+from reparam.capture.graph import Node, Record, model_tensors
 from reparam.capture.inputs import Inputs, likeness
 from reparam.capture.preconditions import require_usable
 from reparam.capture.recorder import record
@@ -282,7 +282,7 @@ def _convert(
     if request.prune and dead:
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, request.inputs, pinned)
-    sources = [(name, leaves_of(fold.nodes)) for fold, name in emitted.names.items()]
+    sources = [(name, model_tensors(fold.nodes)) for fold, name in emitted.names.items()]
     return _Conversion(recorded, judge, settled, emitted, fates, key_map(before, emitted.model, sources))
 
 

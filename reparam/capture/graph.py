@@ -1,4 +1,9 @@
-"""TODO."""
+"""What a run was, written down: `Node` is one operation, `Call` one call of a module, `Record` the whole run.
+
+A record is for analysis. Nothing here computes a tensor, and the nodes hold no values: only shapes, dtypes, strides,
+and the arguments of each operation with nodes in place of tensors. The tensors of the model itself are the exception;
+their nodes refer to them.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +35,19 @@ SET = "has attributes that the code of another module sets"
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One tensor computed (or given) during the run; compared by identity.
+    """One operation of the run and the tensor that it computed; or a tensor that no operation computed.
 
-    function: what computed it, or None for an input of the model and for a tensor of unknown origin.
+    function: None for an input of the model, a tensor of the model and a tensor of unknown origin.
     op: the name of the operation in the table of `ops.py`, whatever its spelling; "" where there is no function.
-    tensor: the parameter, buffer or plain attribute that it is, else None; `name` is its qualified name.
-    constant: computed from such tensors and literals alone.
-    written: some later operation overwrites the memory of this value.
-    inplace: this is the new value of its first argument, which it overwrote.
-    same: this is its input itself, returned as it came in (a cast to the dtype it has): later readers read that.
-    measured: code has asked for its size; laid: for how it lies in memory.
-    memory: what it shares with the tensors that are views of it, or of which it is one; strides: how it lies there.
+    args, kwargs: of the function, with nodes in place of tensors. inputs: the nodes among them.
+    call: the module call whose code ran it; None outside any.
+    tensor: the parameter, buffer or plain attribute of the model that it is; `name` is its qualified name.
+    constant: computed from tensors of the model and literals alone.
+    inplace: the function wrote this value over its first argument. overwritten: a later operation writes over it.
+    passthrough: the function returned its input as it was (a cast to the dtype it has). Readers read the input.
+    size_read, layout_read: code reads its size, or its strides.
+    storage: equal for tensors that share memory; 0 where that is not known. strides: in that memory.
+    readers: the operations that read it.
     """
 
     name: str
@@ -52,12 +59,12 @@ class Node:
     dtype: torch.dtype | None = None
     tensor: Tensor | None = None
     constant: bool = False
-    written: bool = False
     inplace: bool = False
-    same: bool = False
-    measured: bool = False
-    laid: bool = False
-    memory: int = 0
+    overwritten: bool = False
+    passthrough: bool = False
+    size_read: bool = False
+    layout_read: bool = False
+    storage: int = 0
     strides: tuple[int, ...] = ()
     inputs: tuple[Node, ...] = ()
     readers: list[Node] = field(default_factory=list)
@@ -76,7 +83,7 @@ class Node:
 
     @property
     def affine_part(self) -> Node | None:
-        """The other part of the step of code that this is, where it is a normalisation with a scale and shift."""
+        """The scale and shift that the same call of the user's code computes, if it is a normalisation with any."""
         return next((reader for reader in self.readers if reader.function is affine_part), None)
 
     @property
@@ -92,9 +99,11 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One call of a module: `events` are the nodes computed by its own code and the calls it made, in order.
+    """One call of a module.
 
-    args, kwargs and result are what went in and came out, with nodes where tensors were.
+    path: the qualified name of the module. parent: the call whose code made this one; None for the root's.
+    events: the operations of its own code and the calls that it made, in order.
+    args, kwargs, result: what went in and came out, with nodes in place of tensors.
     control_flow: what that of its own code may depend on (SIZE, READ, ...). Where it is empty, the code runs the same
     operations for every input.
     """
@@ -109,45 +118,33 @@ class Call:
     control_flow: set[str] = field(default_factory=set)
 
     def nodes(self) -> Iterator[Node]:
-        """Every node computed inside, in order."""
+        """The operations of its code and of all calls inside it, in order."""
         for event in self.events:
             if isinstance(event, Call):
                 yield from event.nodes()
-            elif not event.same:
+            elif not event.passthrough:
                 yield event
 
-    def inner(self) -> Iterator[Call]:
-        """Every call made inside, at any depth."""
-        for event in self.events:
-            if isinstance(event, Call):
-                yield event
-                yield from event.inner()
-
-    def above(self) -> Iterator[Call]:
-        """This call and those it was made from, innermost first."""
+    def stack(self, last: Call | None = None) -> Iterator[Call]:
+        """This call and its callers, innermost first; as far as `last`, if given."""
         call: Call | None = self
         while call is not None:
             yield call
-            call = call.parent
-
-    def up_to(self, last: Call | None) -> Iterator[Call]:
-        """This call and those it was made from, innermost first, as far as `last`."""
-        for call in self.above():
-            yield call
-            if call is last:
-                return
+            call = None if call is last else call.parent
 
 
 @dataclass(eq=False)
 class Record:
-    """What happened: all nodes in order, all calls in order (the root's first), the nodes whose tensors are needed.
+    """One run of a model.
 
-    hooked: the modules with hooks.
+    nodes, calls: all operations and all module calls, in order; the root's call is the first.
+    outputs: the nodes whose tensors somebody may read after the run: what the model returned or stored.
     barriers: the nodes that no fold may lead through: what goes in and out of hooked modules, and the opaque ones.
-    writes: the nodes that write to each memory, in order, at this size or perhaps at another.
-    opaque: the nodes that no fold may compute: writes that are read through another tensor, and what a call computes from
-        tensors lent to its module.
-    asked: the modules whose code has asked a tensor of the model for its size, dtype or device, by the tensor's id.
+    opaque: the nodes that no fold may compute: writes that other tensors see, and what a call computes from tensors
+        that stand in for the parameters of its module.
+    hooked: the modules with hooks of the user's.
+    writes: by storage, the operations that write to it, in order; also those that do so at other sizes only.
+    inspectors: by the id of a tensor of the model, the modules whose code asks for its size, dtype or device.
     """
 
     nodes: list[Node]
@@ -157,7 +154,7 @@ class Record:
     hooked: set[nn.Module]
     writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
     opaque: frozenset[Node] = frozenset()
-    asked: Mapping[int, Collection[nn.Module]] = field(default_factory=dict)
+    inspectors: Mapping[int, Collection[nn.Module]] = field(default_factory=dict)
 
     def readers(self) -> dict[int, list[Node]]:
         """The nodes that read each tensor of the model, by the tensor's id."""
@@ -170,7 +167,7 @@ class Record:
 
 
 def nodes_in(tree: Any) -> list[Node]:
-    """Every node in a described tree, in order."""
+    """Every node in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(tree, Node):
         return [tree]
     if isinstance(tree, Mapping):
@@ -180,61 +177,62 @@ def nodes_in(tree: Any) -> list[Node]:
     return [node for item in tree for node in nodes_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
-def literal(tree: Any) -> bool:
-    """Whether there is anything but tensors and None in a described tree."""
+def has_literals(tree: Any) -> bool:
+    """Whether nested tuples, lists and mappings hold anything but nodes and None."""
     if isinstance(tree, Mapping):
         tree = list(tree.values())
     if isinstance(tree, (tuple, list)):
-        return any(map(literal, tree))
+        return any(map(has_literals, tree))
     return not (tree is None or isinstance(tree, Node))
 
 
-def entry(values: Any, index: int) -> Any:
+def tuple_item(values: Any, index: int) -> Any:
+    """The function of nodes that are items of a tuple which an operation returned."""
     return values[index]
 
 
-entry.__name__ = "getitem"
+tuple_item.__name__ = "getitem"
 
 
-def served(node: Node, removed: Collection[Node]) -> bool:
-    """Whether an operation is removed, or is a constant that only removed ones use."""
-    waiting, seen = [node], {node}
-    while waiting:
-        each = waiting.pop()
-        if each in removed:
+def used_only_by(node: Node, users: Collection[Node]) -> bool:
+    """Whether a node is one of `users`, or a constant that they alone read, directly or through other constants."""
+    pending, visited = [node], {node}
+    while pending:
+        current = pending.pop()
+        if current in users:
             continue
-        if not each.constant:
+        if not current.constant:
             return False
-        new = [reader for reader in each.readers if reader not in seen]
-        seen.update(new)
-        waiting += new
+        readers = [reader for reader in current.readers if reader not in visited]
+        visited.update(readers)
+        pending += readers
     return True
 
 
-def common(nodes: Sequence[Node]) -> Call | None:
-    """The innermost call around all nodes."""
+def common_call(nodes: Sequence[Node]) -> Call | None:
+    """The innermost call that all nodes are inside of; None where one is outside any."""
     if any(node.call is None for node in nodes):
         return None
-    around = [list(node.call.above()) for node in nodes if node.call]
-    return next((call for call in around[0] if all(call in others for others in around[1:])), None)
+    stacks = [list(node.call.stack()) for node in nodes if node.call]
+    return next((call for call in stacks[0] if all(call in others for others in stacks[1:])), None)
 
 
-def within(node: Node, common: Call | None) -> Iterator[Call]:
-    """The calls around a node, from its own to `common`."""
-    yield from node.call.up_to(common) if node.call else ()
+def calls_around(node: Node, last: Call | None) -> Iterator[Call]:
+    """The calls that a node is inside of, innermost first, as far as `last`."""
+    yield from node.call.stack(last) if node.call else ()
 
 
-def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
+def model_tensors(nodes: Iterable[Node]) -> list[Tensor]:
     """The tensors of the model that operations read, directly or through constants computed from them, each once."""
-    waiting, seen = [operand for node in nodes for operand in node.inputs], dict[Node, None]()
-    while waiting:
-        each = waiting.pop()
-        if each not in seen and (each.constant or each.tensor is not None):
-            seen[each] = None
-            waiting += each.inputs
-    return [each.tensor for each in seen if each.tensor is not None]
+    pending, visited = [operand for node in nodes for operand in node.inputs], dict[Node, None]()
+    while pending:
+        node = pending.pop()
+        if node not in visited and (node.constant or node.tensor is not None):
+            visited[node] = None
+            pending += node.inputs
+    return [node.tensor for node in visited if node.tensor is not None]
 
 
-def user_code(module: nn.Module) -> bool:
-    """Whether the module's forward is not torch's own: torch's operations do the same at every size."""
+def has_user_code(module: nn.Module) -> bool:
+    """Whether the module's forward is the user's. Those of torch's own layers run the same at every size."""
     return not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Sequential)

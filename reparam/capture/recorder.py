@@ -37,11 +37,11 @@ from reparam.capture.graph import (
     Call,
     Node,
     Record,
-    common,
-    entry,
-    literal,
+    calls_around,
+    common_call,
+    has_literals,
     nodes_in,
-    within,
+    tuple_item,
 )
 from reparam.capture.inputs import Inputs
 from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
@@ -103,7 +103,7 @@ class _Recorder(TorchFunctionMode):
         self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
         self.overwritten: set[int] = set()
         self.alone: dict[Node, Node] = {}  # what `contiguous` has left as it is in this run, with that step
-        self.asked: dict[int, set[nn.Module]] = defaultdict(set)
+        self.inspectors: dict[int, set[nn.Module]] = defaultdict(set)
         self.told: set[nn.Module] = set()  # those of which the code of others has set attributes
         self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
         self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in held(model)}
@@ -143,7 +143,7 @@ class _Recorder(TorchFunctionMode):
         if call.control_flow and (frame := caller(sys._getframe())) is not None:
             self._looks(MISSING, isinstance(call.result, Node) and asks_for_result(frame.f_code))
             several = not isinstance(call.result, Node) and not takes_all(frame)
-            self._looks(RETURNED, several or literal(call.result))
+            self._looks(RETURNED, several or has_literals(call.result))
         if module in self.hooked:
             self.barriers.update(nodes_in(call.result))
 
@@ -169,7 +169,7 @@ class _Recorder(TorchFunctionMode):
             if entry[2] == tensor._version:
                 return entry[1]
             # Its memory was overwritten through another tensor: what it holds now has no description.
-            self.overwritten.add(entry[1].memory)
+            self.overwritten.add(entry[1].storage)
             return self._bind(tensor, self._add(self._unknown(tensor, (entry[1],))))
         held = self.held.get(id(tensor))
         if held is not None and held[1] is tensor:
@@ -200,13 +200,13 @@ class _Recorder(TorchFunctionMode):
     def _measured(self, asked: tuple[Any, ...]) -> None:
         for tensor in asked:
             if isinstance(tensor, Tensor):
-                self.node_of(tensor).measured = True
+                self.node_of(tensor).size_read = True
 
     def _bind(self, tensor: Tensor, node: Node) -> Node:
         if tensor.layout == torch.strided:
             memory = StorageWeakRef(tensor.untyped_storage())
-            node.memory, node.strides = memory.cdata, tensor.stride()
-            self.memories.setdefault(node.memory, memory)
+            node.storage, node.strides = memory.cdata, tensor.stride()
+            self.memories.setdefault(node.storage, memory)
         self.known[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
         return node
 
@@ -233,12 +233,12 @@ class _Recorder(TorchFunctionMode):
             self._looks(GRADIENTS, name in GRADIENT_QUERIES and not of_torch(sys._getframe(1)))
             self._looks(READ, name in VALUE_QUERIES)
             if name in LAYOUT_QUERIES:
-                self.node_of(args[0]).laid = True
+                self.node_of(args[0]).layout_read = True
             if name in SIZE_QUERIES or name in LAYOUT_QUERIES:
                 self._looks(SIZE)
                 self._measured(args)
             if self.stack and args:
-                self.asked[id(args[0])].add(self.stack[-1].module)
+                self.inspectors[id(args[0])].add(self.stack[-1].module)
             return func(*args, **kwargs)
         if name in SHAPED_AS:
             self._measured(args[1:])
@@ -296,7 +296,7 @@ class _Recorder(TorchFunctionMode):
                 self._add(node)
             return
         if isinstance(result, Tensor) and not written and any(tensor is result for tensor, _ in seen):
-            node.same = True
+            node.passthrough = True
             self.alone.update({node.inputs[0]: node} if node.name == "contiguous" else {})
             node.shape, node.dtype = tuple(result.shape), result.dtype
             self._note(node)
@@ -307,8 +307,8 @@ class _Recorder(TorchFunctionMode):
         if whole is not None:
             node.shape, node.dtype = tuple(whole.shape), whole.dtype
             self._bind(whole, node)
-            if node.op in PERHAPS_VIEWS and node.inputs[0].memory != node.memory:
-                self.copies[node.memory] = node.inputs[0].memory
+            if node.op in PERHAPS_VIEWS and node.inputs[0].storage != node.storage:
+                self.copies[node.storage] = node.inputs[0].storage
         elif isinstance(result, (tuple, list)):
             self._entries(node, result)
         else:
@@ -320,10 +320,10 @@ class _Recorder(TorchFunctionMode):
 
     def _overwrites(self, node: Node, written: list[Tensor]) -> None:
         for tensor in written:
-            (before := self.known[id(tensor)][1]).written = True
+            (before := self.known[id(tensor)][1]).overwritten = True
             if before in self.alone:
                 _note_between(ALIASED, self.alone[before], node)
-            memory: int | None = before.memory
+            memory: int | None = before.storage
             while memory is not None:
                 self.writes[memory].append(node)
                 memory = self.copies.get(memory)
@@ -333,7 +333,7 @@ class _Recorder(TorchFunctionMode):
         self._looks(SIZE, not takes_all(sys._getframe(3)))  # behind `_conclude` and `__torch_function__`
         for i, item in enumerate(result):
             if isinstance(item, Tensor):
-                part = Node("getitem", entry, (node, i), {}, node.call, tuple(item.shape), item.dtype)
+                part = Node("getitem", tuple_item, (node, i), {}, node.call, tuple(item.shape), item.dtype)
                 part.inputs, part.constant = (node,), node.constant
                 self._bind(item, self._add(part))
             else:
@@ -355,7 +355,7 @@ class _Recorder(TorchFunctionMode):
             call.control_flow.update([SET] if call.module in self.told else [])
         opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory]) | lent
         return Record(
-            self.nodes, self.calls, outputs, self.barriers | opaque, self.hooked, self.writes, opaque, self.asked
+            self.nodes, self.calls, outputs, self.barriers | opaque, self.hooked, self.writes, opaque, self.inspectors
         )
 
     def _changed(self, node: Node) -> bool:
@@ -385,6 +385,6 @@ def _no_longer_constant(nodes: set[Node]) -> None:
 
 def _note_between(what: str, *nodes: Node) -> None:
     """Note it for all code that leads from one of the nodes to another."""
-    around = common(nodes)
-    for call in (call for node in nodes for call in within(node, around)):
+    around = common_call(nodes)
+    for call in (call for node in nodes for call in calls_around(node, around)):
         call.control_flow.add(what)

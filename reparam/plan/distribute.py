@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 from reparam.algebra.affine import AffineConv, Anchor, Number
 from reparam.algebra.axis import Axis
 from reparam.algebra.lazy import Lazy
-from reparam.capture.graph import Node, Record, leaves_of, served
+from reparam.capture.graph import Node, Record, model_tensors, used_only_by
 from reparam.capture.ops import KERNELS, SUMS
 from reparam.plan.fold import Fold, JoinFold, SideFold
 from reparam.rules import RULES, Value
@@ -164,8 +164,8 @@ class _Distributor:
         The batch norm of a fold may be: then the fold is written beside it.
         """
         kernels = [node for node in fold.nodes if node.op in KERNELS]
-        readers = {reader for leaf in leaves_of(kernels) for reader in self.readers[id(leaf)]} & self.live
-        shared = any(not served(reader, fold.nodes) for reader in readers)
+        readers = {reader for leaf in model_tensors(kernels) for reader in self.readers[id(leaf)]} & self.live
+        shared = any(not used_only_by(reader, fold.nodes) for reader in readers)
         if not kernels or shared or fold.steps or len(fold.value.axes) != len(share.axes):
             return None
         value = fold.value.scale_shift(_flat(share.kernel), share.bias)

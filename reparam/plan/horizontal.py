@@ -21,7 +21,7 @@ from typing import Any
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.index_map import Length, lengths_of
 from reparam.algebra.views import View
-from reparam.capture.graph import Node, Record, leaves_of, served
+from reparam.capture.graph import Node, Record, model_tensors, used_only_by
 from reparam.capture.ops import ANY_STRIDES, KERNELS, RESHAPES, VIEWS
 from reparam.errors import Refusal
 from reparam.plan import cost
@@ -106,8 +106,8 @@ class _Merger:
         self.gone = plan.removed
         self.order = {node: i for i, node in enumerate(record.nodes)}
         self.readers = record.readers()
-        laid = [node for node in record.nodes if node.laid]
-        self.seen = {0, *(node.memory for node in (*record.outputs, *record.barriers, *laid))}  # 0: nobody knows whose
+        laid = [node for node in record.nodes if node.layout_read]
+        self.seen = {0, *(node.storage for node in (*record.outputs, *record.barriers, *laid))}  # 0: nobody knows whose
         self.relied = relied_on(record)
 
     def merges(self) -> Iterator[_Merge]:
@@ -116,7 +116,7 @@ class _Merger:
         for node in self.record.nodes:
             fold = self._candidate(node)
             if fold is not None:  # of the same code, called twice, the last: its weights would be held twice
-                alike[fold.base, fold.value.axes][tuple(map(id, leaves_of(fold.nodes)))] = fold
+                alike[fold.base, fold.value.axes][tuple(map(id, model_tensors(fold.nodes)))] = fold
         for group in alike.values():
             parts = [part for fold in group.values() for part in self._part(fold)] if len(group) > 1 else []
             merge = self._best(parts)
@@ -142,18 +142,18 @@ class _Merger:
         if others or not isinstance(value, AffineConv):
             return None
         # Where others read its weight as well, that would be held twice; but in another call it may be merged as well.
-        readers = {reader for leaf in leaves_of([node]) for reader in self.readers[id(leaf)]}
+        readers = {reader for leaf in model_tensors([node]) for reader in self.readers[id(leaf)]}
         calls = {reader for reader in readers if reader.call and node.call and reader.call.module is node.call.module}
-        alone = all(reader in self.gone or served(reader, (node,)) for reader in readers - calls)
+        alone = all(reader in self.gone or used_only_by(reader, (node,)) for reader in readers - calls)
         return Fold(base, node, value, (node,)) if alone else None
 
     def _part(self, fold: Fold) -> Iterator[_Part]:
         """The fold as a part, if nothing can tell the difference."""
         sink, base = fold.sink, fold.base
         # Parts are views of one tensor: a write into one counts as a write into all.
-        if sink.memory in self.seen or self.record.writes.get(sink.memory):
+        if sink.storage in self.seen or self.record.writes.get(sink.storage):
             return
-        writes = self.record.writes.get(base.memory, ())
+        writes = self.record.writes.get(base.storage, ())
         if any(self.order[base] < self.order[write] <= self.order[sink] for write in writes):
             return
         views = self._views(fold)

@@ -151,11 +151,11 @@ def alive(record: Record) -> set[Node]:
         node: (node.call.module, node.call.events.index(node)) for node in record.nodes if node.inplace and node.call
     }
     while True:
-        lasting = {0, *(node.memory for node in (*given, *live))}  # 0: nobody knows which memory it has
+        lasting = {0, *(node.storage for node in (*given, *live))}  # 0: nobody knows which memory it has
         reaching = {write for memory in lasting for write in record.writes.get(memory, ())}
         code = {place for write, place in writes.items() if write in live or write in reaching}
         seen = [write for write, place in writes.items() if place in code and write not in live]
-        seen += [node for node in record.nodes if node.measured and node.function is not None and node not in live]
+        seen += [node for node in record.nodes if node.size_read and node.function is not None and node not in live]
         if not seen:
             return live
         live |= _reached(seen, {})
@@ -168,7 +168,7 @@ def _number(node: Node) -> bool:
 
 def asked_alone(node: Node, live: Collection[Node]) -> bool:
     """Whether nothing but its size is needed."""
-    return node.measured and not node.constant and not any(reader in live for reader in node.readers)
+    return node.size_read and not node.constant and not any(reader in live for reader in node.readers)
 
 
 def computed(record: Record, folds: Iterable[Fold], live: Collection[Node]) -> set[Node]:

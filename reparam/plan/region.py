@@ -192,16 +192,16 @@ class Region:
 
     def _written_later(self, base: Node, node: Node) -> bool:
         """Whether the memory of either is written to once both may exist, be it through a view."""
-        writes = (*self.record.writes.get(base.memory, ()), *self.record.writes.get(node.memory, ()))
-        return base.written or node.written or any(self.order[base] < self.order[write] for write in writes)
+        writes = (*self.record.writes.get(base.storage, ()), *self.record.writes.get(node.storage, ()))
+        return base.overwritten or node.overwritten or any(self.order[base] < self.order[write] for write in writes)
 
     def _handed_out(self, base: Node, node: Node) -> bool:
         """Whether the caller of the model gets the tensor, and memory of its own with it, to which it may write."""
-        return node.memory != base.memory and any(output.memory == node.memory for output in self.record.outputs)
+        return node.storage != base.storage and any(output.storage == node.storage for output in self.record.outputs)
 
     def _overwritten(self, base: Node, node: Node) -> bool:
         """Whether the memory of `base` is written to before `node` is computed, where a fold may want to read it."""
-        writes = self.record.writes.get(base.memory, ())
+        writes = self.record.writes.get(base.storage, ())
         return any(self.order[base] < self.order[write] <= self.order[node] for write in writes)
 
     def _relaid(self, base: Node, node: Node) -> bool:
@@ -301,7 +301,7 @@ class Region:
     def tensor(self, node: Node) -> bool:
         """Whether the node is a tensor by itself, not parts of one, nor one whose border is being written."""
         value = self.found.value(self.found.base[node], node)
-        padded = isinstance(value, PendingBorder) and not (node.written or node.inplace)
+        padded = isinstance(value, PendingBorder) and not (node.overwritten or node.inplace)
         return padded or isinstance(value, (AffineConv, View))
 
     def starts(self, node: Node) -> bool:

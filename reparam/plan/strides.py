@@ -28,7 +28,7 @@ def relied_on(record: Record) -> set[Node]:
     waiting = [
         node
         for node in record.nodes
-        if node.op in NEEDING_STRIDES or (node.op in PERHAPS_VIEWS and record.writes.get(node.memory))
+        if node.op in NEEDING_STRIDES or (node.op in PERHAPS_VIEWS and record.writes.get(node.storage))
     ]
     seen: set[Node] = set()
     while waiting:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, user_code
+from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, has_user_code
 from reparam.capture.ops import facts
 from reparam.compare.bench import Comparison
 from reparam.plan import cost
@@ -147,7 +147,7 @@ def _measured_gain(cost_model: Cost, before: Price, after: Price) -> Gain | None
 
 def _control_flow(record: Record) -> tuple[ControlFlow, ...]:
     """Where the user's own code may branch, in the order of the calls, once each."""
-    calls = [call for call in record.calls if user_code(call.module)]
+    calls = [call for call in record.calls if has_user_code(call.module)]
     lines = (
         ControlFlow(call.path or "the model itself", cause)
         for call in calls

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import cache_scope
-from reparam.capture.graph import Node, Record, leaves_of, served
+from reparam.capture.graph import Node, Record, model_tensors, used_only_by
 from reparam.capture.norms import SCALED, unscale, without_affine
 from reparam.capture.ops import CHECKS, operation
 from reparam.capture.snapshot import WEIGHT_HOOKS
@@ -223,7 +223,7 @@ class _Emitter:
         for registry in (each._parameters, each._buffers):
             for name, tensor in list(registry.items()):
                 readers = self.readers[id(tensor)]
-                if prefix + name not in used and readers and all(served(reader, removed) for reader in readers):
+                if prefix + name not in used and readers and all(used_only_by(reader, removed) for reader in readers):
                     del registry[name]
         if isinstance(each, tuple(SCALED)) and names and not each._parameters:
             each._parameters.update(dict.fromkeys(names))  # its repr asks for them
@@ -259,7 +259,7 @@ def _normalises_only(places: Places, norm: Node) -> None:
 
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:
     """A weight of the fold: what the new one takes dtype, device and memory format from."""
-    held = [leaf for leaf in leaves_of(fold.nodes) if leaf.is_floating_point()]
+    held = [leaf for leaf in model_tensors(fold.nodes) if leaf.is_floating_point()]
     # Parameters before plain attributes, which have a dtype of their own; a 1x1 kernel is of every memory format.
     held.sort(key=lambda each: (not isinstance(each, nn.Parameter), -each.dim(), each.is_contiguous()))
     return held[0] if held else next(model.parameters(), torch.empty(0)).detach().to(fold.sink.dtype)

@@ -69,7 +69,7 @@ def keeps_sizes(fold: Fold, at: int) -> bool:
 
 def _as_large(fold: Fold, node: Node, end: Node) -> bool:
     """Whether code that asks for the size of a node may be told that of an end of the fold."""
-    return not node.measured or (fold.sizes.get(node) is not None and fold.sizes[node] == fold.sizes[end])
+    return not node.size_read or (fold.sizes.get(node) is not None and fold.sizes[node] == fold.sizes[end])
 
 
 def parted(fold: ViewedFold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> list[Fold]:
@@ -85,7 +85,7 @@ def parted(fold: ViewedFold, inside: Mapping[Node, list[Fold]], removed: Collect
     for node in fold.nodes[:-1]:
         behind = fold.nodes.index(node) >= carried
         if node not in ends:
-            if node.measured:
+            if node.size_read:
                 raise Refusal(MEASURED)
         elif not _given_up(node, fold, inside, removed) or (behind and _shared(node, fold, inside)):
             raise Refusal(ELSEWHERE)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from torch import fx
 
-from reparam.capture.graph import Node, entry
+from reparam.capture.graph import Node, tuple_item
 from reparam.rewrite.trace import Trace
 
 
@@ -90,7 +90,7 @@ def _first_of(trace: Trace, step: fx.Node) -> Node | None:
         return own[0]
     seen = trace.tree.get(step)
     if isinstance(seen, list):  # the parts of a tuple
-        seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is entry), None)
+        seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is tuple_item), None)
     return seen if isinstance(seen, Node) else None
 
 

@@ -25,7 +25,17 @@ from dataclasses import replace
 
 from torch import nn
 
-from reparam.capture.graph import Call, Node, Record, common, leaves_of, nodes_in, served, user_code, within
+from reparam.capture.graph import (
+    Call,
+    Node,
+    Record,
+    calls_around,
+    common_call,
+    has_user_code,
+    model_tensors,
+    nodes_in,
+    used_only_by,
+)
 from reparam.capture.norms import SCALED, affine_part
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold, Fusion, ViewedFold
@@ -144,7 +154,7 @@ class _Lowering:
         if call is None:
             raise Refusal("it runs outside the model's forward")
         self._require_alike(call, group)
-        asking = {module for leaf in leaves_of([head.sink]) for module in self.record.asked.get(id(leaf), ())}
+        asking = {module for leaf in model_tensors([head.sink]) for module in self.record.inspectors.get(id(leaf), ())}
         if asking - {call.module}:
             raise Refusal("other code asks for the dtype, device or size of its weight")
         if not _is_own(call, head.sink):
@@ -178,7 +188,7 @@ class _Lowering:
         None where it does not ask for any number: those it hands on are the same for every input. Raises Refusal.
         """
         call = node.call
-        if call is None or not user_code(call.module):
+        if call is None or not has_user_code(call.module):
             return None
         try:
             return self.proofs.trace(call, frozenset({call.module}))
@@ -215,14 +225,14 @@ class _Lowering:
         for fusion in group:
             for view in fusion.views.shown:
                 self._require_stated(view, fusion.views)
-        call = common([node for fold in folds for node in fold.nodes])
+        call = common_call([node for fold in folds for node in fold.nodes])
         if call is None:
             raise Refusal("it runs outside the model's forward")
         self._require_alike(call, group)
         for fold in folds:
             self._require_loose(call, fold.nodes)
-            readers = (reader for leaf in leaves_of(fold.nodes) for reader in self.readers[id(leaf)])
-            if len(fold.nodes) == 1 and not all(served(reader, self.removed) for reader in readers):
+            readers = (reader for leaf in model_tensors(fold.nodes) for reader in self.readers[id(leaf)])
+            if len(fold.nodes) == 1 and not all(used_only_by(reader, self.removed) for reader in readers):
                 raise Refusal("its weight would be held twice")
         return [Piece(call, fold.nodes, fold.base, fold.sink, fold, fold.value) for fold in folds]
 
@@ -249,7 +259,7 @@ class _Lowering:
         for call, nodes in runs(fold):
             value = fold.value if carrier in nodes else None
             told = len(call.args) > 1 or call.kwargs
-            if told and not user_code(call.module) and not fold.takes_output_size(nodes, value):
+            if told and not has_user_code(call.module) and not fold.takes_output_size(nodes, value):
                 raise Refusal("it is told its output size at every call", "output_padding instead would fold")
             if self._whole(call, nodes, fold):
                 if not self._has_one_fate(call) or not self._unread(call.module):
@@ -266,7 +276,7 @@ class _Lowering:
         fold = group[0]
         if fold.steps:
             raise Refusal(ELSEWHERE)
-        call = common(fold.nodes)
+        call = common_call(fold.nodes)
         if call is None:
             raise Refusal("it runs outside the model's forward")
         self._require_loose(call, fold.nodes)
@@ -295,13 +305,13 @@ class _Lowering:
 
     def _looking(self, fold: Fold) -> tuple[Call, frozenset[nn.Module]]:
         """The call around a fold, and the modules whose code leads through it and may go other ways."""
-        around = common(fold.proven)
+        around = common_call(fold.proven)
         if around is None:
             raise Refusal("it runs outside the model's forward")
-        way = {call for node in fold.proven for call in within(node, around) if user_code(call.module)}
+        way = {call for node in fold.proven for call in calls_around(node, around) if has_user_code(call.module)}
         for call in self._passed({*fold.proven} - {fold.sink}, around):
-            way.update(outer for outer in call.up_to(around) if user_code(outer.module))
-        looking = {outer for call in way if self.proofs.looks(call) for outer in call.above() if outer in way}
+            way.update(outer for outer in call.stack(around) if has_user_code(outer.module))
+        looking = {outer for call in way if self.proofs.looks(call) for outer in call.stack() if outer in way}
         return around, frozenset(call.module for call in looking)
 
     def _has_to_check(self, fold: Fold) -> bool:
@@ -339,12 +349,12 @@ class _Lowering:
         """Whether these operations are all that the call does, so that its module can be exchanged."""
         if call.module in self.pinned or any(isinstance(event, Call) for event in call.events):
             return False
-        if user_code(call.module) and (len(call.args) != 1 or call.kwargs):
+        if has_user_code(call.module) and (len(call.args) != 1 or call.kwargs):
             return False  # called in a way in which a layer of torch cannot be
         mine = set(nodes)
         own = [event for event in call.events if isinstance(event, Node)]
-        whole = all(node.constant or node.same or node in mine for node in own) and call.result is nodes[-1]
-        return whole and (not user_code(call.module) or self._proven(call, nodes, fold))
+        whole = all(node.constant or node.passthrough or node in mine for node in own) and call.result is nodes[-1]
+        return whole and (not has_user_code(call.module) or self._proven(call, nodes, fold))
 
     def _unread(self, module: nn.Module) -> bool:
         """Whether only operations that are removed read the module's tensors."""
@@ -365,7 +375,7 @@ class _Lowering:
         Where it has none, it is what it hands from one inner call to another: what is inside these may still fold.
         """
         for fold in group:
-            around = call or common(fold.nodes)
+            around = call or common_call(fold.nodes)
             own = [node for node in fold.nodes if node.call is around]
             handed = [] if own else [node for node in _handed(fold, around) if node not in self.barriers]
             result.barriers.update((node, refusal) for node in handed)
@@ -386,7 +396,7 @@ class _Lowering:
             for piece, call in at.items():
                 opened[call] |= self._opened(piece, call)
             for piece, call in at.items():
-                outer = next((c for c in call.above() if c is not call and call.module in opened.get(c, ())), None)
+                outer = next((c for c in call.stack() if c is not call and call.module in opened.get(c, ())), None)
                 if outer is not None:
                     at[piece], settled = outer, False
         swapped = frozenset(swap.module for swap in result.swaps)
@@ -413,7 +423,7 @@ class _Lowering:
         if not opened.isdisjoint(swapped):
             raise Refusal("another fold takes a module away whose code this one would have to write out")
         for piece in pieces:
-            inner = [call for call in within(piece.nodes[0], place) if call is not place]
+            inner = [call for call in calls_around(piece.nodes[0], place) if call is not place]
             if piece.call is not place and any(len(self.calls[call.module]) > 1 for call in inner):
                 raise Refusal("its code is called several times, and another fold would write out one of them")
 
@@ -421,21 +431,21 @@ class _Lowering:
         """The modules whose code is written into that of `place`: those around the nodes of a piece."""
         opened = {place.module}
         for node in piece.nodes:
-            for call in node.call.above() if node.call else ():
+            for call in node.call.stack() if node.call else ():
                 if call is place:
                     break
-                if user_code(call.module) or not self._inside(call, piece.nodes):
+                if has_user_code(call.module) or not self._inside(call, piece.nodes):
                     opened.add(call.module)
         # A module that only hands on a tensor of the fold (a drop path) has to prove that it always does.
         for call in self._passed({*piece.nodes[:-1], piece.base}, place):
             if self.proofs.looks(call) or not any(True for _ in call.nodes()):
-                opened |= {outer.module for outer in call.up_to(place) if user_code(outer.module)}
+                opened |= {outer.module for outer in call.stack(place) if has_user_code(outer.module)}
         return opened
 
     def _passed(self, nodes: Collection[Node], place: Call) -> list[Call]:
         """The calls inside that of `place` that hand on one of the nodes as it came in."""
         found = (call for node in nodes for call in self.handed_on[node])
-        return [call for call in found if call is not place and place in call.above()]
+        return [call for call in found if call is not place and place in call.stack()]
 
     def _inside(self, call: Call, nodes: Collection[Node]) -> bool:
         return all(node.constant or node in nodes for node in call.nodes())
@@ -444,7 +454,7 @@ class _Lowering:
         held = [module for module in opened if module in self.pinned and module is not call.module]
         if held:
             raise Refusal(f"{_path(self.calls, held[0])} must stay callable (a hook or `keep` watches it)")
-        if not user_code(call.module) and self._read_elsewhere(call.module):
+        if not has_user_code(call.module) and self._read_elsewhere(call.module):
             raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
         trace = self._rewritten(call, frozenset(opened))
         pieces = [replace(piece, fold=self.whole.get(piece.fold, piece.fold)) for piece in pieces]
@@ -544,7 +554,7 @@ def _by_place(at: Mapping[Piece, Call]) -> Mapping[Call, list[Piece]]:
 
 def _handed(fold: Fold, around: Call | None) -> list[Node]:
     """The tensors of a fold that pass from one call made by `around` to another."""
-    inner = {node: [call for call in within(node, around) if call is not around][-1:] for node in fold.nodes}
+    inner = {node: [call for call in calls_around(node, around) if call is not around][-1:] for node in fold.nodes}
     handed = {
         operand for node in fold.nodes for operand in node.operands if inner.get(operand, inner[node]) != inner[node]
     }
@@ -556,7 +566,7 @@ def _handed_on(calls: Iterable[Call]) -> Mapping[Node, list[Call]]:
     found: dict[Node, list[Call]] = defaultdict(list)
     for call in calls:
         for node in nodes_in(call.result):
-            if user_code(call.module) and call not in within(node, call):
+            if has_user_code(call.module) and call not in calls_around(node, call):
                 found[node].append(call)
     return found
 
@@ -564,7 +574,7 @@ def _handed_on(calls: Iterable[Call]) -> Mapping[Node, list[Call]]:
 def only_read_by(nodes: Collection[Node], module: nn.Module, readers: Mapping[int, list[Node]]) -> bool:
     """Whether the module's tensors, in whatever code, are read by these operations alone."""
     tensors = (*module.parameters(), *module.buffers())
-    return all(served(reader, nodes) for tensor in tensors for reader in readers.get(id(tensor), ()))
+    return all(used_only_by(reader, nodes) for tensor in tensors for reader in readers.get(id(tensor), ()))
 
 
 def _path(calls: dict[nn.Module, list[Call]], module: nn.Module) -> str:

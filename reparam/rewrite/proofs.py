@@ -86,7 +86,9 @@ class Proofs:
 
     def looks(self, call: Call) -> bool:
         """Whether its code knows a number that the input may decide on, or was handed what depends on one."""
-        return bool(call.control_flow - {GIVEN}) or (self._informed(call) and (GIVEN in call.control_flow or instructed(call)))
+        if call.control_flow - {GIVEN}:
+            return True
+        return self._informed(call) and (GIVEN in call.control_flow or instructed(call))
 
     def _informed(self, call: Call) -> bool:
         """Whether the code that makes the call may tell it anything that depends on the input."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture.graph import Call, Node, Record, user_code
+from reparam.capture.graph import Call, Node, Record, has_user_code
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.capture.rerun import _told
@@ -112,7 +112,7 @@ def _computing(now: Record, dead: Iterable[Dead], live: Collection[Node]) -> dic
         modules = each.modules()
         calls = [call for call in now.calls if call.module in modules]
         calls += [node.call for tensor in each.tensors for node in readers.get(id(tensor), ()) if node.call]
-        outer = [next((around for around in call.above() if not idle(around, live)), None) for call in calls]
+        outer = [next((around for around in call.stack() if not idle(around, live)), None) for call in calls]
         for call in dict.fromkeys(outer):
             if call is not None:
                 found[call].append(each)
@@ -125,7 +125,7 @@ def _without(call: Call, now: Record, live: Collection[Node]) -> None:
     calls = sum(other.module is call.module for other in now.calls)
     if calls > 1:
         raise Refusal(f"{path}, which computes it, is called {calls} times")
-    if not user_code(call.module):
+    if not has_user_code(call.module):
         raise Refusal(f"{path}, which computes it, is a layer of torch")
     trace = Trace(call, {call.module})
     swept(trace, set(), set(now.nodes) - set(live))

@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx
 
 from reparam.algebra.index_map import Length
-from reparam.capture.graph import Node, user_code
+from reparam.capture.graph import Node, has_user_code
 from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, SHAPE_PRESERVING, SHAPED_AS, facts, operation
 from reparam.errors import Refusal
 from reparam.plan.shapes import Extents, Lengths, Whole, alike_before, as_large
@@ -221,7 +221,7 @@ def _counted(node: Node, joins: int = 2) -> set[int]:
 
 def _of_torch(node: Node) -> bool:
     """Whether a module of torch calls it: how many groups there are does not depend on the input."""
-    return node.call is not None and not user_code(node.call.module)
+    return node.call is not None and not has_user_code(node.call.module)
 
 
 def _entry(whole: Any, place: Any) -> Any:

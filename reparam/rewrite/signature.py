@@ -8,7 +8,7 @@ from types import CodeType
 from typing import Any
 
 from reparam.capture.bytecode import asks, hands_on, named
-from reparam.capture.graph import Call, Node, literal
+from reparam.capture.graph import Call, Node, has_literals
 from reparam.errors import Refusal
 
 LITERALS = (type(None), bool, int, float, str)
@@ -49,7 +49,7 @@ def instructed(call: Call) -> bool:
     code, kwargs = _code(call), call.kwargs
     if code is not None and hands_on(code):
         kwargs = {name: value for name, value in kwargs.items() if name in named(code)}
-    return literal((call.args, kwargs)) or asking(call)
+    return has_literals((call.args, kwargs)) or asking(call)
 
 
 def asking(call: Call) -> bool:

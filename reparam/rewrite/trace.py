@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from reparam.capture.bytecode import line_of
-from reparam.capture.graph import CAUGHT, GRADIENTS, LENT, MISSING, SET, SETS, Call, Node, entry, nodes_in
+from reparam.capture.graph import CAUGHT, GRADIENTS, LENT, MISSING, SET, SETS, Call, Node, nodes_in, tuple_item
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import (
     ASKING_METHODS,
@@ -151,7 +151,7 @@ class Trace:
                 after.inplace
                 and after.args[0] is before
                 and "out" not in after.kwargs
-                and after.memory == before.memory
+                and after.storage == before.storage
             )
         return before is None  # computed from constants
 
@@ -355,7 +355,7 @@ def entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
             yield event
 
 
-_PARTS = (entry, affine_part, None)  # no step of their own: entries of a tuple, scales of a norm, unknown tensors
+_PARTS = (tuple_item, affine_part, None)  # no step of their own: entries of a tuple, scales of a norm, unknown tensors
 
 
 def _lent(event: Node | Call) -> bool:
@@ -366,11 +366,11 @@ def parts(node: Node) -> Any:
     """The result of an operation: the node, its affine part, or the entries of the tuple that it returned."""
     if node.affine_part is not None:
         return node.affine_part
-    if node.same:
+    if node.passthrough:
         return node.operands[0]
     if node.dtype is not None:
         return node
-    found = {reader.args[1]: reader for reader in node.readers if reader.function is entry}
+    found = {reader.args[1]: reader for reader in node.readers if reader.function is tuple_item}
     return [found.get(i) for i in range(max(found, default=-1) + 1)]
 
 
