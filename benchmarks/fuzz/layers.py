@@ -1,4 +1,4 @@
-"""Operations of random networks: layers, branches, scalings, norms, pools and pads, as they stand in people's code."""
+"""Operations of random networks: layers, branches, arithmetic, norms, pools and pads, as users write them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def computed_kernel(w: Writer) -> None:
 
 @operation(1.5)
 def shared_kernel(w: Writer) -> None:
-    """The weights of a module, used by other code."""
+    """A convolution in the forward that uses the weights of a module."""
     convs = [member for member, _ in w.callables if ".conv" in member]
     if not convs:
         raise NotApplicable
@@ -104,7 +104,7 @@ def matrix_product(w: Writer) -> None:
 
 @operation(1)
 def low_rank_branch(w: Writer) -> None:
-    """A linear layer with a branch of low rank beside it."""
+    """A linear layer and a branch of low rank."""
     x = w.pick()
     size = w.shape(x)[-1]
     y = w.call("fc", f"nn.Linear({size}, {size})", x)
@@ -154,7 +154,7 @@ def transposed_branches(w: Writer) -> None:
 
 
 def _branch(w: Writer, x: str, outputs: int, stride: int) -> str:
-    """One of the branches that training-time blocks are made of; all give the same size."""
+    """A branch of a training-time block; all branches return the same size."""
     step = f", stride={stride}" if stride > 1 else ""
     channels = w.shape(x)[1]
     form = w.rng.randint(0, 7)
@@ -200,7 +200,7 @@ def branches(w: Writer) -> None:
 
 @operation(1.5)
 def copied_padding_branches(w: Writer) -> None:
-    """Branches with one padding mode, mostly."""
+    """Branches that pad by copying pixels, mostly in the same mode."""
     x = w.pick_map()
     channels = w.shape(x)[1]
     mode = w.rng.choice(["reflect", "circular", "replicate"])
@@ -215,7 +215,7 @@ def copied_padding_branches(w: Writer) -> None:
 
 @operation(2)
 def norm_after_join(w: Writer) -> None:
-    """Kernels of different tensors put together, and a norm behind that."""
+    """Convolutions of different tensors, joined, and a norm after the join."""
     x = w.pick_map()
     channels = w.shape(x)[1]
     sides = []
@@ -272,7 +272,7 @@ def concatenation(w: Writer) -> None:
     )
 
 
-# --- scalings
+# --- arithmetic
 
 
 @operation(5)
@@ -316,7 +316,7 @@ def gate(w: Writer) -> None:
     w.let(f"{x} * {x}.mean({dims}, keepdim=True).sigmoid()")
 
 
-# --- what changes nothing, and activations
+# --- activations, norms, operations without effect
 
 
 @operation(10)
@@ -436,7 +436,7 @@ def padding(w: Writer) -> None:
 
 @operation(4)
 def written_border(w: Writer) -> None:
-    """Batch norm that pads with what it makes of zero, or nearly so, and a convolution behind it."""
+    """A batch norm whose output is padded with its value for zero, sometimes a wrong one, and a convolution."""
     x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
     if w.chance(0.3):

@@ -1,4 +1,4 @@
-"""What the operations of random networks are drawn from: constructors, geometry, and the table of operations."""
+"""The table of operations that networks are drawn from, and the constructors and geometries that operations draw."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ def operation(weight: float) -> Callable[[Operation], Operation]:
     return register
 
 
-# --- what is drawn
-
-
 def rank_of(w: Writer, x: str) -> int:
     """The number of spatial axes."""
     rank = len(w.shape(x)) - 2
@@ -36,13 +33,13 @@ def rank_of(w: Writer, x: str) -> int:
 
 
 def channels_of(w: Writer, x: str) -> int:
-    """Mostly as many as there are: only those can be added."""
+    """A number of output channels, mostly that of the input: others cannot be added to it."""
     own = w.shape(x)[1]
     return own if w.chance(0.6) else w.rng.choice([1, 2, 3, 4, 6, 8])
 
 
-def each_axis(w: Writer, rank: int, choices: Sequence[int]) -> str:
-    """A number for all axes, or one for each."""
+def per_axis(w: Writer, rank: int, choices: Sequence[int]) -> str:
+    """One number for all axes, or a number for each axis."""
     if w.chance(0.7):
         return str(w.rng.choice(choices))
     return f"({', '.join(str(w.rng.choice(choices)) for _ in range(rank))},)"
@@ -54,23 +51,23 @@ def drawn_groups(w: Writer, inputs: int, outputs: int) -> int:
 
 
 def drawn_geometry(w: Writer, rank: int) -> str:
-    """Kernel, stride, padding and dilation; half of them keep the size."""
+    """Kernel, stride, padding and dilation; half of the geometries keep the size."""
     if w.chance(0.5):
         kernel, dilation = w.rng.choice([1, 1, 3, 3, 5]), w.rng.choice([1, 1, 1, 2])
         text = f"{kernel}, padding={dilation * (kernel // 2)}"
         return text + (f", dilation={dilation}" if dilation > 1 else "")
-    text = each_axis(w, rank, [1, 1, 2, 3, 3, 4])
-    stride = each_axis(w, rank, [1, 1, 1, 2, 3]) if w.chance(0.5) else "1"
+    text = per_axis(w, rank, [1, 1, 2, 3, 3, 4])
+    stride = per_axis(w, rank, [1, 1, 1, 2, 3]) if w.chance(0.5) else "1"
     text += f", stride={stride}" if stride != "1" else ""
     if w.chance(0.25) and stride == "1":
         text += w.rng.choice([', padding="same"', ', padding="valid"'])
     elif w.chance(0.6):
-        text += f", padding={each_axis(w, rank, [0, 1, 1, 2, 3])}"
-    return text + (f", dilation={each_axis(w, rank, [1, 2, 3])}" if w.chance(0.2) else "")
+        text += f", padding={per_axis(w, rank, [0, 1, 1, 2, 3])}"
+    return text + (f", dilation={per_axis(w, rank, [1, 2, 3])}" if w.chance(0.2) else "")
 
 
 def conv_text(w: Writer, x: str, outputs: int | None = None, geometry: str | None = None) -> str:
-    """The constructor of a convolution that reads x."""
+    """The constructor of a convolution of x."""
     rank, inputs = rank_of(w, x), w.shape(x)[1]
     outputs = outputs or channels_of(w, x)
     groups = drawn_groups(w, inputs, outputs)
@@ -95,7 +92,7 @@ def norm_text(w: Writer, x: str) -> str:
 
 
 def per_channel(w: Writer, x: str) -> Sequence[int]:
-    """The shape of a constant with a number per channel of a feature map, or of the last axis of anything else."""
+    """The shape of a constant with one number per channel of a feature map, or per entry of the last axis."""
     shape = w.shape(x)
     if len(shape) < 3 or w.chance(0.1):
         return shape[-1:]

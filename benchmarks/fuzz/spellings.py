@@ -1,4 +1,4 @@
-"""Operations of random networks: rarer spellings, products of tensors, orders of memory, writes through views."""
+"""Operations of random networks: rare spellings, matrix products, memory formats, writes through views, loops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.fuzz.writer import Writer
 
 @operation(1)
 def uneven_transposed_conv(w: Writer) -> None:
-    """A transposed convolution that pads and adds differently along each axis, or is told its output size."""
+    """A transposed convolution with other numbers along each axis, or with an output size as an argument."""
     x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
     stride = [w.rng.choice([1, 2, 3]) for _ in range(rank)]
@@ -32,7 +32,7 @@ def uneven_transposed_conv(w: Writer) -> None:
 
 @operation(1)
 def functional_conv(w: Writer) -> None:
-    """A functional convolution with stride, dilation and groups, by position or by name."""
+    """A functional convolution with stride, dilation and groups, as positional or named arguments."""
     x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
     outputs = w.rng.choice([channels, 2 * channels])
@@ -51,7 +51,7 @@ def functional_conv(w: Writer) -> None:
 
 @operation(1)
 def product(w: Writer) -> None:
-    """Products with a constant on either side, behind and in front of a linear layer."""
+    """Products with a constant on either side, perhaps followed by a linear layer."""
     x = w.pick(lambda value: value.dim() == 3)
     batch, rows, size = w.shape(x)
     c, d = w.constant([size, w.rng.choice([2, size])]), w.constant([rows, rows])
@@ -77,7 +77,7 @@ def product(w: Writer) -> None:
 
 @operation(1)
 def channel_range(w: Writer) -> None:
-    """A range of channels or of pixels, and what reads it."""
+    """A range of channels or pixels, perhaps followed by a convolution."""
     x = w.pick_map()
     channels, last = w.shape(x)[1], w.shape(x)[-1]
     start, long = w.rng.randrange(channels), w.rng.randrange(last)
@@ -100,12 +100,12 @@ def channel_range(w: Writer) -> None:
         w.call("conv", conv_text(w, y), y)
 
 
-# --- orders of memory
+# --- memory formats and writes
 
 
 @operation(2)
 def memory_order(w: Writer) -> None:
-    """Dimensions moved, something done there, and a view that asks for an order of memory."""
+    """Dimensions in another order, arithmetic or a layer, and a view that requires a memory format."""
     x = w.pick_map()
     rank = len(w.shape(x))
     order = w.rng.sample(range(rank), rank)
@@ -127,7 +127,7 @@ def memory_order(w: Writer) -> None:
 
 @operation(1.5)
 def written_layer_output(w: Writer) -> None:
-    """A tensor made by a layer, written to through a view of it, and read again."""
+    """The output of a layer, written to through a view and read again."""
     x = w.pick_map()
     y = w.call("conv", conv_text(w, x), x)
     z = w.let(
@@ -144,12 +144,12 @@ def written_layer_output(w: Writer) -> None:
     w.let(f"{y} * 1.5", f"{y} + {x}" if w.shape(x) == w.shape(y) else f"{y} - 1", f"-{y}")
 
 
-# --- code that counts
+# --- loops and branches
 
 
 @operation(0.7)
 def python_loop(w: Writer) -> None:
-    """Code that goes round as often as a size says, or asks for the batch."""
+    """Loops over a size, and conditions that read the batch or the memory format."""
     x = w.pick_map()
     w.let(
         f"sum({x} * (i + 1) for i in range({x}.shape[1]))",
@@ -163,7 +163,7 @@ def python_loop(w: Writer) -> None:
 
 @operation(2)
 def shared_module(w: Writer) -> None:
-    """One module, called on two tensors or on its own result, perhaps with a norm behind each."""
+    """A module, called on two tensors or on its own result, perhaps with a norm after each call."""
     x = w.pick_map()
     channels = w.shape(x)[1]
     m = w.member("conv", conv_text(w, x, channels, w.rng.choice(["1", "3, padding=1"])))

@@ -1,4 +1,4 @@
-"""Operations of random networks: channels and pixels taken apart, views, writes, sizes, shared modules, blocks."""
+"""Operations of random networks: split channels, views, writes, sizes, shared modules, blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.fuzz.operations import (
 )
 from benchmarks.fuzz.writer import NotApplicable, Writer
 
-# --- channels and pixels taken apart
+# --- channels and pixels
 
 
 @operation(4)
@@ -82,7 +82,7 @@ _REGROUPINGS = (
     "{x}.view({b}, {c}, {h} // 2, 2, {w}).permute(0, 1, 3, 2, 4).reshape({b}, {c} * 2, {h} // 2, {w})",
     "{x}.reshape({b}, {c}, {h}, -1, 2).permute(0, 4, 1, 2, 3).reshape({b}, 2 * {c}, {h}, -1)",
     "{x}.view({b}, {c} // 2, 2, {h}, {w}).permute(0, 1, 3, 2, 4).reshape({b}, {c} // 2, {h} * 2, {w})",
-    # of another shape at other sizes, or pixels among channels
+    # Another function at other sizes, or pixels mixed with channels.
     "{x}.view({b}, 2, {c} // 2, {w}, {h}).transpose(1, 2).reshape({b}, {c}, {h}, {w})",
     "{x}.view({b}, 2, {c} // 2, {h}, {w}).transpose(2, 3).reshape({b}, {c}, {h}, {w})",
     "{x}.view({b}, {c}, 2, {h} // 2, {w}).transpose(1, 2).reshape({b}, 2 * {c}, {h} // 2, {w})",
@@ -93,7 +93,7 @@ _REGROUPINGS = (
 
 @operation(3)
 def regrouped_channels(w: Writer) -> None:
-    """Channels and pixels cut apart by sizes of the code's own, and what stands behind that."""
+    """Channels or pixels regrouped by reshapes that read sizes, then a norm or a convolution."""
     x = w.pick(lambda value: value.dim() == 4)
     size = w.rng.choice(["{}.shape[{}]", "{}.size({})"])
     y = w.let(w.rng.choice(_REGROUPINGS).format(x=x, **{name: size.format(x, i) for i, name in enumerate("bchw")}))
@@ -105,7 +105,7 @@ def regrouped_channels(w: Writer) -> None:
 
 @operation(1)
 def pixel_shuffle(w: Writer) -> None:
-    """Pixels to channels or back, and what stands behind that."""
+    """Pixels moved to channels or back, then a norm or a convolution."""
     x = w.pick(lambda value: value.dim() == 4)
     if w.shape(x)[1] % 4 == 0 and w.chance(0.6):
         y = w.let(f"F.pixel_shuffle({x}, 2)", f"F.channel_shuffle({x}, 2)")
@@ -135,7 +135,7 @@ def space_to_depth(w: Writer) -> None:
 
 @operation(3)
 def tokens(w: Writer) -> None:
-    """Pixels in a row and a linear layer over channels, or the other way."""
+    """Pixels as a sequence, and a linear layer over channels."""
     x = w.pick_map()
     rank, channels = rank_of(w, x), w.shape(x)[1]
     order = [0, *range(2, rank + 2), 1]
@@ -194,7 +194,7 @@ def resize(w: Writer) -> None:
 
 @operation(1)
 def unsupported(w: Writer) -> None:
-    """Operations that no rule will ever know."""
+    """Operations without a rule."""
     x = w.pick()
     w.let(
         f"{x}.softmax(1)",
@@ -233,7 +233,7 @@ def in_place_arithmetic(w: Writer) -> None:
 
 @operation(1.5)
 def in_place_statement(w: Writer) -> None:
-    """Writes as statements."""
+    """A write whose result is not assigned."""
     x = w.pick_map()
     y = w.call("conv", conv_text(w, x), x)
     w.line(f"{y}.mul_(0.5)", f"{y}.add_({w.pick_like(y)})", f"F.relu({y}, inplace=True)", f"{y}.neg_()")
@@ -243,14 +243,14 @@ def in_place_statement(w: Writer) -> None:
 
 @operation(0.7)
 def unused_result(w: Writer) -> None:
-    """A result that nobody reads."""
+    """A result that is not used."""
     x = w.pick_map()
     w.line(f"{w.member('conv', conv_text(w, x))}({x})")
 
 
 @operation(1.5)
 def write_through_view(w: Writer) -> None:
-    """A write through a view: the whole changes as well."""
+    """A write through a view, which also changes the base."""
     x = w.pick_map()
     w.line(
         f"{x}[:, :1] *= 2",
@@ -273,13 +273,13 @@ def updated_buffer(w: Writer) -> None:
 
 @operation(0.5)
 def stored_tensor(w: Writer) -> None:
-    """A tensor kept on the module."""
+    """A tensor stored on the module."""
     x, name = w.pick(), w.name("kept")
     w.line(f"self.{name} = {x}")
     w.let(f"self.{name} * 2")
 
 
-# --- code that looks
+# --- code that reads sizes and values
 
 
 @operation(1)
@@ -298,7 +298,7 @@ def size_dependent(w: Writer) -> None:
 
 @operation(1.5)
 def other_tensor_size(w: Writer) -> None:
-    """A size that was read from another tensor, perhaps one that is folded away."""
+    """The size of another tensor, perhaps of one that folding removes."""
     x, y = w.pick_map(), w.pick()
     size = f"{y}.{w.rng.choice(['shape[1]', 'shape[-1]', 'size(1)', 'size(0)'])}"
     w.let(f"{x} * {size}", f"{x} / {size}", f"{x}.view({y}.shape[0], {w.shape(x)[1]}, -1)", f"{x} + {size}")
@@ -306,7 +306,7 @@ def other_tensor_size(w: Writer) -> None:
 
 @operation(2)
 def size_of_intermediate(w: Writer) -> None:
-    """Code that looks at the size of what a fold would not compute any more."""
+    """The size of a tensor that folding would remove."""
     x = w.pick_map()
     y = w.call("conv", conv_text(w, x), x)
     if w.chance(0.3):
@@ -343,7 +343,7 @@ def assertion(w: Writer) -> None:
     )
 
 
-# --- modules that are shared, watched, computed
+# --- modules that are shared, hooked, parametrized
 
 
 @operation(5)
@@ -365,16 +365,16 @@ def second_name(w: Writer) -> None:
 
 @operation(1.5)
 def tied_weight(w: Writer) -> None:
-    """A module whose weight belongs to another as well."""
+    """Two modules with the same weight."""
     convs = [(member, shape) for member, shape in w.callables if ".conv" in member]
     if not convs:
         raise NotApplicable
     member, shape = w.rng.choice(convs)
     constructor = next(line.partition(" = ")[2] for line in w.init if line.startswith(f"{member} = "))
-    twin = w.member("conv", constructor)
-    w.setup(f"{twin}.weight = {member}.weight")
-    w.callables.append((twin, shape))
-    w.let(f"{twin}({w.pick(lambda value: len(value.shape) == len(shape) and value.shape[1] == shape[1])})")
+    second = w.member("conv", constructor)
+    w.setup(f"{second}.weight = {member}.weight")
+    w.callables.append((second, shape))
+    w.let(f"{second}({w.pick(lambda value: len(value.shape) == len(shape) and value.shape[1] == shape[1])})")
 
 
 @operation(1.5)
@@ -444,10 +444,10 @@ def block(w: Writer) -> None:
     inner = Writer(w.draft, dict(zip("xy", (w.values[a].clone() for a in arguments), strict=False)), w.depth + 1)
     inner.write(OPERATIONS, WEIGHTS, w.rng.randint(1, 5))
     result, count = inner.result()
-    made = inner.block(f"Block{len(w.draft.blocks)}", result)
-    w.draft.blocks.append(made)
-    exec(made.source(), vars(w.draft.module))
-    m = w.member("block", f"{made.name}()")
+    written = inner.block(f"Block{len(w.draft.blocks)}", result)
+    w.draft.blocks.append(written)
+    exec(written.source(), vars(w.draft.module))
+    m = w.member("block", f"{written.name}()")
     targets = [w.name("t") for _ in range(count)]
     w.line(f"{', '.join(targets)} = {m}({', '.join(arguments)})")
     if len(arguments) == count == 1:
@@ -456,16 +456,16 @@ def block(w: Writer) -> None:
 
 @operation(1.5)
 def second_instance(w: Writer) -> None:
-    """A second instance of a class, perhaps with a module of the first."""
+    """A second instance of a class, perhaps with one module of the first instance."""
     blocks = [(member, shape) for member, shape in w.callables if ".block" in member]
     if not blocks:
         raise NotApplicable
     member, shape = w.rng.choice(blocks)
     constructor = next(line.partition(" = ")[2] for line in w.init if line.startswith(f"{member} = "))
-    twin = w.member("block", constructor)
-    inner = [name for name, _ in w.instance.get_submodule(twin.removeprefix("self.")).named_children()]
+    second = w.member("block", constructor)
+    inner = [name for name, _ in w.instance.get_submodule(second.removeprefix("self.")).named_children()]
     if inner and w.chance(0.5):
         name = w.rng.choice(inner)
-        w.setup(f"{twin}.{name} = {member}.{name}")
-    w.callables.append((twin, shape))
-    w.let(f"{twin}({w.pick(lambda value: tuple(value.shape) == shape)})")
+        w.setup(f"{second}.{name} = {member}.{name}")
+    w.callables.append((second, shape))
+    w.let(f"{second}({w.pick(lambda value: tuple(value.shape) == shape)})")
