@@ -32,7 +32,7 @@ def wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_rule_is_caught(wrong_norm: None, inplace: bool) -> None:
     model = network()
     before = snapshot(model)
-    with pytest.raises(VerificationError, match=r"stem\.0 is not exact.*Leave it out with keep"):
+    with pytest.raises(VerificationError, match=r"stem\.0 is not exact.*Exclude it with keep"):
         reparam.reparameterize(model, X, inplace=inplace)
     assert same(before, snapshot(model))
     assert "reparam_report" not in vars(model)
