@@ -7,19 +7,20 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 ZEROS = "zeros"
-# How far a padding may reach in terms of the length that it continues: reflection leaves the end itself out, and
-# neither copies a pixel twice. (Zeros and replication continue any length.)
+# A padding that copies pixels needs an input that is longer than the padding by so many pixels: reflection leaves out
+# the end itself. (Zeros and replication pad an input of any length.)
 _BEYOND = {"reflect": 1, "circular": 0}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The geometry along one spatial axis; negative `lo` or `hi` crop. Units: pixels of the (stretched) anchor.
+    """The geometry along one spatial axis, in pixels of the anchor (with the zeros of `input_dilation` between them).
 
-    mode: what the pixels at `lo` and `hi` hold, as torch names it: "zeros", "reflect", "replicate", "circular".
-    spare: by so much `hi` may be smaller. At the sizes where that would change the number of outputs there are none,
-    because tensors of several sizes would have to be put side by side.
-    stretch: the window runs over the anchor with stretch - 1 zeros between any two of its pixels.
+    lo, hi: the padding at the two ends; negative numbers crop.
+    mode: what the padding holds, as in torch: "zeros", "reflect", "replicate", "circular".
+    spare: `hi` may be smaller by this much. At the sizes at which that would change the number of outputs, the model
+        itself fails, since it puts tensors of different sizes side by side.
+    input_dilation: the window runs over the anchor with input_dilation - 1 zeros between its pixels.
     """
 
     taps: int = 1
@@ -33,15 +34,17 @@ class Axis:
 
     @property
     def span(self) -> int:
+        """The width of the window."""
         return self.dilation * (self.taps - 1) + 1
 
     @property
     def slack(self) -> int:
+        """How much wider the padding is than the window."""
         return self.lo + self.hi - self.span
 
     @property
     def size_key(self) -> tuple[int, int, int]:
-        """Two convolutions give equally many outputs at every size if and only if this is equal."""
+        """Equal for two geometries if and only if they give equally many outputs at every size."""
         return self.input_dilation, self.stride, self.slack
 
     def same_size_as(self, other: Axis) -> bool:
@@ -49,25 +52,26 @@ class Axis:
         return max(self.slack - self.spare, other.slack - other.spare) <= min(self.slack, other.slack)
 
     def outputs(self, length: int) -> int:
+        """The number of outputs for an input of this length."""
         return (self.input_dilation * (length - 1) + 1 + self.slack) // self.stride + 1
 
     def trimmed(self, length: int) -> Axis:
-        """At this very length the same outputs, and no pixel at the end that none of them reads."""
+        """The same outputs at this very length, without pixels at the end that none of them reads."""
         return replace(self, hi=self.hi - (length + self.slack) % self.stride, spare=0)
 
     @property
     def single(self) -> bool:
-        """Every output reads the pixel at its own place and no other."""
+        """Whether every output reads the pixel at its own place and no other."""
         return self.taps == self.stride == self.input_dilation == 1 and self.lo == self.hi == 0
 
     @property
     def has_padding(self) -> bool:
-        """Whether there is padding at an end of it."""
+        """Whether there is padding at one end or both."""
         return self.lo > 0 or self.hi > 0
 
     @property
     def copies_pixels(self) -> bool:
-        """Whether that padding copies pixels."""
+        """Whether its padding copies pixels."""
         return self.has_padding and self.mode != ZEROS
 
     @property
@@ -82,7 +86,7 @@ class Axis:
         return replace(self, lo=self.lo + lo * self.stride, hi=self.hi + hi * self.stride, mode=mode)
 
     def without_padding(self) -> Axis:
-        """What is left of it when all padding has been done before."""
+        """What remains to be done once the input is padded: its crops."""
         return replace(self, lo=min(self.lo, 0), hi=min(self.hi, 0), mode=ZEROS)
 
     def then(self, outer: Axis) -> Axis:
@@ -92,9 +96,9 @@ class Axis:
         return replace(self, taps=(span - 1) // dilation + 1, dilation=dilation, stride=self.stride * outer.stride)
 
     def joined(self, other: Axis) -> Axis:
-        """The smallest window that holds the taps of both; strides, numbers of outputs and modes are equal.
+        """The smallest window that holds the taps of both; their strides, modes and numbers of outputs are equal.
 
-        Less padding is more of it, cropped: so a narrower window reads no other pixels in the wider frame.
+        A narrower padding is a wider one with a crop, so in the wider padding a narrow window reads the same pixels.
         """
         lo = max(self.lo, other.lo)
         span = lo + max(self.span - self.lo, other.span - other.lo)
@@ -106,13 +110,13 @@ class Axis:
         return Axis((span - 1) // dilation + 1, dilation, self.stride, lo, hi, mode, spare, self.input_dilation)
 
     def balanced(self) -> Axis:
-        """The same with the end padded as the front is, as far as there is spare for it."""
+        """The same with `hi` as close to `lo` as `spare` allows."""
         if self.copies_pixels:
             return self
         return replace(self, hi=min(max(self.lo, self.hi - self.spare), self.hi), spare=0)
 
     def widened(self) -> Axis:
-        """Padded equally at both ends, as nn.Conv wants it: the window grows by taps that will be zero.
+        """Padded equally at both ends, as in nn.Conv: the window grows by taps that will be zero.
 
         More padding that copies pixels would need a longer input, so such an axis stays as it is.
         """
@@ -125,14 +129,14 @@ class Axis:
 
     @property
     def transposed_padding(self) -> int:
-        """How many outputs at both ends nn.ConvTranspose would cut off, which it calls its padding."""
+        """What nn.ConvTranspose calls its padding: the number of outputs that it cuts off at both ends."""
         return self.span - 1 - self.lo
 
     def widened_transposed(self) -> Axis:
-        """As nn.ConvTranspose wants it: the window grows by taps that will be zero.
+        """As in nn.ConvTranspose: the window grows by taps that will be zero.
 
-        It cuts off equally much at both ends and never less than nothing, and adds (as `output_padding`) fewer outputs
-        behind than a stride, or a dilation, is long.
+        That layer cuts off at least 0 outputs, equally many at both ends, and adds (as `output_padding`) fewer outputs
+        at the end than its stride or its dilation.
         """
         behind = max(0, -self.transposed_padding, self.lo - self.hi)
         surplus = self.hi + behind - self.lo
@@ -144,5 +148,5 @@ class Axis:
 
 
 def _lattice(a: Axis, b: Axis, offset: int = 0) -> int:
-    """The coarsest step that reaches every tap of both windows, `offset` pixels apart; 0 where there is but one tap."""
+    """The coarsest step that reaches every tap of two windows, `offset` pixels apart; 0 if there is but one tap."""
     return reduce(math.gcd, [axis.dilation for axis in (a, b) if axis.taps > 1], offset)

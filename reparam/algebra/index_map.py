@@ -1,8 +1,8 @@
-"""Where the entries of a tensor have come from, when it was reshaped and transposed.
+"""Index maps: where each entry of a reshaped and transposed tensor comes from.
 
-A reshape cuts an index into digits, or makes one of several; a transpose puts them in another order. So each dimension
-is a row of digits of the dimensions that there were before. How long a dimension is depends on the input, except that
-of the channels; a digit is as long always, except the first of its dimension, which grows with it.
+A reshape splits an index into digits, or joins several digits into one index; a transpose reorders them. So each
+dimension of the result is a sequence of digits of the original dimensions. The length of a dimension depends on the
+input, except that of the channels. Of the digits of a dimension, only the first one grows with it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from reparam.errors import Refusal
 
 @dataclass(frozen=True)
 class Length:
-    """How many entries a dimension has: `scale` times the product of lengths that depend on the input.
+    """The number of entries of a dimension: `scale` times the product of the lengths `of`, which depend on the input.
 
-    exact: whether it is that; code that divides may have rounded it down.
+    exact: whether it is that number; otherwise a division has rounded it down.
     """
 
     scale: Fraction
@@ -38,18 +38,18 @@ class Length:
         )
 
     def __floordiv__(self, other: Length) -> Length | None:
-        """What code gets that divides by it; None where that is no such product."""
-        left = list(self.of)
+        """The result of an integer division; None where that is no such product."""
+        rest = list(self.of)
         for length in other.of:
-            if length not in left:
+            if length not in rest:
                 return None
-            left.remove(length)
+            rest.remove(length)
         if not other.exact or other.scale <= 0:
             return None
         scale = self.scale / other.scale
-        if not left:
+        if not rest:
             return Length(Fraction(math.floor(scale)), (), self.exact)
-        return Length(scale, tuple(left), self.exact and scale.denominator == 1)
+        return Length(scale, tuple(rest), self.exact and scale.denominator == 1)
 
     @staticmethod
     def constant(count: int) -> Length:
@@ -57,7 +57,7 @@ class Length:
         return Length(Fraction(count))
 
     def same(self, other: Length) -> bool:
-        """Whether both are equal for every input, where neither is rounded."""
+        """Whether both are equal for every input, if neither was rounded."""
         return (self.scale, self.of) == (other.scale, other.of)
 
 
@@ -65,7 +65,7 @@ class Length:
 class Digit:
     """`index // step % size` of an index of dimension `source`.
 
-    grows: it is the first digit of a dimension that is longer for another input; `size` is the recorded one.
+    grows: it is the first digit of a dimension whose length depends on the input; `size` is the recorded one.
     """
 
     source: int
@@ -76,7 +76,7 @@ class Digit:
 
 @dataclass(frozen=True)
 class Reshape:
-    """The same entries in the same order: the dimensions from `start` to `stop` made to others of these lengths."""
+    """The same entries in the same order: dimensions `start` to `stop` (excluded) replaced by dimensions of `lengths`."""
 
     lengths: tuple[int, ...]
     start: int
@@ -89,14 +89,14 @@ class Reshape:
 
 @dataclass(frozen=True)
 class Permute:
-    """The dimensions in another order."""
+    """The dimensions in another order, as in torch.permute."""
 
     order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Select:
-    """The entries at one place of a dimension, which is dropped."""
+    """The entries at one index of a dimension, which is dropped, as in torch.select."""
 
     dim: int
     index: int
@@ -107,7 +107,7 @@ Move = Reshape | Permute | Select
 
 @dataclass(frozen=True)
 class Rearranged:
-    """What moves make of a tensor: how a rule says that entries have changed places, and nothing else."""
+    """A tensor whose entries have been moved and not changed: what the rule of a reshape or transpose returns."""
 
     input: AffineConv
     moves: tuple[Move, ...]
@@ -115,64 +115,65 @@ class Rearranged:
 
 @dataclass(frozen=True)
 class IndexMap:
-    """A tensor whose entries are those of another: `dims[d]` are the digits of its index d, the first one outermost.
+    """Where the entries of a tensor come from: `dims[d]` are the digits of its index d, outermost first.
 
-    picked: digits that have one value, as only the entries there were taken.
+    selected: digits with a single value, because only the entries there were taken.
     """
 
     dims: tuple[tuple[Digit, ...], ...]
-    picked: tuple[tuple[Digit, int], ...] = ()
+    selected: tuple[tuple[Digit, int], ...] = ()
 
     @staticmethod
     def of(value: AffineConv, moves: Sequence[Move] = ()) -> IndexMap:
-        """The result of a convolution, moved. Raises Refusal where a move is none of digits."""
+        """The result of a convolution after `moves`. Raises Refusal if a move splits a dimension between two digits."""
         channel = 1 if value.axes else len(value.anchor.shape) - 1
         constant = range(1, len(value.axes) + 2) if value.anchor.fixed and value.axes else [channel]
         dims = ((Digit(i, 1, size, i not in constant),) for i, size in enumerate(value.shape()))
-        return reduce(IndexMap.moved, moves, IndexMap(tuple(map(_joined, dims))))
+        return reduce(IndexMap.after, moves, IndexMap(tuple(map(_merged, dims))))
 
-    def moved(self, move: Move) -> IndexMap:
+    def after(self, move: Move) -> IndexMap:
+        """The map after one more move."""
         match move:
             case Reshape(lengths, start, stop):
-                cut = _cut([digit for dim in self.dims[start:stop] for digit in dim], lengths)
-                return replace(self, dims=(*self.dims[:start], *map(_joined, cut), *self.dims[stop:]))
+                dims = _split([digit for dim in self.dims[start:stop] for digit in dim], lengths)
+                return replace(self, dims=(*self.dims[:start], *map(_merged, dims), *self.dims[stop:]))
             case Permute(order):
                 return replace(self, dims=tuple(self.dims[dim] for dim in order))
             case Select(dim, index):
-                return self._picked(dim, index)
+                return self._select(dim, index)
 
-    def _picked(self, dim: int, index: int) -> IndexMap:
+    def _select(self, dim: int, index: int) -> IndexMap:
         digits = self.dims[dim]
         if any(digit.grows for digit in digits):
-            raise Refusal("it picks an entry of the batch or of the pixels, whose channels were cut apart")
+            raise Refusal("it selects an entry of the batch or of the pixels after channels were split up")
         values = zip(digits, _values(digits, index), strict=True)
-        return IndexMap((*self.dims[:dim], *self.dims[dim + 1 :]), (*self.picked, *values))
+        return IndexMap((*self.dims[:dim], *self.dims[dim + 1 :]), (*self.selected, *values))
 
-    def channels(self, source: int) -> int | None:
-        """The dimension, of those that layers read as channels, that holds nothing but digits of dimension `source`."""
-        read = {dim for dim in (1, len(self.dims) - 1) if dim < len(self.dims)}
-        places = [i for i in sorted(read) if all(digit.source == source for digit in self.dims[i])]
-        return max(places, key=lambda i: bool(self.dims[i]), default=None) if not self.picked else None
+    def channel_dim(self, source: int) -> int | None:
+        """The dimension 1 or -1, where layers read channels, if it holds digits of dimension `source` alone."""
+        candidates = {dim for dim in (1, len(self.dims) - 1) if dim < len(self.dims)}
+        pure = [dim for dim in sorted(candidates) if all(digit.source == source for digit in self.dims[dim])]
+        return max(pure, key=lambda dim: bool(self.dims[dim]), default=None) if not self.selected else None
 
-    def places(self, dim: int, count: int) -> tuple[int, ...]:
-        """Which entry of a dimension each of so many channels has become (or a part of)."""
+    def positions(self, dim: int, count: int) -> tuple[int, ...]:
+        """For each of `count` channels, the entry of dimension `dim` that it has become, or is a part of."""
         digits = self.dims[dim]
         return tuple(
-            reduce(lambda place, digit: place * digit.size + channel // digit.step % digit.size, digits, 0)
+            reduce(lambda position, digit: position * digit.size + channel // digit.step % digit.size, digits, 0)
             for channel in range(count)
         )
 
     def lengths(self, sources: Sequence[Length]) -> tuple[Length, ...]:
-        """How long each dimension is, from how long those are that they were made of."""
+        """The lengths of the dimensions, from those of the original ones."""
         return tuple(
             math.prod((_length(digit, sources) for digit in dim), start=Length.constant(1)) for dim in self.dims
         )
 
-    def convolved(self, value: AffineConv) -> AffineConv | None:
-        """The result of the moves as a convolution again; None where it is none.
+    def as_convolution(self, value: AffineConv) -> AffineConv | None:
+        """The moved result of `value` as a convolution; None where it is none.
 
-        Batch and pixels are where they were, and all else is channels: these have changed places, and every so many
-        pixels side by side may have become one.
+        It is one if batch and pixels are where they were and all else is channels: these were reordered, or blocks of
+        pixels were moved into them.
         """
         batch, *rest = self.dims
         first = [dim[0] for dim in rest[1:] if len(dim) == 1]
@@ -189,36 +190,39 @@ class IndexMap:
         return space_to_depth(value, blocks).take(rows)
 
     def _rows(self, digits: Sequence[Digit], blocks: Sequence[int]) -> Iterator[int]:
-        """The channel of space to depth that each of the channels is."""
+        """For each channel of the result, its channel in `space_to_depth`."""
         for index in range(math.prod(digit.size for digit in digits)):
-            found = [0] * (2 + len(blocks))
-            for digit, value in (*self.picked, *zip(digits, _values(digits, index), strict=True)):
-                found[digit.source] += value * digit.step
-            yield reduce(lambda row, each: row * each[0] + each[1], zip(blocks, found[2:], strict=True), found[1])
+            source = [0] * (2 + len(blocks))
+            for digit, value in (*self.selected, *zip(digits, _values(digits, index), strict=True)):
+                source[digit.source] += value * digit.step
+            row = source[1]
+            for block, pixel in zip(blocks, source[2:], strict=True):
+                row = row * block + pixel
+            yield row
 
 
 def space_to_depth(value: AffineConv, blocks: Sequence[int]) -> AffineConv:
-    """Every block of pixels as channels, those of one channel side by side, in the order of the pixels.
+    """Every block of pixels moved into channels: those of one channel side by side, in the order of the pixels.
 
-    Only whole blocks are taken, so it is as good as padded up to the next whole one.
+    Sizes that are not a multiple of the block have no result, so the padding may reach up to the next multiple.
     """
     count = math.prod(blocks)
     if count == 1:
         return value
     shape = (value.out_channels * count, 1, *blocks)
     kernel = Lazy(lambda: torch.eye(count, dtype=torch.float64).repeat(value.out_channels, 1).view(shape))
-    cut = value.then(AffineConv.conv(Constant(shape, kernel), stride=blocks, groups=value.out_channels))
-    return replace(cut, axes=tuple(map(_up_to_whole, cut.axes, value.axes, blocks)))
+    strided = value.then(AffineConv.conv(Constant(shape, kernel), stride=blocks, groups=value.out_channels))
+    return replace(strided, axes=tuple(map(_with_spare, strided.axes, value.axes, blocks)))
 
 
-def _up_to_whole(axis: Axis, before: Axis, block: int) -> Axis:
-    """The axis with as much more padding as a block may lack; where it lacks any, there is no output."""
+def _with_spare(axis: Axis, before: Axis, block: int) -> Axis:
+    """The axis with spare padding for an incomplete block at the end."""
     more = 0 if axis.copies_pixels else before.stride * (block - 1)
     return replace(axis, hi=axis.hi + more, spare=axis.spare + more)
 
 
 def lengths_of(value: AffineConv) -> tuple[Length, ...]:
-    """How long the dimensions of a convolution's result are; equal where they are so for every size of its anchor."""
+    """The lengths of the dimensions of a convolution's result: two are equal only if they are at every anchor size."""
     rank = len(value.anchor.shape)
     if not value.axes:
         return (*(Length(Fraction(1), (dim,)) for dim in range(rank - 1)), Length.constant(value.out_channels))
@@ -242,45 +246,48 @@ def _length(digit: Digit, sources: Sequence[Length]) -> Length:
 
 def _values(digits: Sequence[Digit], index: int) -> list[int]:
     """The values of the digits of an index."""
-    found = []
+    values = []
     for digit in reversed(digits):
-        found.append(index % digit.size)
+        values.append(index % digit.size)
         index //= digit.size
-    return found[::-1]
+    return values[::-1]
 
 
-def _joined(digits: Sequence[Digit]) -> tuple[Digit, ...]:
-    """Neighbouring digits of one index as one; none for an index that is 0 always."""
-    found: list[Digit] = []
+def _merged(digits: Sequence[Digit]) -> tuple[Digit, ...]:
+    """The same with neighbours that are one number merged, and without digits that are always 0."""
+    result: list[Digit] = []
     for digit in digits:
-        last = found[-1] if found else None
+        last = result[-1] if result else None
         if last is not None and last.source == digit.source and last.step == digit.step * digit.size:
-            found[-1] = replace(last, step=digit.step, size=last.size * digit.size)
+            result[-1] = replace(last, step=digit.step, size=last.size * digit.size)
         elif digit.size > 1 or digit.grows:
-            found.append(digit)
-    return tuple(found)
+            result.append(digit)
+    return tuple(result)
 
 
-def _cut(left: list[Digit], shape: Sequence[int]) -> list[list[Digit]]:
-    """The digits, in their order, under a shape. A digit of length 1 that grows is the next dimension's."""
+def _split(digits: list[Digit], shape: Sequence[int]) -> list[list[Digit]]:
+    """The digits in their order, dealt out to the dimensions of a shape.
+
+    A growing digit of recorded length 1 goes to the dimension that follows it.
+    """
     if 0 in shape:
-        raise Refusal("it has no entries")
-    made: list[list[Digit]] = []
+        raise Refusal("its result has no entries")
+    dims: list[list[Digit]] = []
     for length in shape:
-        dim = [left.pop(0)] if left and left[0].size == length == 1 else []
+        dim = [digits.pop(0)] if digits and digits[0].size == length == 1 else []
         while length > 1:
-            digit = left.pop(0)
+            digit = digits.pop(0)
             if length % digit.size == 0:
                 length //= digit.size
             elif digit.size % length == 0:
-                left.insert(0, Digit(digit.source, digit.step, digit.size // length))
+                digits.insert(0, Digit(digit.source, digit.step, digit.size // length))
                 digit = replace(digit, step=digit.step * (digit.size // length), size=length)
                 length = 1
             else:
-                raise Refusal("it cuts rows of channels and pixels at places where none of them ends")
+                raise Refusal("it splits a dimension where neither channels nor pixels end")
             dim.append(digit)
-        made.append(dim)
-    if left and not made:
-        raise Refusal("it drops a dimension that may be longer for another input")
-    made[-1:] = [last + left for last in made[-1:]]
-    return made
+        dims.append(dim)
+    if digits and not dims:
+        raise Refusal("it drops a dimension that may be longer than 1 for another input")
+    dims[-1:] = [last + digits for last in dims[-1:]]
+    return dims

@@ -1,4 +1,4 @@
-"""Maps of channels behind operations that treat all channels alike."""
+"""Maps of channels behind operations that do the same to every channel: reshapes, transposes, means over pixels."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from dataclasses import dataclass, replace
 
 from reparam.algebra.affine import AffineConv, Anchor, Constant
 from reparam.algebra.index_map import IndexMap, Move, Permute, Rearranged, Reshape, Select
-from reparam.algebra.kernels import repeated
+from reparam.algebra.kernels import repeat_channels
 from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 
 
 @dataclass(frozen=True)
 class View:
-    """A map of channels behind `steps` operations that treat all channels alike: steps(inside(anchor)).
+    """`inside(anchor)`, seen through `steps` operations that do the same to every channel.
 
-    Reshapes and transposes that leave the channels whole, and means over pixels, commute with every map of channels
-    (a mean keeps a bias because its weights sum to 1). So a map behind them can be moved in front of them and back.
-    steps_before: so many of the steps come before `inside`, which reads neighbours of the pixels that they have rearranged;
-    its anchor stands for what these steps make of the anchor proper.
-    shape: of the tensor now; channel: which of its dimensions holds the channels (None: none does).
-    places: which channel, as they are seen now, each of those of `inside` has become, or a part of; None where they are
-    whole and in their order. A map in front of that maps every part by itself.
-    moves: the reshapes and transposes, where they are all that the steps do.
+    Reshapes and transposes that keep channels whole, and means over pixels, commute with every map of channels (a mean
+    keeps a bias, because its weights sum to 1). So a map behind the steps can be moved in front of them, and back.
+
+    inside: a map of channels before the steps. It may also read neighbouring pixels: then it stands behind the first
+        `steps_before` steps, and its anchor is the tensor that they give.
+    shape: of the tensor now, at the recorded size.
+    channel: its dimension that holds the channels; None if no dimension does.
+    places: for each channel of `inside`, the channel that it has become, or is a part of; None if the channels are
+        whole and in their order. A map in front of the steps maps each part by itself.
+    moves: the reshapes and transposes, if the steps are nothing else.
     """
 
     inside: AffineConv
@@ -36,24 +38,24 @@ class View:
     moves: tuple[Move, ...] | None = None
 
     @staticmethod
-    def of(moved: Rearranged) -> View | AffineConv:
-        """What a rule has moved; a convolution where all pixels are in their places again, or blocks of them."""
-        x, moves = moved.input, moved.moves
+    def of(rearranged: Rearranged) -> View | AffineConv:
+        """What a rule has rearranged; a convolution if all pixels, or blocks of them, are in their places again."""
+        x, moves = rearranged.input, rearranged.moves
         source = 1 if x.axes else len(x.anchor.shape) - 1
         shape, channel = track_channel(x.shape(), source, moves)
         if channel is not None:
             return View(x, shape, channel, moves=moves)
         if not x.axes:
-            raise _apart()
-        arrangement = IndexMap.of(x, moves)
-        if not any(digit.source == source for digits in arrangement.dims for digit in digits):
-            raise Refusal("it drops the channels") if arrangement.picked else _apart()
-        convolved = arrangement.convolved(x)
-        if convolved is not None:
-            return convolved
-        at = arrangement.channels(source)
-        places = None if at is None else arrangement.places(at, x.out_channels)
-        return View(x, shape, at, places=places, moves=moves)
+            raise _channels_split()
+        index_map = IndexMap.of(x, moves)
+        if not any(digit.source == source for digits in index_map.dims for digit in digits):
+            raise Refusal("it drops the channels") if index_map.selected else _channels_split()
+        convolution = index_map.as_convolution(x)
+        if convolution is not None:
+            return convolution
+        dim = index_map.channel_dim(source)
+        places = None if dim is None else index_map.positions(dim, x.out_channels)
+        return View(x, shape, dim, places=places, moves=moves)
 
     @property
     def readable(self) -> bool:
@@ -67,93 +69,93 @@ class View:
         return self.channel is not None and self.places is None
 
     def as_anchor(self) -> AffineConv:
-        """The tensor as if it were an anchor: what the next rule reads."""
+        """The tensor as an anchor of its own: what the next rule reads."""
         rank = len(self.shape)
-        first = self.readable and self.channel != rank - 1
-        return AffineConv.of(Anchor(object(), self.shape), rank - 2 if first else 0)
+        channels_first = self.readable and self.channel != rank - 1
+        return AffineConv.of(Anchor(object(), self.shape), rank - 2 if channels_first else 0)
 
     def require_readable(self) -> None:
-        """Raises Refusal where no layer reads the channels."""
+        """Raise Refusal if no layer can read the channels."""
         if self.channel is None:
-            raise Refusal("it reads what cuts channels apart, or joins them with pixels")
+            raise Refusal("it reads a tensor whose channels were split up, or merged with pixels")
         if not self.readable:
             where = f"dimension {self.channel} of {len(self.shape)}"
             raise Refusal(f"its channels are on {where}, where no layer reads them")
 
     def then(self, result: object) -> View | AffineConv | tuple[object, ...]:
-        """What a rule has made of `seen()`, put behind this."""
+        """What a rule has made of `as_anchor()`, as a value of the anchor of this."""
         if isinstance(result, tuple):
             return tuple(map(self.then, result))
         if isinstance(result, Rearranged):
-            return self._again(result.moves)
+            return self._rearranged(result.moves)
         if isinstance(result, AffineConv) and result.identity:
             return self
         self.require_readable()
-        made = result.inside if isinstance(result, View) else result
-        if isinstance(made, AffineConv) and len(made.axes) != len(self.as_anchor().axes):
-            raise Refusal("it reads other dimensions as channels than those that hold them")
-        return self._read(result)
+        outer = result.inside if isinstance(result, View) else result
+        if isinstance(outer, AffineConv) and len(outer.axes) != len(self.as_anchor().axes):
+            raise Refusal("it reads another dimension as channels than the one that holds them")
+        return self._followed_by(result)
 
-    def _read(self, result: object) -> View:
+    def _followed_by(self, result: object) -> View:
         if isinstance(result, View) and result.inside.pixelwise:
             result.require_readable()
-            inside, steps = self._mapped(result.inside), self.steps + result.steps
-            places = _one_by_one(self._still(inside), result.places)
+            inside, steps = self._with_map(result.inside), self.steps + result.steps
+            places = _composed(self._places_for(inside), result.places)
             return View(inside, result.shape, result.channel, steps, places, self.steps_before)
         if isinstance(result, AffineConv) and result.mean:
             return replace(self, shape=result.shape(), steps=self.steps + 1, moves=None)
         if isinstance(result, AffineConv) and result.pixelwise:
-            inside = self._mapped(result)
+            inside = self._with_map(result)
             moves = self.moves if inside.out_channels == self.inside.out_channels else None
-            return replace(self, inside=inside, shape=result.shape(), places=self._still(inside), moves=moves)
-        if isinstance(result, AffineConv) and not result.bias_per_pixel and self._behind:
-            inside = result.applied_to(self._moved(len(result.axes)))
+            return replace(self, inside=inside, shape=result.shape(), places=self._places_for(inside), moves=moves)
+        if isinstance(result, AffineConv) and not result.bias_per_pixel and self._can_stand_behind:
+            inside = result.applied_to(self._behind_steps(len(result.axes)))
             return replace(self, inside=inside, shape=result.shape(), steps_before=self.steps, moves=None)
         raise Refusal(
-            "it reads the neighbours of pixels that were rearranged before it",
+            "it reads neighbours of pixels that were rearranged before it",
             "a map of channels (a linear layer, a 1x1 convolution, a scale) would fold",
         )
 
     @property
-    def _behind(self) -> bool:
-        """Whether there is something inside that may stand behind all of the steps."""
+    def _can_stand_behind(self) -> bool:
+        """Whether `inside` is more than the anchor, and may be computed behind all of the steps."""
         movable = self.inside.pixelwise and self.whole
         return not self.inside.identity and (movable or self.steps_before == self.steps)
 
-    def _moved(self, spatial: int) -> AffineConv:
-        """What stands inside, behind the steps."""
+    def _behind_steps(self, spatial: int) -> AffineConv:
+        """`inside`, computed behind all of the steps."""
         if self.steps_before == self.steps:
             return self.inside
         shape = tuple(self.inside.in_channels if i == self.channel else size for i, size in enumerate(self.shape))
-        moved = Anchor(object(), shape, self.inside.anchor.fixed and self._of_one_size)
-        return replace(self.inside.with_axes(spatial), anchor=moved)
+        anchor = Anchor(object(), shape, self.inside.anchor.fixed and self._has_fixed_pixels)
+        return replace(self.inside.with_axes(spatial), anchor=anchor)
 
     @property
-    def _of_one_size(self) -> bool:
-        """Whether nothing that grows is among the pixels: at a fixed size, none of the images of a batch."""
+    def _has_fixed_pixels(self) -> bool:
+        """Whether no pixel dimension holds a part of the batch, which grows even at a fixed image size."""
         dims = () if self.moves is None else IndexMap.of(self.inside, self.moves).dims[2:]
         return bool(dims) and not any(digit.grows for dim in dims for digit in dim)
 
-    def _again(self, moves: tuple[Move, ...]) -> View | AffineConv:
-        """This with its entries in other places."""
+    def _rearranged(self, moves: tuple[Move, ...]) -> View | AffineConv:
+        """This after some more moves."""
         steps = self.steps + 1
         shape, channel = track_channel(self.shape, self.channel, moves)
         if channel is not None and (self.whole or self.moves is None):
-            together = None if self.moves is None else (*self.moves, *moves)
-            if together is not None and _in_place(self.inside, together):
+            all_moves = None if self.moves is None else (*self.moves, *moves)
+            if all_moves is not None and _in_place(self.inside, all_moves):
                 return self.inside
-            return replace(self, shape=shape, channel=channel, steps=steps, moves=together)
+            return replace(self, shape=shape, channel=channel, steps=steps, moves=all_moves)
         if self.moves is not None:
-            found = View.of(Rearranged(self.inside, (*self.moves, *moves)))
-            return replace(found, steps=steps) if isinstance(found, View) else found
+            result = View.of(Rearranged(self.inside, (*self.moves, *moves)))
+            return replace(result, steps=steps) if isinstance(result, View) else result
         last = View.of(Rearranged(self.as_anchor(), moves)) if self.readable else None
         if not isinstance(last, View) or last.places is None:
-            raise _apart()
-        places = _one_by_one(self.places, last.places)
+            raise _channels_split()
+        places = _composed(self.places, last.places)
         return replace(self, shape=last.shape, channel=last.channel, steps=steps, places=places)
 
-    def _mapped(self, outer: AffineConv) -> AffineConv:
-        """What stands inside, with a map of the channels behind it."""
+    def _with_map(self, outer: AffineConv) -> AffineConv:
+        """`inside` with a map behind it that does to its channels what `outer` does to the channels as seen now."""
         if outer.identity:
             return self.inside
         places = self.places
@@ -163,73 +165,45 @@ class View:
             scale = Lazy(lambda: outer.kernel().flatten()[list(places)])
             shift = Lazy(lambda: outer.bias_value()[list(places)])
             return self.inside.scale_shift(scale, None if outer.bias is None else shift)
-        if outer.in_channels == 1:  # a dimension that the steps have made: they would make one of length 1 again
-            raise Refusal("it makes channels where there was but one entry, and where none of the channels are")
-        aside = sorted(range(len(places)), key=places.__getitem__)
-        mapped = self.inside.take(aside).then(_repeated(outer.with_axes(len(self.inside.axes)), self._parts))
-        if aside == list(range(len(places))):
+        if outer.in_channels == 1:  # the steps made this dimension of length 1: behind them it would be 1 again
+            raise Refusal("it reads as channels a dimension of length 1 that holds none of the channels")
+        order = sorted(range(len(places)), key=places.__getitem__)
+        mapped = self.inside.take(order).then(_repeated(outer.with_axes(len(self.inside.axes)), self._parts))
+        if order == list(range(len(places))):
             return mapped
         if outer.out_channels != outer.in_channels:
             raise Refusal(
-                "it makes more or fewer channels of what was put in another order before",
+                "it changes the number of channels after they were reordered",
                 "a map of as many channels would fold",
             )
-        return mapped.take(sorted(range(len(places)), key=aside.__getitem__))
+        return mapped.take(sorted(range(len(places)), key=order.__getitem__))
 
     @property
     def _parts(self) -> int:
-        """How many channels of `inside` each of them was."""
+        """How many channels of `inside` make up one channel as seen now."""
         return 1 if self.places is None else len(self.places) // (max(self.places) + 1)
 
-    def _still(self, inside: AffineConv) -> tuple[int, ...] | None:
+    def _places_for(self, inside: AffineConv) -> tuple[int, ...] | None:
         """The places of the channels of another map inside."""
         same = self.places is None or len(self.places) == inside.out_channels
         return self.places if same else tuple(i // self._parts for i in range(inside.out_channels))
 
 
-def _repeated(outer: AffineConv, times: int) -> AffineConv:
-    """A map of channels each of which is there so many times, side by side: every copy by itself."""
-    groups = outer.groups * times if outer.pointwise else outer.groups
-    many = outer.out_channels * times
-    shape = (many, outer.in_channels * times // groups, *[1] * len(outer.axes))
-    bias = outer.bias
-    shift = None if bias is None else Constant((many,), Lazy(lambda: bias().repeat_interleave(times)))
-    kernel = Lazy(lambda: repeated(outer.kernel(), times, apart=outer.pointwise).view(shape))
-    return AffineConv.conv(Constant(shape, kernel), shift, groups=groups)
-
-
 def as_views(result: object) -> object:
-    """What a rule has made: tensors that it has moved, each with its channels."""
+    """What a rule has made, with `Rearranged` tensors as views."""
     if isinstance(result, tuple):
         return tuple(map(as_views, result))
     return View.of(result) if isinstance(result, Rearranged) else result
 
 
-def _one_by_one(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The places of channels that were put in other places twice."""
-    return second if first is None else first if second is None else tuple(second[place] for place in first)
-
-
-def _in_place(value: AffineConv, moves: Sequence[Move]) -> bool:
-    """Whether all entries are where they were after some moves."""
-    try:
-        return IndexMap.of(value, moves) == IndexMap.of(value)
-    except Refusal:
-        return False
-
-
-def _apart() -> Refusal:
-    return Refusal("it cuts channels apart, or joins them with pixels")
-
-
 def track_channel(
     shape: tuple[int, ...], channel: int | None, moves: Sequence[Move]
 ) -> tuple[tuple[int, ...], int | None]:
-    """The shape and where the channels are (as long as they are whole) after some moves."""
+    """The shape after some moves, and the dimension that then holds the channels; None if they do not stay whole."""
     for move in moves:
         match move:
             case Reshape():
-                shape, channel = move.shape(shape), _kept(shape, channel, move)
+                shape, channel = move.shape(shape), _after_reshape(shape, channel, move)
             case Permute(order):
                 shape, channel = tuple(shape[dim] for dim in order), None if channel is None else order.index(channel)
             case Select(dim):
@@ -238,12 +212,40 @@ def track_channel(
     return shape, channel
 
 
-def _kept(before: Sequence[int], channel: int | None, move: Reshape) -> int | None:
-    """Where the channels are after a reshape: they stay whole where equally many elements stand before them."""
+def _after_reshape(before: Sequence[int], channel: int | None, move: Reshape) -> int | None:
+    """The dimension of the channels after a reshape: they stay whole if equally many entries stand before them."""
     if channel is None or channel < move.start:
         return channel
     if channel >= move.stop:
         return channel - move.stop + move.start + len(move.lengths)
-    ahead = math.prod(before[move.start : channel])
-    kept = (i for i, size in enumerate(move.lengths) if size == before[channel])
-    return next((move.start + i for i in kept if math.prod(move.lengths[:i]) == ahead), None)
+    outer = math.prod(before[move.start : channel])
+    candidates = (i for i, size in enumerate(move.lengths) if size == before[channel])
+    return next((move.start + i for i in candidates if math.prod(move.lengths[:i]) == outer), None)
+
+
+def _repeated(outer: AffineConv, times: int) -> AffineConv:
+    """A map of channels of which each comes `times` times, side by side: it maps every copy by itself."""
+    groups = outer.groups * times if outer.pointwise else outer.groups
+    channels = outer.out_channels * times
+    shape = (channels, outer.in_channels * times // groups, *[1] * len(outer.axes))
+    bias = outer.bias
+    shift = None if bias is None else Constant((channels,), Lazy(lambda: bias().repeat_interleave(times)))
+    kernel = Lazy(lambda: repeat_channels(outer.kernel(), times, grouped=outer.pointwise).view(shape))
+    return AffineConv.conv(Constant(shape, kernel), shift, groups=groups)
+
+
+def _composed(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The places of channels that were moved twice."""
+    return second if first is None else first if second is None else tuple(second[place] for place in first)
+
+
+def _in_place(value: AffineConv, moves: Sequence[Move]) -> bool:
+    """Whether all entries are back in their places after some moves."""
+    try:
+        return IndexMap.of(value, moves) == IndexMap.of(value)
+    except Refusal:
+        return False
+
+
+def _channels_split() -> Refusal:
+    return Refusal("it splits channels up, or merges them with pixels")
