@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
+from reparam.algebra.layer_form import layer_form
 
 _CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
@@ -17,7 +18,7 @@ def describe(value: AffineConv) -> str:
     """
     if value.identity:
         return "nothing"
-    frames, value = value.deployable()
+    frames, value = layer_form(value)
     name = _CLASS[len(value.axes)].replace("Conv", "ConvTranspose" if value.is_transposed else "Conv")
     text = f"{name} {value.in_channels}->{value.out_channels}"
     if value.axes:

@@ -22,8 +22,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from reparam.algebra.affine import AffineConv, padded
+from reparam.algebra.affine import AffineConv
 from reparam.algebra.describe import describe
+from reparam.algebra.kernels import pad_in_mode
+from reparam.algebra.layer_form import layer_form
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
 from reparam.capture.ops import KERNELS
@@ -301,9 +303,9 @@ class Fusion:
 
 def _emitted(value: AffineConv, x: Tensor) -> Tensor:
     """What the layers compute as which a value is written back."""
-    frames, value = value.deployable()
+    frames, value = layer_form(value)
     for mode, sides in frames:
-        x = padded(x, sides, mode)
+        x = pad_in_mode(x, sides, mode)
     return value(x)
 
 

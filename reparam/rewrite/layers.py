@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.algebra.kernels import finest_groups, regroup, transposed
+from reparam.algebra.layer_form import layer_form
 
 _PLAIN: dict[int, Callable[..., nn.Module]] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
@@ -59,7 +60,7 @@ def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tens
     One-sided padding widens the kernel with zeros, or, where that would more than double it or the padding copies
     pixels, is a module of its own; so is a bias that differs between pixels.
     """
-    frames, value = value.deployable()
+    frames, value = layer_form(value)
     bias = None if value.bias is None else value.bias()  # first: it may take other kernels, which are gone then
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     groups, kernel = finest_groups(kernel, value.groups) if value.axes else (1, kernel)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reparam.algebra.affine import AffineConv, Anchor, Constant, PendingBorder
 from reparam.algebra.axis import ZEROS, Axis
+from reparam.algebra.layer_form import widened
 from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 from reparam.rewrite.layers import plain
@@ -307,7 +308,7 @@ def test_a_dilated_kernel_stays_small() -> None:
         anchor(2), 2
     )
     assert folded.kernel().shape == (6, 6, 3, 3)
-    assert folded.widened().kernel().shape == (6, 6, 3, 3)
+    assert widened(folded).kernel().shape == (6, 6, 3, 3)
 
 
 # --- sums and channels
@@ -366,7 +367,7 @@ def test_cat_is_exact_wherever_there_is_one(data: st.DataObject, spatial: int) -
         x = integers(1, CHANNELS, *sizes)
         truth = torch.cat([u(x), v(x)], 1)
         assert torch.equal(law(x), truth)
-        assert torch.equal(law.widened()(x), truth)
+        assert torch.equal(widened(law)(x), truth)
         assert torch.equal(plain(law, x)[0](x), truth)
 
 
@@ -499,7 +500,7 @@ def test_slice(data: st.DataObject, spatial: int) -> None:
 @given(st.data(), st.integers(1, 3))
 def test_widened_is_padded_as_a_layer_is(data: st.DataObject, spatial: int) -> None:
     v = data.draw(values(spatial))
-    law = v.widened()
+    law = widened(v)
     if v.is_transposed:
         assert all(0 <= axis.hi - axis.lo < max(axis.input_dilation, axis.dilation) for axis in law.axes)
         assert all(axis.transposed_padding >= 0 for axis in law.axes)
@@ -642,7 +643,7 @@ def _lengthened(draw: st.DrawFn, kind: str, v: AffineConv, f: Function) -> tuple
         law = v.pad(pads, Lazy.of(value))
         assert isinstance(law, AffineConv)
         return law, lambda x: padded(f(x), pads, value)
-    return v.widened(), f
+    return widened(v), f
 
 
 @given(chains())
@@ -663,7 +664,7 @@ def test_laws_compute_no_kernel() -> None:
     padded_twice = v.pad([(1, 1), (1, 1)])
     assert isinstance(padded_twice, AffineConv)
     result = (padded_twice.then(outer) + padded_twice.then(outer)).cat(padded_twice.then(outer)).take([1, 2])
-    result = result.scale_shift(Lazy.of(integers(2)), Lazy.of(integers(2))).slice(0, 1).widened()
+    result = widened(result.scale_shift(Lazy.of(integers(2)), Lazy.of(integers(2))).slice(0, 1))
     assert result.out_channels == 2
     with pytest.raises(AssertionError, match="worked out"):
         result.kernel()

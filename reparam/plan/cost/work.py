@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS
+from reparam.algebra.layer_form import layer_form
 from reparam.capture.graph import Node
 from reparam.capture.ops import (
     CONVOLUTIONS,
@@ -70,7 +71,7 @@ def of_fold(value: AffineConv) -> Iterator[Work]:
         return
     output, shape = value.shape(), value.anchor.shape
     written, read = math.prod(output), math.prod(shape)
-    frames, value = value.deployable()
+    frames, value = layer_form(value)
     frames += [(mode, value.sides(mode)) for mode in value.modes if mode != ZEROS]
     for mode, pads in frames:  # a separate operation, as in the user's code
         pad = partial(sample.of_pad, shape, pads, mode)
