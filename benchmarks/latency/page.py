@@ -18,8 +18,8 @@ _NOISE = 1.02  # two measurements of the same network differ by as much
 
 _HEAD = """# Benchmarks
 
-The time of a forward pass of the folded network and of everything else that could be deployed, over the time of the
-original network run eagerly: below 1 is faster. Made by
+How long a forward pass takes in each form that could be deployed, divided by the time of the original network run
+eagerly: below 1 is faster. Made by
 
     {command}
     python -m benchmarks.latency --json latency.json --page docs
@@ -28,11 +28,12 @@ with {versions}
 on {machine}, {threads} thread(s).
 
 All forms of a network take turns in one process for {rounds} rounds, each round in another order. A ratio is formed
-within each round, on the clock ("wall") and in processor time. A cell is the median of the ratios and, in brackets, the
+within each round, in wall time and in processor time. A cell holds the median of the ratios and, in brackets, the
 distance of their quartiles.
-Weights are random, statistics drawn; nothing is downloaded. "compiled" is `torch.compile` with freezing, for one size;
-ONNX Runtime runs what `torch.onnx.export` makes. A form that fails, or computes something else than the original, is
-not timed.
+
+- Weights are random and statistics drawn. Nothing is downloaded.
+- "compiled" is `torch.compile` with freezing, for one size. ONNX Runtime runs what `torch.onnx.export` writes.
+- A form that fails, or whose output differs from the original's, is not timed.
 """
 
 
@@ -92,9 +93,9 @@ def _ratios(cases: Sequence[Case]) -> str:
     return _table(["network", "time", *forms], lines)
 
 
-_AGAINST = f"""The processor time of the folded network over that of the alternative in the same runtime, over all
-networks, batches and memory formats. "slower" names the cases above {_NOISE}; what is below is noise. The last column
-is the median on the clock, which other load on the machine changes.
+_AGAINST = f"""The processor time of the folded network, divided by that of the alternative in the same runtime, over all
+networks, batches and memory formats. "slower" names the cases above {_NOISE}; smaller differences are noise. The last
+column is the median in wall time, which other load on the machine changes.
 """
 
 
@@ -108,25 +109,29 @@ def _against(cases: Sequence[Case]) -> str:
         clock = f"{median(share['wall']['median'] for share in shares.values()):.2f}"
         ends = f"{ordered[0]:.2f} .. {ordered[-1]:.2f}"
         lines.append([form, str(len(ratios)), f"{median(ordered):.2f}", ends, "; ".join(slower) or "none", clock])
-    return _table(["alternative", "cases", "median", "from .. to", "slower", "on the clock"], lines)
+    return _table(["alternative", "cases", "median", "from .. to", "slower", "in wall time"], lines)
 
 
 def _name(case: Case) -> str:
     return f"{case['case']['model']} ({case['case']['batch']}, {case['case']['memory_format']})"
 
 
-_ROUNDING = """The Euclidean distance of the outputs from those in float64, over their norm, for the original and for
-the folded network, both rounded to the dtype once. It is the root mean square of several networks with different
-weights, because the error of a single one depends on luck.
+_ROUNDING = """The Euclidean distance of the outputs from those in float64, divided by their norm. The original and the folded network
+are each rounded to the dtype once. The figure is the root mean square over several networks with different weights,
+because the error of a single one depends on luck.
 """
 
 _OTHERS = """## Other benchmarks
 
-`python -m benchmarks.conversion` measures the conversion itself ([what a conversion costs](performance.md)),
-`python -m benchmarks.zoo` converts public networks ([the zoo](zoo.md)), and `python -m benchmarks.calibrate` fits the
-[cost model](costs.md) to a machine. `python -m benchmarks.fuzz` converts random networks and compares them with
-themselves; with `--digest FILE` it writes one line per network (seed, folds, removed operations, a hash of what was
-folded, refusals), so that `diff` shows where two versions of the code fold differently.
+| command | what it does |
+|---|---|
+| `python -m benchmarks.conversion` | measures the conversion itself ([what a conversion costs](performance.md)) |
+| `python -m benchmarks.zoo` | converts public networks ([the zoo](zoo.md)) |
+| `python -m benchmarks.calibrate` | fits the [cost model](costs.md) to a machine |
+| `python -m benchmarks.fuzz` | converts random networks and compares each with its original |
+
+With `--digest FILE`, `benchmarks.fuzz` writes one line per network: seed, folds, removed operations, a hash of what was
+folded, refusals. `diff` of two such files shows where two versions of the code fold differently.
 """
 
 

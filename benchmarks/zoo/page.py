@@ -13,7 +13,7 @@ _COUNTS = ("convs", "norms", "elementwise")
 
 _INTRODUCTION = """# The zoo
 
-Public networks with random weights and drawn statistics, converted by `reparam.reparameterize` with all its checks.
+Public networks with random weights and drawn statistics, converted by `reparam.reparameterize` with all checks.
 Made by
 
     python -m benchmarks.zoo --set transformers ultralytics detection timm torchvision --out zoo.jsonl
@@ -21,24 +21,29 @@ Made by
 
 with {versions} on a CPU, one thread, batches of {batch}.
 
-- timm: the smallest model of every model file; of a file that ships a conversion of its own, one model of every family
-  (`benchmarks/zoo/timm.txt`).
-- torchvision: one or two models of every file.
-- detection: the detectors of torchvision as a whole, including the choice of boxes.
-- transformers: vision models from small configurations (`benchmarks/zoo/transformers.py`).
-- ultralytics: the smallest scale of its yaml files (`benchmarks/zoo/ultralytics.py`). Its own conversion is `fuse()`,
-  except that the heads which `fuse()` drops are kept.
+| set | models |
+|---|---|
+| timm | the smallest of every model file; where a file ships its own conversion, one of every family (`benchmarks/zoo/timm.txt`) |
+| torchvision | one or two of every file |
+| detection | the detectors of torchvision as a whole, including the choice of boxes |
+| transformers | vision models from small configurations (`benchmarks/zoo/transformers.py`) |
+| ultralytics | the smallest scale of its yaml files (`benchmarks/zoo/ultralytics.py`); its own conversion is `fuse()`, but the heads that `fuse()` drops are kept |
 
-Images are the smallest of a few sizes (64 to 224 pixels, and the model's own) that the model accepts. Networks that
-sort what they return (all of detection, a few others) are converted in float64, because in float32 rounding decides
-near ties. The counts after the conversion come from a new recording of the converted model, and so do the counts after
-the networks' own conversions. "BN" counts calls of batch norms, "elementwise" sums and products.
+Images have the smallest size that the model accepts, out of a few from 64 to 224 pixels and the model's own. Networks
+that sort their outputs (all of detection, a few others) are converted in float64, because in float32 rounding decides
+near ties. The counts after a conversion come from a new recording of the converted model; so do those after a network's
+own conversion.
 
-- *fp64 error*: largest difference of the outputs in float64, relative to the largest output.
-- *error / original's own*: error in the model's own dtype over that of the original, both against float64.
-- *conversion / forward*: processor time of one conversion over that of one forward pass, without and with checks.
+| column | meaning |
+|---|---|
+| BN | calls of batch norms |
+| elementwise | sums and products |
+| fp64 error | largest difference of the outputs in float64, relative to the largest output |
+| error / original's own | error in the model's own dtype, divided by that of the original, both against float64 |
+| conversion / forward | processor time of one conversion without checks, divided by that of one forward pass |
+| with checks | the same with checks |
 
-All rows were made by the same code: the digest of `reparam/` (`benchmarks.zoo.convert.source()`) was `{source}`."""
+All rows come from the same code: its digest (`benchmarks.zoo.convert.source()`) was `{source}`."""
 
 _HEADERS = (
     "model", "file", "pixels", "folds", "convs and linears", "BN", "elementwise", "their own conversion leaves",
