@@ -93,7 +93,8 @@ def _ratios(cases: Sequence[Case]) -> str:
     return _table(["network", "time", *forms], lines)
 
 
-_AGAINST = f"""The processor time of the folded network, divided by that of the alternative in the same runtime, over all
+_AGAINST = f"""\
+The processor time of the folded network, divided by that of the alternative in the same runtime, over all
 networks, batches and memory formats. "slower" names the cases above {_NOISE}; smaller differences are noise. The last
 column is the median in wall time, which other load on the machine changes.
 """
@@ -116,7 +117,8 @@ def _name(case: Case) -> str:
     return f"{case['case']['model']} ({case['case']['batch']}, {case['case']['memory_format']})"
 
 
-_ROUNDING = """The Euclidean distance of the outputs from those in float64, divided by their norm. The original and the folded network
+_ROUNDING = """\
+The Euclidean distance of the outputs from those in float64, divided by their norm. The original and the folded network
 are each rounded to the dtype once. The figure is the root mean square over several networks with different weights,
 because the error of a single one depends on luck.
 """

@@ -23,11 +23,13 @@ with {versions} on a CPU, one thread, batches of {batch}.
 
 | set | models |
 |---|---|
-| timm | the smallest of every model file; where a file ships its own conversion, one of every family (`benchmarks/zoo/timm.txt`) |
+| timm | the smallest of every model file; where a file ships its own conversion, one of every family \
+(`benchmarks/zoo/timm.txt`) |
 | torchvision | one or two of every file |
 | detection | the detectors of torchvision as a whole, including the choice of boxes |
 | transformers | vision models from small configurations (`benchmarks/zoo/transformers.py`) |
-| ultralytics | the smallest scale of its yaml files (`benchmarks/zoo/ultralytics.py`); its own conversion is `fuse()`, but the heads that `fuse()` drops are kept |
+| ultralytics | the smallest scale of its yaml files (`benchmarks/zoo/ultralytics.py`); its own \
+conversion is `fuse()`, but the heads that `fuse()` drops are kept |
 
 Images have the smallest size that the model accepts, out of a few from 64 to 224 pixels and the model's own. Networks
 that sort their outputs (all of detection, a few others) are converted in float64, because in float32 rounding decides
