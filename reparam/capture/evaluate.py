@@ -1,4 +1,4 @@
-"""The values of recorded tensors, worked out in float64."""
+"""The values of recorded tensors, computed again in float64."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from reparam.capture.tree import mapped
 
 
 def evaluate(node: Node, memo: dict[Node, Any]) -> Any:
-    """The value of a node in float64, on the CPU; `memo` holds what is known already and keeps what is worked out.
+    """The value of a node in float64, on the CPU.
 
-    Constants need nothing; any other node needs the value of its anchor in `memo`. Raises KeyError without.
+    memo: values that are known; those that are computed on the way are added. A constant needs none of them, any other
+    node the value of its anchor. Raises KeyError where that is missing.
     """
-    waiting = [node]  # no function that calls itself: a sum of a thousand constants goes a thousand steps back
-    while waiting:
-        each = waiting[-1]
-        unknown = [] if _known(each, memo) else [operand for operand in each.inputs if not _known(operand, memo)]
-        if unknown and each.function is not None:
-            waiting += unknown
+    pending = [node]  # a stack, not recursion: a sum of a thousand constants is a thousand operations deep
+    while pending:
+        current = pending[-1]
+        unknown = [] if _is_known(current, memo) else [node for node in current.inputs if not _is_known(node, memo)]
+        if unknown and current.function is not None:
+            pending += unknown
             continue
-        waiting.pop()
-        if not _known(each, memo):
-            memo[each] = _computed(each, memo)
+        pending.pop()
+        if not _is_known(current, memo):
+            memo[current] = _computed(current, memo)
     return _value(node, memo)
 
 
-def _known(node: Node, memo: dict[Node, Any]) -> bool:
+def _is_known(node: Node, memo: dict[Node, Any]) -> bool:
     return node in memo or node.tensor is not None
 
 
 def _value(node: Node, memo: dict[Node, Any]) -> Any:
-    """What is known of a node; the tensors of the model are not kept, as they may be large."""
+    """The value of a node that is known. Tensors of the model are not added to `memo`, as they may be large."""
     if node in memo or node.tensor is None:
         return memo[node]
     return as_float64(node.tensor.detach().cpu())
 
 
 def _computed(node: Node, memo: dict[Node, Any]) -> Any:
-    """What the function of a node makes of values that are known."""
+    """The value that the function of a node computes from known ones."""
     if node.function is None:
         raise KeyError(f"the value of {node} is not known")
-    args, kwargs = _evaluated(node.args, memo), _evaluated(node.kwargs, memo)
+    args, kwargs = _with_values(node.args, memo), _with_values(node.kwargs, memo)
     with torch.no_grad(), Float64():
         if node.inplace:
             args = (args[0].clone(), *args[1:])
@@ -53,19 +54,20 @@ def _computed(node: Node, memo: dict[Node, Any]) -> Any:
     return mapped(args[0] if node.inplace else result, _on_cpu)
 
 
-def _evaluated(item: Any, memo: dict[Node, Any]) -> Any:
-    # No function inside another: one that calls itself is held by itself, and would hold all that was worked out.
+def _with_values(item: Any, memo: dict[Node, Any]) -> Any:
+    """An argument with values in place of nodes."""
+    # At module level: a nested function that calls itself is a cycle, and would keep all values alive.
     if isinstance(item, Node):
         return _value(item, memo)
     if isinstance(item, (tuple, list)):
-        return type(item)(_evaluated(each, memo) for each in item)
+        return type(item)(_with_values(part, memo) for part in item)
     if isinstance(item, dict):
-        return {key: _evaluated(entry, memo) for key, entry in item.items()}
+        return {key: _with_values(part, memo) for key, part in item.items()}
     if isinstance(item, slice):
-        return slice(*(_evaluated(part, memo) for part in (item.start, item.stop, item.step)))
+        return slice(*(_with_values(part, memo) for part in (item.start, item.stop, item.step)))
     return item
 
 
 def _on_cpu(leaf: Any) -> Any:
-    """Code may name a device of its own; the algebra is done on one."""
+    """The algebra is computed on the CPU, whatever device the user's code names."""
     return leaf.cpu() if isinstance(leaf, Tensor) else leaf

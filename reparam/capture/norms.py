@@ -1,7 +1,7 @@
-"""Normalisations in two halves: what depends on the input, and the scale and shift per channel behind it.
+"""Normalisations in two parts: what depends on the input, and the scale and shift per channel that follow.
 
-`F.layer_norm(x, shape, weight, bias)` is `F.layer_norm(x, shape) * weight + bias`. The first half is no convolution of
-anything; the second is one, and what reads it may absorb it.
+`F.layer_norm(x, shape, weight, bias)` is `F.layer_norm(x, shape) * weight + bias`. The first part is not linear. The
+second is a convolution, and the layer that reads it may take it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-# Where each of them takes its weight and bias.
-_PLACES: dict[Callable[..., Any], dict[str, int]] = {
+# The positions of weight and bias among the arguments.
+_POSITIONS: dict[Callable[..., Any], dict[str, int]] = {
     F.layer_norm: {"weight": 2, "bias": 3},
     torch.layer_norm: {"weight": 2, "bias": 3},
     F.rms_norm: {"weight": 2},
@@ -24,10 +24,10 @@ _PLACES: dict[Callable[..., Any], dict[str, int]] = {
     torch.group_norm: {"weight": 2, "bias": 3},
     F.instance_norm: {"weight": 3, "bias": 4},
 }
-_LAST = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)  # normalised over the last dimensions
+_CHANNELS_LAST = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
 
-# The modules of torch that are one such call, and the attribute that says whether they have weights.
-SCALED: dict[type[nn.Module], str] = {
+# The modules of torch that are one such call, and the attribute that says whether they have a weight.
+NORM_MODULES: dict[type[nn.Module], str] = {
     nn.LayerNorm: "elementwise_affine",
     nn.RMSNorm: "elementwise_affine",
     nn.GroupNorm: "affine",
@@ -38,7 +38,7 @@ SCALED: dict[type[nn.Module], str] = {
 
 
 def affine_part(input: Tensor, weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
-    """input * weight + bias, both (channels,) or None, the channels of `input` on dimension `dim`: 1 or -1."""
+    """input * weight + bias per channel: both are (channels,) or None; dimension `dim` of input holds the channels."""
     if has_torch_function_variadic(input, weight, bias):
         result: Tensor = handle_torch_function(affine_part, (input, weight, bias), input, weight, bias, dim)
         return result
@@ -48,28 +48,28 @@ def affine_part(input: Tensor, weight: Tensor | None, bias: Tensor | None, dim: 
 
 
 def affine_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The weight and the bias of a call; None for what it does not have."""
-    places = _PLACES.get(function, {})
-    given = {name: kwargs.get(name, args[at] if len(args) > at else None) for name, at in places.items()}
-    return given.get("weight"), given.get("bias")
+    """The weight and the bias of a call, each None where it has none."""
+    positions = _POSITIONS.get(function, {})
+    values = {name: kwargs.get(name, args[i] if len(args) > i else None) for name, i in positions.items()}
+    return values.get("weight"), values.get("bias")
 
 
 def without_affine(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the same call without weight and bias."""
-    places = _PLACES[function]
-    left = tuple(None if i in places.values() else each for i, each in enumerate(args))
-    return left, {key: None if key in places else each for key, each in kwargs.items()}
+    """The arguments of the same call with None for weight and bias."""
+    positions = _POSITIONS[function]
+    positional = tuple(None if i in positions.values() else value for i, value in enumerate(args))
+    return positional, {key: None if key in positions else value for key, value in kwargs.items()}
 
 
 def affine_dimension(function: Callable[..., Any]) -> int:
-    """The dimension that holds the channels, where weight and bias are vectors of one number per channel."""
-    return -1 if function in _LAST else 1
+    """The dimension that holds the channels, -1 or 1, where weight and bias hold one number per channel."""
+    return -1 if function in _CHANNELS_LAST else 1
 
 
-def unscale(module: nn.Module) -> None:
-    """Take the parameters from a module of a class in `SCALED`, or of a subclass, as if it had been made without."""
-    flag = next(flag for kind, flag in SCALED.items() if isinstance(module, kind))
+def drop_affine(module: nn.Module) -> None:
+    """Make a module of a class in `NORM_MODULES`, or of a subclass, what it would be without weight and bias."""
+    flag = next(flag for kind, flag in NORM_MODULES.items() if isinstance(module, kind))
     module._parameters.update(dict.fromkeys(module._parameters))
     setattr(module, flag, False)

@@ -1,11 +1,11 @@
-"""The recorder: one run of the user's model, written down.
+"""Records one run of the user's model.
 
-The model runs once, in eval and without gradients, on the user's inputs, under a `TorchFunctionMode`. Every torch
-function becomes a `Node`, every module call a `Call` that knows its nodes and inner calls in order. Python's control
-flow simply runs, so models that no symbolic tracer can follow are recorded as easily as others.
+The model runs once, in eval mode and without gradients, on the user's inputs, under a `TorchFunctionMode`. Every torch
+function becomes a `Node` and every module call a `Call` that lists its nodes and inner calls in order. Python's control
+flow simply runs, so models that no symbolic tracer can follow are recorded like any other.
 
-The record is for knowing. It is analysed and never executed in place of the user's code: what it holds is true for
-this run, and whether it holds for every input is proven again, symbolically, where code is rewritten (see `trace`).
+The record holds for this run. It is analysed and never executed in place of the user's code. Where code is rewritten,
+what the record says is proven for every input from a symbolic trace (see `rewrite.trace`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from reparam.capture.ops import (
     VALUE_QUERIES,
     operation,
 )
-from reparam.capture.snapshot import State, held, hooked, owned
+from reparam.capture.snapshot import ModuleSnapshot, has_hooks, named_tensors, own_tensors
 from reparam.capture.tree import mapped, tensors
 from reparam.capture.watch import listening, watching
 from reparam.errors import ModelError
@@ -67,14 +67,14 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
 
     Raises ModelError if the model fails on the inputs.
     """
-    before = [State(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    snapshots = [ModuleSnapshot(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     recorder = _Recorder(model)
     handles = recorder.watch(model)
     try:
-        given = inputs.map(recorder.given)
-        with torch.no_grad(), listening(recorder.asked_for_gradients), watching(recorder.set), recorder:
-            result = given.call(model)
-        return recorder.finish(result, before)
+        copies = inputs.map(recorder.input_copy)
+        with torch.no_grad(), listening(recorder.gradients_asked), watching(recorder.attribute_set), recorder:
+            result = copies.call(model)
+        return recorder.finish(result, snapshots)
     except Exception as error:
         raise ModelError(
             f"the model fails on its example inputs ({inputs}) in eval mode: {type(error).__name__}: {error}; "
@@ -83,53 +83,55 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
     finally:
         for handle in handles:
             handle.remove()
-        for state in before:
-            state.restore()
+        for snapshot in snapshots:
+            snapshot.restore()
 
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.nodes: list[Node] = []
-        self.sources: list[Node] = []
+        self.model_nodes: list[Node] = []  # of tensors of the model
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.barriers: set[Node] = set()
         self.paths: dict[nn.Module, str] = {}
-        self.owned: dict[nn.Module, dict[str, int]] = {}
+        self.own_tensors: dict[nn.Module, dict[str, int]] = {}
         self.hooked: set[nn.Module] = set()
         self.writes: dict[int, list[Node]] = defaultdict(list)
-        self.copies: dict[int, int] = {}  # of memory that would be that of another tensor at another size
-        self.memories: dict[int, StorageWeakRef] = {}  # as long as they are held, no address means another memory
-        self.overwritten: set[int] = set()
-        self.alone: dict[Node, Node] = {}  # what `contiguous` has left as it is in this run, with that step
+        self.source_storage: dict[int, int] = {}  # of a copy, the storage that it would share at other sizes
+        self.storages: dict[int, StorageWeakRef] = {}  # held here, so that no new storage gets the same address
+        self.overwritten: set[int] = set()  # storages that were written to through another tensor
+        self.contiguous_calls: dict[Node, Node] = {}  # by the tensor that the call returned as it was
         self.inspectors: dict[int, set[nn.Module]] = defaultdict(set)
-        self.told: set[nn.Module] = set()  # those of which the code of others has set attributes
-        self.known: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
-        self.held = {id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in held(model)}
+        self.set_by_others: set[nn.Module] = set()  # modules whose attributes the code of others has set
+        self.bound: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}  # tensors that hold a node's value, by id
+        self.model_tensors = {
+            id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in named_tensors(model)
+        }
 
     # --- modules
 
     def watch(self, model: nn.Module) -> list[Any]:
-        """Hooks that note every call; a user's own hooks run inside it, and what they see must stay as it is."""
+        """Register hooks that record every call; the user's own hooks run inside them. Returns their handles."""
         handles = []
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue  # runs outside Python: its results are tensors of unknown origin
+                continue  # it runs outside Python, so its results are tensors of unknown origin
             self.paths[module] = path
-            self.owned[module] = owned(module)
-            self.hooked.update([module] if hooked(module) else [])
+            self.own_tensors[module] = own_tensors(module)
+            self.hooked.update([module] if has_hooks(module) else [])
             handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         return handles
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         call = Call(module, self.paths[module], self.stack[-1] if self.stack else None)
-        call.args, call.kwargs = self.described(args), self.described(kwargs)
-        call.control_flow.update([GIVEN] if _numbers(call.args) or _numbers(call.kwargs) else [])
-        call.control_flow.update([] if self.owned[module].items() <= owned(module).items() else [LENT])
+        call.args, call.kwargs = self._with_nodes(args), self._with_nodes(kwargs)
+        call.control_flow.update([GIVEN] if _has_numbers(call.args) or _has_numbers(call.kwargs) else [])
+        call.control_flow.update([] if self.own_tensors[module].items() <= own_tensors(module).items() else [LENT])
         if self.stack:
-            self._looks(CAUGHT, attempted(caller(sys._getframe()), "_call_impl"))
+            self._depends_on(CAUGHT, attempted(caller(sys._getframe()), "_call_impl"))
             self.stack[-1].events.append(call)
         self.calls.append(call)
         self.stack.append(call)
@@ -138,86 +140,91 @@ class _Recorder(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         call = self.stack.pop()
-        call.result = self.described(result)
-        self._looks(RETURNED, _numbers(call.result, flags=True))
+        call.result = self._with_nodes(result)
+        self._depends_on(RETURNED, _has_numbers(call.result, flags=True))
         if call.control_flow and (frame := caller(sys._getframe())) is not None:
-            self._looks(MISSING, isinstance(call.result, Node) and asks_for_result(frame.f_code))
+            self._depends_on(MISSING, isinstance(call.result, Node) and asks_for_result(frame.f_code))
             several = not isinstance(call.result, Node) and not takes_all(frame)
-            self._looks(RETURNED, several or has_literals(call.result))
+            self._depends_on(RETURNED, several or has_literals(call.result))
         if module in self.hooked:
             self.barriers.update(nodes_in(call.result))
 
     # --- tensors
 
-    def given(self, tensor: Tensor) -> Tensor:
-        """A tensor of the example inputs, as the model gets it."""
-        alias = tensor.detach().clone()
-        self._bind(alias, self._add(Node(f"input_{len(self.nodes)}", shape=tuple(alias.shape), dtype=alias.dtype)))
-        return alias
+    def input_copy(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor of the example inputs, for the model to read or overwrite."""
+        copy = tensor.detach().clone()
+        self._bind(copy, self._add(Node(f"input_{len(self.nodes)}", shape=tuple(copy.shape), dtype=copy.dtype)))
+        return copy
 
-    def described(self, tree: Any) -> Any:
-        """The tree with nodes for tensors."""
+    def _with_nodes(self, tree: Any) -> Any:
+        """The tree with nodes in place of tensors."""
         if type(tree) in (tuple, list):  # by far the most frequent
-            return type(tree)(map(self.described, tree))
+            return type(tree)(map(self._with_nodes, tree))
         with torch._C.DisableTorchFunction():
             return mapped(tree, lambda leaf: self.node_of(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def node_of(self, tensor: Tensor) -> Node:
         """The node whose value the tensor holds now."""
-        entry = self.known.get(id(tensor))
-        if entry is not None and entry[0]() is tensor:
-            if entry[2] == tensor._version:
-                return entry[1]
-            # Its memory was overwritten through another tensor: what it holds now has no description.
-            self.overwritten.add(entry[1].storage)
-            return self._bind(tensor, self._add(self._unknown(tensor, (entry[1],))))
-        held = self.held.get(id(tensor))
-        if held is not None and held[1] is tensor:
-            node = Node(held[0], shape=tuple(tensor.shape), dtype=tensor.dtype, tensor=tensor, constant=True)
-            self.sources.append(node)
+        if (bound := self.bound.get(id(tensor))) is not None:
+            reference, node, version = bound
+            if reference() is tensor and version == tensor._version:
+                return node
+            if reference() is tensor:  # overwritten through another tensor: what it holds now is unknown
+                self.overwritten.add(node.storage)
+                return self._bind(tensor, self._add(self._unknown(tensor, (node,))))
+        name, model_tensor, *_ = self.model_tensors.get(id(tensor), ("", None))
+        if model_tensor is tensor:
+            node = Node(name, shape=tuple(tensor.shape), dtype=tensor.dtype, tensor=tensor, constant=True)
+            self.model_nodes.append(node)
             return self._bind(tensor, node)
         return self._bind(tensor, self._add(self._unknown(tensor, ())))
 
     def _unknown(self, tensor: Tensor, inputs: tuple[Node, ...]) -> Node:
+        """A node for a tensor of unknown origin; it depends on `inputs` in a way that nobody knows."""
         name = f"unknown_{len(self.nodes)}"
-        return Node(name, shape=tuple(tensor.shape), dtype=tensor.dtype, inputs=inputs, call=self._here())
+        return Node(name, shape=tuple(tensor.shape), dtype=tensor.dtype, inputs=inputs, call=self._current_call())
 
-    def _here(self) -> Call | None:
+    def _current_call(self) -> Call | None:
         return self.stack[-1] if self.stack else None
 
-    def _looks(self, how: str, so: bool = True) -> None:
-        if so and self.stack:
-            self.stack[-1].control_flow.add(how)
+    def _depends_on(self, cause: str, holds: bool = True) -> None:
+        """Note what the control flow of the code that runs now may depend on, if it `holds`."""
+        if holds and self.stack:
+            self.stack[-1].control_flow.add(cause)
 
-    def asked_for_gradients(self) -> None:
-        self._looks(GRADIENTS)
+    def gradients_asked(self) -> None:
+        """Code asks torch whether gradients are recorded."""
+        self._depends_on(GRADIENTS)
 
-    def set(self, module: nn.Module, name: str) -> None:
+    def attribute_set(self, module: nn.Module, name: str) -> None:
+        """An attribute of a module is set."""
         if self.stack and self.stack[-1].module is not module and name != "training":
-            self._looks(SETS)
-            self.told.add(module)
+            self._depends_on(SETS)
+            self.set_by_others.add(module)
 
-    def _measured(self, asked: tuple[Any, ...]) -> None:
-        for tensor in asked:
+    def _note_size_read(self, arguments: tuple[Any, ...]) -> None:
+        for tensor in arguments:
             if isinstance(tensor, Tensor):
                 self.node_of(tensor).size_read = True
 
     def _bind(self, tensor: Tensor, node: Node) -> Node:
+        """Note that the tensor holds the value of the node until it is written to."""
         if tensor.layout == torch.strided:
-            memory = StorageWeakRef(tensor.untyped_storage())
-            node.storage, node.strides = memory.cdata, tensor.stride()
-            self.memories.setdefault(node.storage, memory)
-        self.known[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
+            storage = StorageWeakRef(tensor.untyped_storage())
+            node.storage, node.strides = storage.cdata, tensor.stride()
+            self.storages.setdefault(node.storage, storage)
+        self.bound[id(tensor)] = (weakref.ref(tensor), node, tensor._version)
         return node
 
     def _add(self, node: Node) -> Node:
         self.nodes.append(node)
         for operand in node.inputs:
             operand.readers.append(node)
-        self._note(node)
+        self._add_event(node)
         return node
 
-    def _note(self, node: Node) -> None:
+    def _add_event(self, node: Node) -> None:
         if node.call is not None:
             node.call.events.append(node)
 
@@ -228,44 +235,44 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = operation(func)
-        self._looks(CAUGHT, attempted(sys._getframe(), "_call_impl"))
+        self._depends_on(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in QUERIES:
-            self._looks(GRADIENTS, name in GRADIENT_QUERIES and not of_torch(sys._getframe(1)))
-            self._looks(READ, name in VALUE_QUERIES)
+            self._depends_on(GRADIENTS, name in GRADIENT_QUERIES and not of_torch(sys._getframe(1)))
+            self._depends_on(READ, name in VALUE_QUERIES)
             if name in LAYOUT_QUERIES:
                 self.node_of(args[0]).layout_read = True
             if name in SIZE_QUERIES or name in LAYOUT_QUERIES:
-                self._looks(SIZE)
-                self._measured(args)
+                self._depends_on(SIZE)
+                self._note_size_read(args)
             if self.stack and args:
                 self.inspectors[id(args[0])].add(self.stack[-1].module)
             return func(*args, **kwargs)
         if name in SHAPED_AS:
-            self._measured(args[1:])
+            self._note_size_read(args[1:])
             func, args = SHAPED_AS[name](*args)
             name = operation(func)
-        seen: list[tuple[Tensor, int]] = []
-        described, named = self._noted(args, seen), self._noted(kwargs, seen)
-        inputs = tuple(self.node_of(tensor) for tensor, _ in seen)
+        versions: list[tuple[Tensor, int]] = []
+        positional, named = self._argument(args, versions), self._argument(kwargs, versions)
+        inputs = tuple(self.node_of(tensor) for tensor, _ in versions)
         result = func(*args, **kwargs)
-        written = [tensor for tensor, version in seen if tensor._version != version]
-        node = Node(name, func, described, named, self._here(), inputs=inputs)
+        written = [tensor for tensor, version in versions if tensor._version != version]
+        node = Node(name, func, positional, named, self._current_call(), inputs=inputs)
         node.constant = name not in RANDOM and all(operand.constant for operand in inputs)
         if isinstance(result, Tensor) and not written:
-            node = self._split(node, result)
-        self._conclude(node, result, written, seen)
+            node = self._split_norm(node, result)
+        self._record(node, result, written, versions)
         return result
 
-    def _split(self, node: Node, result: Tensor) -> Node:
-        """The affine part of a normalisation, whose other part is noted here; any other node as it is."""
+    def _split_norm(self, node: Node, result: Tensor) -> Node:
+        """The scale and shift of a normalisation, whose other part is recorded here; any other node as it is."""
         weight, bias = affine_arguments(node.function, node.args, node.kwargs)  # type: ignore[arg-type]
-        affine = [each for each in (weight, bias) if each is not None]
+        affine = [vector for vector in (weight, bias) if vector is not None]
         if not affine or node.constant or not 2 <= result.dim() <= 5:
             return node
-        vectors = all(isinstance(each, Node) and each.constant and len(each.shape) == 1 for each in affine)
-        if not vectors or {each.dtype for each in node.inputs} != {result.dtype}:
-            return node  # weights of another dtype may decide on that of the result
-        rest = tuple(each for each in node.inputs if each not in affine)
+        vectors = all(isinstance(item, Node) and item.constant and len(item.shape) == 1 for item in affine)
+        if not vectors or {operand.dtype for operand in node.inputs} != {result.dtype}:
+            return node  # the dtype of the result may come from the weights
+        rest = tuple(operand for operand in node.inputs if operand not in affine)
         args, kwargs = without_affine(node.function, node.args, node.kwargs)  # type: ignore[arg-type]
         norm = Node(node.name, node.function, args, kwargs, node.call, tuple(result.shape), result.dtype, inputs=rest)
         norm.strides = result.stride()
@@ -273,64 +280,66 @@ class _Recorder(TorchFunctionMode):
         parts = (norm, weight, bias, affine_dimension(node.function))  # type: ignore[arg-type]
         return Node(f"{node.name}'s scale", affine_part, parts, call=node.call, inputs=(norm, *affine))
 
-    def _noted(self, value: Any, seen: list[tuple[Tensor, int]]) -> Any:
-        """An argument with nodes for tensors; `seen` gets the tensors with their versions, in order."""
+    def _argument(self, value: Any, versions: list[tuple[Tensor, int]]) -> Any:
+        """An argument with nodes in place of tensors; adds the tensors and their versions to `versions`, in order."""
         if isinstance(value, Tensor):
-            seen.append((value, value._version))
+            versions.append((value, value._version))
             return self.node_of(value)
         if isinstance(value, (tuple, list)):
-            items = [self._noted(item, seen) for item in value]
+            items = [self._argument(item, versions) for item in value]
             return items if type(value) is list else tuple(items)
         if isinstance(value, dict):
-            return {key: self._noted(item, seen) for key, item in value.items()}
+            return {key: self._argument(item, versions) for key, item in value.items()}
         if isinstance(value, slice):
-            return slice(*(self._noted(part, seen) for part in (value.start, value.stop, value.step)))
+            return slice(*(self._argument(part, versions) for part in (value.start, value.stop, value.step)))
         return value
 
-    def _conclude(self, node: Node, result: Any, written: list[Tensor], seen: list[tuple[Tensor, int]]) -> None:
-        self._overwrites(node, written)
-        found = [result] if isinstance(result, Tensor) else [tensor for _, tensor in tensors(result)]
-        if not found and not written:
-            if node.inputs and result is not None:  # a number read out of a tensor: the tensor is needed
-                self._looks(READ)
+    def _record(self, node: Node, result: Any, written: list[Tensor], versions: list[tuple[Tensor, int]]) -> None:
+        """Add a node whose function has run, and bind the tensors that it returned or wrote to."""
+        self._record_writes(node, written)
+        returned = [result] if isinstance(result, Tensor) else [tensor for _, tensor in tensors(result)]
+        if not returned and not written:
+            if node.inputs and result is not None:  # a number is read out of a tensor, which is needed for that
+                self._depends_on(READ)
                 self._add(node)
             return
-        if isinstance(result, Tensor) and not written and any(tensor is result for tensor, _ in seen):
+        if isinstance(result, Tensor) and not written and any(tensor is result for tensor, _ in versions):
             node.passthrough = True
-            self.alone.update({node.inputs[0]: node} if node.name == "contiguous" else {})
+            self.contiguous_calls.update({node.inputs[0]: node} if node.name == "contiguous" else {})
             node.shape, node.dtype = tuple(result.shape), result.dtype
-            self._note(node)
+            self._add_event(node)
             return
         self._add(node)
         node.inplace = bool(written)
-        whole = result if isinstance(result, Tensor) else written[0] if not found else None
-        if whole is not None:
-            node.shape, node.dtype = tuple(whole.shape), whole.dtype
-            self._bind(whole, node)
+        value = result if isinstance(result, Tensor) else written[0] if not returned else None
+        if value is not None:
+            node.shape, node.dtype = tuple(value.shape), value.dtype
+            self._bind(value, node)
             if node.op in PERHAPS_VIEWS and node.inputs[0].storage != node.storage:
-                self.copies[node.storage] = node.inputs[0].storage
+                self.source_storage[node.storage] = node.inputs[0].storage
         elif isinstance(result, (tuple, list)):
-            self._entries(node, result)
+            self._record_items(node, result)
         else:
-            for tensor in found:
+            for tensor in returned:
                 self._bind(tensor, self._add(self._unknown(tensor, (node,))))
         for tensor in written:
-            if tensor is not whole:
+            if tensor is not value:
                 self._bind(tensor, self._add(self._unknown(tensor, (node,))))
 
-    def _overwrites(self, node: Node, written: list[Tensor]) -> None:
+    def _record_writes(self, node: Node, written: list[Tensor]) -> None:
         for tensor in written:
-            (before := self.known[id(tensor)][1]).overwritten = True
-            if before in self.alone:
-                _note_between(ALIASED, self.alone[before], node)
-            memory: int | None = before.storage
-            while memory is not None:
-                self.writes[memory].append(node)
-                memory = self.copies.get(memory)
+            _, before, _ = self.bound[id(tensor)]
+            before.overwritten = True
+            if before in self.contiguous_calls:
+                _note_between(ALIASED, self.contiguous_calls[before], node)
+            storage: int | None = before.storage
+            while storage is not None:
+                self.writes[storage].append(node)
+                storage = self.source_storage.get(storage)
 
-    def _entries(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
-        """One node per tensor of a tuple, as if it were indexed. How many there are may depend on a size."""
-        self._looks(SIZE, not takes_all(sys._getframe(3)))  # behind `_conclude` and `__torch_function__`
+    def _record_items(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
+        """Add a node for each tensor of a tuple, as if it were indexed. How many there are may depend on a size."""
+        self._depends_on(SIZE, not takes_all(sys._getframe(3)))  # the caller of `__torch_function__`
         for i, item in enumerate(result):
             if isinstance(item, Tensor):
                 part = Node("getitem", tuple_item, (node, i), {}, node.call, tuple(item.shape), item.dtype)
@@ -342,49 +351,58 @@ class _Recorder(TorchFunctionMode):
 
     # --- the end
 
-    def finish(self, result: Any, before: list[State]) -> Record:
+    def finish(self, result: Any, snapshots: list[ModuleSnapshot]) -> Record:
+        """The record of the run that has returned `result`; `snapshots` are of the modules before it."""
         with torch._C.DisableTorchFunction():
             outputs = [self.node_of(tensor) for _, tensor in tensors(result)]
-            for state in before:
-                stored = [tensor for _, value in state.kept() for _, tensor in tensors(value)]
-                outputs += [self.known[id(t)][1] for t in stored if id(t) in self.known]
-        outdated = {id(tensor) for state in before for tensor in state.outdated()}
+            for snapshot in snapshots:
+                stored = [tensor for _, value in snapshot.stored_since() for _, tensor in tensors(value)]
+                outputs += [self.bound[id(tensor)][1] for tensor in stored if id(tensor) in self.bound]
+        replaced = {id(tensor) for snapshot in snapshots for tensor in snapshot.replaced_tensors()}
         lent = {node for call in self.calls if LENT in call.control_flow for node in call.nodes()}
-        _no_longer_constant({n for n in self.sources if id(n.tensor) in outdated or self._changed(n)} | lent)
+        changed = {node for node in self.model_nodes if id(node.tensor) in replaced or self._is_changed(node)}
+        _no_longer_constant(changed | lent)
         for call in self.calls:
-            call.control_flow.update([SET] if call.module in self.told else [])
-        opaque = frozenset(node for memory in self.overwritten for node in self.writes[memory]) | lent
+            call.control_flow.update([SET] if call.module in self.set_by_others else [])
+        opaque = frozenset(node for storage in self.overwritten for node in self.writes[storage]) | lent
         return Record(
-            self.nodes, self.calls, outputs, self.barriers | opaque, self.hooked, self.writes, opaque, self.inspectors
+            nodes=self.nodes,
+            calls=self.calls,
+            outputs=outputs,
+            barriers=self.barriers | opaque,
+            hooked=self.hooked,
+            writes=self.writes,
+            opaque=opaque,
+            inspectors=self.inspectors,
         )
 
-    def _changed(self, node: Node) -> bool:
-        """Whether the run has written to a tensor that the model holds."""
-        _, tensor, version, pointer = self.held[id(node.tensor)]
+    def _is_changed(self, node: Node) -> bool:
+        """Whether the run has written to a tensor of the model."""
+        _, tensor, version, pointer = self.model_tensors[id(node.tensor)]
         return tensor._version != version or tensor.data_ptr() != pointer
 
 
-def _numbers(tree: Any, flags: bool = False) -> bool:
-    """Whether there are numbers in a described tree; `flags` count where they are not those that a caller chooses."""
+def _has_numbers(tree: Any, flags: bool = False) -> bool:
+    """Whether there are numbers among arguments or results; `flags`: a bool is one."""
     if isinstance(tree, Mapping):
         tree = list(tree.values())
     if isinstance(tree, (tuple, list)):
-        return any(_numbers(item, flags) for item in tree)
+        return any(_has_numbers(item, flags) for item in tree)
     return isinstance(tree, (int, float)) and (flags or not isinstance(tree, bool))
 
 
 def _no_longer_constant(nodes: set[Node]) -> None:
-    """A tensor that the run itself changes is not a constant, nor is what is computed from it."""
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
+    """Tensors that the run changes are not constant, nor is what is computed from them."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
         if node.constant:
             node.constant = False
-            waiting += node.readers
+            pending += node.readers
 
 
-def _note_between(what: str, *nodes: Node) -> None:
-    """Note it for all code that leads from one of the nodes to another."""
-    around = common_call(nodes)
-    for call in (call for node in nodes for call in calls_around(node, around)):
-        call.control_flow.add(what)
+def _note_between(cause: str, *nodes: Node) -> None:
+    """Note a cause for all code between the nodes: the calls around each, as far as the one around all."""
+    common = common_call(nodes)
+    for call in (call for node in nodes for call in calls_around(node, common)):
+        call.control_flow.add(cause)

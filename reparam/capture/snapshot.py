@@ -1,4 +1,4 @@
-"""What modules hold, noted so that it can be put back: running or tracing a model leaves it as it was."""
+"""Snapshots of what modules hold, so that running or tracing a model leaves it as it was; and copies of models."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from torch.nn.parameter import is_lazy
 from reparam.capture.tree import tensors
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+# Where the hooks come from that compute a weight before a forward, and watch nothing.
 WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
-STANDARD = frozenset(vars(nn.Module()))  # torch's own attributes, most of them registries of hooks
+_TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))  # most of them registries of hooks
 
 
-class Attributes:
-    """What a module holds: its attributes, and what is in those that are lists, dicts or sets (caches of a forward)."""
+class AttributeSnapshot:
+    """The attributes of a module, and the contents of those that are lists, dicts or sets (caches of a forward)."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.values = dict(vars(module))
-        own = [value for key, value in self.values.items() if key not in STANDARD]
-        self.caches = [(each, copy.copy(each)) for each in _containers(own)]
+        own = [value for key, value in self.values.items() if key not in _TORCH_ATTRIBUTES]
+        self.caches = [(container, copy.copy(container)) for container in _containers(own)]
         self.contents = [*self.caches, *((self.values[key], dict(self.values[key])) for key in _REGISTRIES)]
 
     def restore(self) -> None:
-        """Put everything back. The containers stay the same objects: others may know them."""
+        """Put everything back. The containers stay the same objects, as others may refer to them."""
         attributes = vars(self.module)
         attributes.clear()
         attributes.update(self.values)
@@ -37,8 +38,8 @@ class Attributes:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(content)
 
-    def kept(self) -> Iterator[tuple[str, Any]]:
-        """The values that have been stored since, with the attributes that hold them."""
+    def stored_since(self) -> Iterator[tuple[str, Any]]:
+        """The values that were stored after the snapshot, each with the name of the attribute that holds it."""
         for name, value in vars(self.module).items():
             if name not in _REGISTRIES and self.values.get(name) is not value:
                 yield name, value
@@ -48,15 +49,17 @@ class Attributes:
             yield from ((name, item) for item in _items(container) if id(item) not in before)
 
 
-class State(Attributes):
-    """What a module held before the run; forwards that change their module leave no trace."""
+class ModuleSnapshot(AttributeSnapshot):
+    """The attributes of a module, its registries, and the values of its buffers.
+
+    Parameters are not copied: a forward does not write to them, but may replace their memory.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.registries = {key: dict(self.values[key]) for key in _REGISTRIES if key in self.values}
         own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
         self.memory = [(tensor, tensor.data, tensor._version) for tensor in own if not is_lazy(tensor)]
-        # Parameters are not written to by a forward; those that are, are given other memory.
         self.copies = {id(t): t.detach().clone() for t in module._buffers.values() if t is not None and not is_lazy(t)}
 
     def restore(self) -> None:
@@ -68,32 +71,33 @@ class State(Attributes):
                 if tensor._version != version and id(tensor) in self.copies:
                     tensor.copy_(self.copies[id(tensor)])
 
-    def outdated(self) -> Iterator[Tensor]:
-        """Tensors in whose place the run has put others."""
+    def replaced_tensors(self) -> Iterator[Tensor]:
+        """The tensors that the module held and holds no more, as others were put in their place."""
         attributes = vars(self.module)
         registries = [(then, attributes.get(key, {})) for key, then in self.registries.items()]
         for then, now in [(self.values, attributes), *registries]:
             yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
 
 
-def owned(module: nn.Module) -> dict[str, int]:
-    """The parameters and buffers that a module holds now, by their names; of each, its id."""
-    return {name: id(tensor) for each in (module._parameters, module._buffers) for name, tensor in each.items()}
+def own_tensors(module: nn.Module) -> dict[str, int]:
+    """The ids of the parameters and buffers that a module itself holds now, by name."""
+    registries = (module._parameters, module._buffers)
+    return {name: id(tensor) for registry in registries for name, tensor in registry.items()}
 
 
-def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that the model holds, with its qualified name: parameters, buffers, plain attributes."""
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that the model holds with its qualified name: parameters, buffers, plain attributes."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for key, value in vars(module).items():
             if key in ("_parameters", "_buffers"):
                 yield from ((prefix + name, tensor) for name, tensor in value.items() if tensor is not None)
-            elif key not in STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
+            elif key not in _TORCH_ATTRIBUTES and isinstance(value, (Tensor, list, tuple, dict)):
                 yield from ((prefix + key + where, tensor) for where, tensor in tensors(value, ""))
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether user code watches the calls of a module. The hook of `weight_norm`, which computes a weight, does not."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module has forward hooks of the user's; those of `weight_norm` and the like do not count."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(type(hook).__module__ not in WEIGHT_HOOKS for hook in hooks)
 
@@ -114,14 +118,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """A deep copy, also of a model that keeps computed tensors (weight norm does), which torch alone refuses to copy.
+    """A deep copy, also of a model that holds computed tensors (weight norm does), which torch refuses to copy.
 
-    `memo` is that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
+    memo: that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
     """
-    memo = {**_registries(model), **(memo or {})}
+    memo = {**_empty_registries(model), **(memo or {})}
     try:
         return copy.deepcopy(model, dict(memo))
-    except RuntimeError:  # it holds a tensor that was computed with gradients
+    except RuntimeError:  # it holds a tensor that is no leaf of autograd
         for module in model.modules():
             for _, tensor in tensors(vars(module)):
                 if not tensor.is_leaf:
@@ -129,7 +133,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
         return copy.deepcopy(model, memo)
 
 
-def _registries(model: nn.Module) -> dict[int, Any]:
-    """Copies of the registries in which nothing is registered: a dozen in every module, most of what is copied."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    return {id(each): OrderedDict() for each in held if type(each) is OrderedDict and not each}
+def _empty_registries(model: nn.Module) -> dict[int, Any]:
+    """Copies of the registries that are empty: a dozen in every module, and slow to copy one by one."""
+    values = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): OrderedDict() for value in values if type(value) is OrderedDict and not value}

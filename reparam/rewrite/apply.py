@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Node, Record, model_tensors, used_only_by
-from reparam.capture.norms import SCALED, unscale, without_affine
+from reparam.capture.norms import NORM_MODULES, drop_affine, without_affine
 from reparam.capture.ops import CHECKS, operation
 from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.plan.fold import Fold, Fusion, HorizontalFold
@@ -101,7 +101,7 @@ class _Emitter:
         for swap in {swap.module: swap for swap in edits.swaps}.values():  # folds may share what becomes nothing
             self._exchange(swap.module, self._plain(swap.value, swap.fold))
         for module in edits.unscaled:
-            unscale(module)
+            drop_affine(module)
         for rewrite in edits.rewrites:
             self._rewrite(rewrite, removed, spent, edits.pinned)
         names = {module: path for path, module in self.model.named_modules()}
@@ -225,9 +225,9 @@ class _Emitter:
                 readers = self.readers[id(tensor)]
                 if prefix + name not in used and readers and all(used_only_by(reader, removed) for reader in readers):
                     del registry[name]
-        if isinstance(each, tuple(SCALED)) and names and not each._parameters:
+        if isinstance(each, tuple(NORM_MODULES)) and names and not each._parameters:
             each._parameters.update(dict.fromkeys(names))  # its repr asks for them
-            unscale(each)
+            drop_affine(each)
         held = {name.rpartition("_")[0] for name in (*each._parameters, *each._buffers)}
         for key, hook in list(each._forward_pre_hooks.items()):
             if type(hook).__module__ in WEIGHT_HOOKS and vars(hook)["name"] not in held:

@@ -36,7 +36,7 @@ from reparam.capture.graph import (
     nodes_in,
     used_only_by,
 )
-from reparam.capture.norms import SCALED, affine_part
+from reparam.capture.norms import NORM_MODULES, affine_part
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold, Fusion, ViewedFold
 from reparam.plan.plan import Plan
@@ -512,7 +512,7 @@ def _is_own(call: Call, affine: Node) -> bool:
     return type(call.module).forward in _FORWARDS and held
 
 
-_FORWARDS = tuple(kind.forward for kind in SCALED)
+_FORWARDS = tuple(kind.forward for kind in NORM_MODULES)
 
 
 def _reads_within(module: nn.Module) -> bool:

@@ -32,7 +32,7 @@ from reparam.capture.ops import (
     TENSOR_ATTRIBUTES,
     operation,
 )
-from reparam.capture.snapshot import Attributes
+from reparam.capture.snapshot import AttributeSnapshot
 from reparam.capture.tree import leaves
 from reparam.errors import Refusal, first_line
 from reparam.rewrite.proxy import _NOTHING, _in_place, _Missing, _Proxy, _Tracer
@@ -275,7 +275,7 @@ for _operator in (f"__{name}__" for name in INPLACE_OPERATORS):
 def _traced(steps: Trace) -> fx.Graph:
     """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
     module, opened = steps.module, steps.opened
-    before = [Attributes(each) for each in {module: None, **dict.fromkeys(opened)}]
+    before = [AttributeSnapshot(each) for each in {module: None, **dict.fromkeys(opened)}]
     tracer = _Tracer(steps)
     try:
         with torch.no_grad(), symbolic([module, *opened], steps.exchanged), steps.watch:
@@ -322,9 +322,9 @@ def _same_items(now: Any, then: Any) -> bool:
     return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
 
-def _require_nothing_kept(steps: Trace, before: Attributes) -> None:
+def _require_nothing_kept(steps: Trace, before: AttributeSnapshot) -> None:
     """Refuse a forward that keeps on its module what it computes from the input: the trace does not show that."""
-    for name, value in before.kept():
+    for name, value in before.stored_since():
         if name.startswith("_tensor_constant") and before.module is steps.module and name not in before.values:
             steps.literals[name] = value
         else:
