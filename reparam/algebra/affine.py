@@ -213,7 +213,7 @@ class AffineConv:
             if self.bias_per_pixel:
                 strides, dilations = [axis.stride for axis in outer.axes], [axis.dilation for axis in outer.axes]
                 conv, image = CONV[len(axes)], self.bias_value()[None]
-                (biases,) = conv(image, outer.kernel(), None, strides, 0, dilations, outer.groups)
+                biases: Tensor = conv(image, outer.kernel(), None, strides, 0, dilations, outer.groups)[0]
                 return biases + broadcast_channels(outer.bias_value(), biases.dim())
             inner = self.bias_value().repeat_interleave(outer.taps).view(outer.groups, -1, 1)
             sums = outer.kernel().flatten(1).view(outer.groups, -1, inner.shape[1]) @ inner
@@ -343,7 +343,8 @@ class AffineConv:
         for axis, (lo, hi) in zip(self.axes, pads, strict=True):
             if axis.copies_pixels and (lo > 0 or hi > 0):
                 raise Refusal(
-                    f"it pads with a value around {axis.mode} padding", "one padding mode for each axis would fold"
+                    f"it pads with a value around a border of {axis.mode} padding",
+                    "one padding mode for each axis would fold",
                 )
             if (lo > 0 and axis.lo < axis.span - axis.stride) or (hi > 0 and axis.hi < axis.span - 1):
                 raise BorderRefusal(
