@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import reparam
 from tests.browser import CHROMIUM, Browser, browser
 
 pytest.importorskip("material", reason="the site is built with the extra docs")
@@ -57,6 +58,12 @@ def test_the_reference_shows_functions_and_their_arguments(site: Path) -> None:
     for name in ("reparameterize", "verify", "undo", "export"):
         assert f'id="reparam.{name}"' in text, name
     assert "<code>keep</code>: names of modules" in text  # a line of a list and not of a paragraph
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    ids = re.findall(r'id="(reparam[\w.]*)"', (site / "api.html").read_text("utf-8"))
+    names = {*reparam.__all__, *reparam.nn.__all__} - {"nn"}
+    assert names <= {name.rpartition(".")[2] for name in ids}
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
