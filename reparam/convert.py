@@ -45,7 +45,7 @@ from reparam.plan import cost as costs
 from reparam.plan.cost import Cost, MeasuredCost, Setting
 from reparam.plan.fold import Fold, Fusion
 from reparam.plan.horizontal import fused
-from reparam.plan.liveness import Dead, around, dead_weight
+from reparam.plan.liveness import Dead, boundary, dead_weight
 from reparam.plan.plan import Plan, plan
 from reparam.report.evidence import Evidence
 from reparam.report.kernels import weights_of
@@ -259,7 +259,7 @@ def _convert(
     pinned = _matching(target, request.keep)
     say("recording a run")
     recorded = record(target, request.inputs)
-    recorded.barriers.update(around(recorded, pinned))
+    recorded.barriers.update(boundary(recorded, pinned))
     fixed = of_one_size(target, request.inputs, recorded) if request.fixed_size else ()
 
     def candidates(judge: Cost) -> None:

@@ -1,15 +1,15 @@
-"""A fold: one convolution, and the operations that it stands for.
+"""Folds: one convolution, and the operations that it replaces.
 
-There are five kinds, by the search that makes them and by what is left to compute:
+There are five classes. They differ in the search that makes them and in what is computed afterwards:
 
-    Fold            one convolution of the base tensor            region.py
-    ViewedFold      the same among views that stay                region.py
-    SideFold        a side of a join, with its share of a scale   distribute.py
-    JoinFold        a scale behind a join: nothing is left of it  distribute.py
-    HorizontalFold  some channels of a convolution of several     horizontal.py
+    Fold            one convolution of the base tensor                 region.py
+    ViewedFold      the same, among views that stay                    region.py
+    SideFold        a side of a join, with its share of a scale        distribute.py
+    JoinFold        a scale behind a join, which the sides have taken  distribute.py
+    HorizontalFold  some channels of one wider convolution             horizontal.py
 
-Each kind computes what it stands for (`apply`), prices itself (`price`, `macs`) and says what it has become
-(`describe`), so no reader has to know which kind it holds.
+Each class computes its result (`apply`), prices itself (`price`, `macs`) and says what it has become (`describe`), so
+callers treat all of them alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -32,16 +32,16 @@ from reparam.capture.ops import KERNELS
 from reparam.plan import cost
 from reparam.plan.shapes import Extents
 
-_LISTED = 12  # modules that a description names
+_MOST_LISTED = 12  # modules in a description
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """One convolution `value` computes `sink` from `base`.
+    """One convolution, `value`, computes `sink` from `base`.
 
-    nodes: the operations that it stands for, in order, `sink` last.
-    sizes: how large base and nodes are, whatever the size of the base, in a form that compares (see `region._size`).
-    extents: how long the dimensions of base and nodes are, and what has to be proven of the reshapes on the way.
+    nodes: the operations that it replaces, in order; the last one is `sink`.
+    sizes: of the base and the nodes, a key each; equal keys mean equal sizes for every size of the base.
+    extents: the lengths of their dimensions, and what has to be proven of the reshapes among them.
     steps: those of the nodes that are computed as before.
     """
 
@@ -57,32 +57,32 @@ class Fold:
 
     @property
     def place(self) -> Node:
-        """The node in whose place the convolution is computed."""
+        """The node whose place the convolution takes."""
         return self.sink
 
     @property
     def shared(self) -> tuple[Fusion, ...]:
-        """The convolutions that compute other folds as well."""
+        """The fusions that compute this fold and others."""
         return ()
 
     @property
     def beyond(self) -> tuple[str, ...]:
-        """What it computes beyond its nodes, in words."""
+        """What it computes besides its nodes, in words."""
         return ()
 
     @property
     def reshapes(self) -> Collection[Node]:
-        """The nodes whose sizes, however code comes by them, have to be shown to be theirs for every input."""
-        return self.extents.shown
+        """The nodes that are given sizes, which have to be proven right for every input."""
+        return self.extents.required
 
     @property
-    def proven(self) -> tuple[Node, ...]:
-        """The nodes that have to follow one another for every input."""
+    def path(self) -> tuple[Node, ...]:
+        """The nodes that code has to compute one after another, for every input."""
         return self.nodes
 
     @property
     def resizable(self) -> bool:
-        """Whether it takes tensors of other sizes than the recorded one."""
+        """Whether it accepts inputs of other sizes than the recorded one."""
         return bool(self.value.axes) and not self.reshapes and not self.value.anchor.fixed
 
     @property
@@ -91,19 +91,19 @@ class Fold:
         return (self.base,)
 
     def apply(self, given: Mapping[Node, Tensor]) -> Tensor:
-        """What the fold computes from its inputs, in float64."""
-        return _emitted(self.value, given[self.base])
+        """The sink as the fold computes it from its inputs, in float64."""
+        return _run_layers(self.value, given[self.base])
 
     def original(self, given: Mapping[Node, Tensor]) -> Tensor:
-        """What the operations compute from the same inputs."""
-        known = {self.base: given[self.base].clone()}  # operations in place write to it
+        """The sink as the user's operations compute it from the same inputs."""
+        tensors = {self.base: given[self.base].clone()}  # in-place operations write to it
         for node in self.nodes:
-            evaluate(node, known)
-        return known[self.sink]
+            evaluate(node, tensors)
+        return tensors[self.sink]
 
-    def price(self, judge: cost.Cost) -> cost.Price:
-        """What it costs where it stands, without its steps and what it shares with others."""
-        return cost.of_fold(judge, self.value)
+    def price(self, cost_model: cost.Cost) -> cost.Price:
+        """The price of its convolution; steps, and fusions that it shares with others, are not included."""
+        return cost.of_fold(cost_model, self.value)
 
     @property
     def macs(self) -> int:
@@ -111,29 +111,30 @@ class Fold:
         return cost.macs_of_fold(self.value)
 
     def describe(self) -> str:
-        """What it has become, such as `Conv2d 64->64 3x3 s1 p1`."""
+        """The layer that it has become, such as `Conv2d 64->64 3x3 s1 p1`."""
         return describe(self.value)
 
-    def as_large(self, node: Node) -> Node | None:
-        """The end of the fold that is as large as one of its nodes, whatever the size of the base, if one is."""
+    def same_size_end(self, node: Node) -> Node | None:
+        """The end of the fold that has the size of one of its nodes for every size of the base, if one has."""
         size = self.sizes.get(node)
         return next((end for end in (self.sink, self.base) if size is not None and self.sizes.get(end) == size), None)
 
     def takes_output_size(self, nodes: Sequence[Node], value: AffineConv | None) -> bool:
-        """Whether what `nodes` become may be told its output size at every call, if they hold a transposed convolution.
+        """Whether the layer in the place of `nodes` accepts an output size that their module is called with.
 
-        `value` stands for them: it has to be one as well, with outputs of that very size.
+        A transposed convolution may be called so. `value`, which replaces the nodes, then has to be transposed as well,
+        and compute a tensor of that size.
         """
         if not any(node.name.startswith("conv_transpose") for node in nodes):
             return True
-        return value is not None and value.is_transposed and self.as_large(nodes[-1]) is self.sink
+        return value is not None and value.is_transposed and self.same_size_end(nodes[-1]) is self.sink
 
 
 @dataclass(frozen=True, eq=False)
 class ViewedFold(Fold):
-    """A convolution among operations that rearrange or average pixels, its `steps`, which are computed as before.
+    """A convolution among its `steps`: operations that rearrange or average pixels and are computed as before.
 
-    kernel: the operation among the steps in whose place the convolution is computed.
+    kernel: the operation whose place the convolution takes.
     """
 
     kernel: Node = field(kw_only=True)
@@ -152,14 +153,14 @@ class ViewedFold(Fold):
             if node in self.steps:
                 x = evaluate(node, {node.operands[0]: x})
             elif node is self.kernel:
-                x = _emitted(self.value, x)
+                x = _run_layers(self.value, x)
         return x
 
-    def price(self, judge: cost.Cost) -> cost.Price:
+    def price(self, cost_model: cost.Cost) -> cost.Price:
         if not self.value.pixelwise or self.value.identity:
-            return super().price(judge)
+            return super().price(cost_model)
         return cost.of_map(
-            judge, self.value, self._pixels * self.value.in_channels, self._pixels * self.value.out_channels
+            cost_model, self.value, self._pixels * self.value.in_channels, self._pixels * self.value.out_channels
         )
 
     @property
@@ -170,20 +171,20 @@ class ViewedFold(Fold):
 
     @property
     def _pixels(self) -> int:
-        """How many pixels there are where the convolution stands."""
+        """The number of pixels that the convolution computes."""
         return math.prod(self.kernel.shape) // int(self.sizes[self.kernel][0])
 
-    def as_large(self, node: Node) -> Node | None:
+    def same_size_end(self, node: Node) -> Node | None:
         return None
 
-    def stretches(self) -> list[tuple[Node, tuple[Node, ...]]]:
-        """See the function of this name."""
+    def stretches(self) -> list[Stretch]:
+        """The stretches between its steps."""
         return stretches(self.base, self.nodes, self.steps)
 
 
 @dataclass(frozen=True, eq=False)
 class SideFold(Fold):
-    """A convolution on one side of a join. It includes `share`, its part of the scale and shift behind the join."""
+    """A convolution on one side of a join. It includes `share`, a part of the scale and shift behind the join."""
 
     made_by: ClassVar[str] = "distribute"
 
@@ -199,21 +200,21 @@ class SideFold(Fold):
 
 @dataclass(frozen=True, eq=False)
 class JoinFold(Fold):
-    """A scale and shift of a join. Nothing is left of it, as the sides have taken their `shares`."""
+    """A scale and shift behind a join. It computes nothing: the sides have taken their `shares`."""
 
     made_by: ClassVar[str] = "distribute"
 
     shares: Mapping[Node, AffineConv] = field(kw_only=True)
 
     @property
-    def proven(self) -> tuple[Node, ...]:
+    def path(self) -> tuple[Node, ...]:
         """Its own nodes, and the joins between them and the sides."""
-        found, waiting = dict.fromkeys(self.nodes), [self.base]
-        while waiting:
-            node = waiting.pop()
-            found[node] = None
-            waiting += () if node in self.shares else node.operands
-        return tuple(found)
+        path, pending = dict.fromkeys(self.nodes), [self.base]
+        while pending:
+            node = pending.pop()
+            path[node] = None
+            pending += () if node in self.shares else node.operands
+        return tuple(path)
 
     @property
     def resizable(self) -> bool:
@@ -234,7 +235,7 @@ class JoinFold(Fold):
 
 @dataclass(frozen=True, eq=False)
 class HorizontalFold(Fold):
-    """Some channels of `fusion`, one convolution that computes several folds of one tensor."""
+    """Some channels of a `fusion`: one convolution that computes several folds of one tensor."""
 
     made_by: ClassVar[str] = "horizontal"
 
@@ -245,10 +246,10 @@ class HorizontalFold(Fold):
         return (self.fusion,)
 
     def apply(self, given: Mapping[Node, Tensor]) -> Tensor:
-        return self.fusion.part(_emitted(self.fusion.value, given[self.base]), self.sink)
+        return self.fusion.part(_run_layers(self.fusion.value, given[self.base]), self.sink)
 
-    def price(self, judge: cost.Cost) -> cost.Price:
-        return cost.of_view(judge)
+    def price(self, cost_model: cost.Cost) -> cost.Price:
+        return cost.of_view(cost_model)
 
     def describe(self) -> str:
         return self.fusion.describe(self.sink)
@@ -256,11 +257,11 @@ class HorizontalFold(Fold):
 
 @dataclass(frozen=True, eq=False)
 class Fusion:
-    """One convolution in the place of several of one tensor: `value` computes the channels of all `sinks`, in order.
+    """One convolution in the place of several that read one tensor.
 
-    widths: how many each of them has.
-    views: how long dimensions are, and what has to be shown of the views that code takes of the sinks: they look at
-        parts of a wider tensor now.
+    value: computes the channels of all `sinks`, in order; widths: the number of channels of each.
+    views: the lengths of dimensions, and what has to be proven of the views that code takes of the sinks. After the
+        fusion these are views of a wider tensor.
     """
 
     value: AffineConv
@@ -275,25 +276,27 @@ class Fusion:
 
     @cached_property
     def places(self) -> tuple[str, ...]:
-        """The modules that computed the sinks. There may be a thousand of them."""
+        """The modules that computed the sinks. There may be a thousand, so they are cached."""
         return tuple(sink.path for sink in self.sinks)
 
-    def part(self, whole: Tensor, sink: Node) -> Tensor:
-        """What one of the sinks is, of what `value` has computed."""
+    def part(self, result: Tensor, sink: Node) -> Tensor:
+        """The channels of one sink, of the result of `value`."""
         start, stop = self._channels(sink)
-        return whole.narrow(self.channel, start, stop - start)
+        return result.narrow(self.channel, start, stop - start)
 
-    def price(self, judge: cost.Cost) -> cost.Price:
-        """What it costs for all its folds together: the convolution and the split."""
-        return cost.of_fold(judge, self.value) + cost.of_view(judge)
+    def price(self, cost_model: cost.Cost) -> cost.Price:
+        """The price of all its folds together: the convolution and the split."""
+        return cost.of_fold(cost_model, self.value) + cost.of_view(cost_model)
 
     def describe(self, sink: Node) -> str:
-        """The convolution, the channels of one of the sinks, and what else it computes."""
+        """The convolution, the channels of one sink, and the modules that it is fused with."""
         index = self.sinks.index(sink)
         start, stop = self._channels(sink)
         others = [*self.places[:index], *self.places[index + 1 :]]
-        more = f" and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
-        return f"{describe(self.value)}, channels {start}-{stop - 1}, merged with {', '.join(others[:_LISTED])}{more}"
+        more = f" and {len(others) - _MOST_LISTED} more" if len(others) > _MOST_LISTED else ""
+        return (
+            f"{describe(self.value)}, channels {start}-{stop - 1}, fused with {', '.join(others[:_MOST_LISTED])}{more}"
+        )
 
     def _channels(self, sink: Node) -> tuple[int, int]:
         index = self.sinks.index(sink)
@@ -301,8 +304,29 @@ class Fusion:
         return start, start + self.widths[index]
 
 
-def _emitted(value: AffineConv, x: Tensor) -> Tensor:
-    """What the layers compute as which a value is written back."""
+class Stretch(NamedTuple):
+    """Operations between two steps of a fold, and the tensor that they read."""
+
+    base: Node
+    nodes: tuple[Node, ...]
+
+
+def stretches(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> list[Stretch]:
+    """The operations between the steps, in order; every path leads through every step."""
+    found: list[Stretch] = []
+    start, between = base, list[Node]()
+    for node in nodes:
+        if node not in steps:
+            between.append(node)
+        if between and (node in steps or node is nodes[-1]):
+            found.append(Stretch(start, tuple(between)))
+        if node in steps:
+            start, between = node, []
+    return found
+
+
+def _run_layers(value: AffineConv, x: Tensor) -> Tensor:
+    """Compute a value as its layers will: the paddings beside it first."""
     frames, value = layer_form(value)
     for mode, sides in frames:
         x = pad_in_mode(x, sides, mode)
@@ -310,19 +334,5 @@ def _emitted(value: AffineConv, x: Tensor) -> Tensor:
 
 
 def last_kernel(nodes: Sequence[Node]) -> Node:
-    """The last of the nodes that is a convolution, a linear layer or a product with a constant."""
+    """The last node that is a convolution, a linear layer or a product with a constant."""
     return next(node for node in reversed(nodes) if node.op in KERNELS)
-
-
-def stretches(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> list[tuple[Node, tuple[Node, ...]]]:
-    """What stands between the steps, one of which every path leads through: the tensor read, and its operations."""
-    parts: list[tuple[Node, tuple[Node, ...]]] = []
-    start, own = base, list[Node]()
-    for node in nodes:
-        if node not in steps:
-            own.append(node)
-        if own and (node in steps or node is nodes[-1]):
-            parts.append((start, tuple(own)))
-        if node in steps:
-            start, own = node, []
-    return parts

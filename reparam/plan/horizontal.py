@@ -1,11 +1,11 @@
-"""Several convolutions of one tensor as one that is wider, its channels split among those who read them.
+"""Horizontal fusion: several convolutions of one tensor become one wider convolution, whose channels are split.
 
-It saves all launches but one, and costs a view for each part. A part lies in memory with gaps, and who cannot read it
-like that copies it first. On a CPU that pays where launches are most of what the convolutions take: for small images
-and short sequences. Whole networks in which merges were to save 10 to 25 % of the layers in question (starnet_s050,
-iformer_t, efficientformerv2_s0) took 0.99 to 1.02 of the time with them, so what saves less than `_MARGIN` is left.
+It saves all launches but one, and costs a view for each part. A part has gaps in memory, so an operation that cannot
+read it with gaps copies it first. On a CPU that pays where most of the time goes to launches: for small images and
+short sequences. Whole networks in which fusions promised to save 10 to 25 % of the fused layers (starnet_s050,
+iformer_t, efficientformerv2_s0) took 0.99 to 1.02 of the time with them. So a fusion has to save at least `_MARGIN`.
 
-It comes on top of a plan that can be carried out. Where a merge cannot be written back, the plan stays as it was.
+Fusions come on top of a plan that can be written back. Where a fusion cannot be written back, the plan stays.
 """
 
 from __future__ import annotations
@@ -28,251 +28,274 @@ from reparam.plan import cost
 from reparam.plan.fold import Fold, Fusion, HorizontalFold, JoinFold, SideFold
 from reparam.plan.liveness import computed
 from reparam.plan.plan import Plan
-from reparam.plan.shapes import Extents, Lengths, Whole
-from reparam.plan.strides import relied_on
+from reparam.plan.shapes import Extents, IntactChannels, Lengths
+from reparam.plan.strides import layout_sensitive
 from reparam.rules import Value
 from reparam.rules.interpret import REACH, between
 
 _MARGIN = 0.25
-_FEW = 6  # convolutions of one tensor of which every set is compared
-_NEVER = cost.Price(math.inf, math.inf)
+_FEW_CANDIDATES = 6  # every set of so many convolutions is compared
+_IMPOSSIBLE = cost.Price(math.inf, math.inf)
 
 
 def fused(
-    record: Record, plan: Plan, judge: cost.Cost, apart: Collection[Node], only: int | None = None
+    record: Record, plan: Plan, cost_model: cost.Cost, unfusable: Collection[Node], only: int | None = None
 ) -> Plan | None:
-    """The plan with convolutions of one tensor fused wherever that is cheaper; None where it is nowhere.
+    """The plan with convolutions of one tensor fused wherever that is cheaper; None if no fusion is.
 
-    apart: sinks that are not fused. only: the first so many fusions, if given.
+    Requires a plan of this record that can be written back. Returns another plan and leaves this one as it is. Raises
+    nothing.
+
+    unfusable: sinks of folds that are not fused. only: at most so many fusions, the first ones, if given.
     """
-    merges = list(_Merger(record, plan, judge, apart).merges())[:only]
-    if not merges:
+    fusions = list(_FusionSearch(record, plan, cost_model, unfusable).fusions())[:only]
+    if not fusions:
         return None
-    own = {fold.sink: fold for each in merges for fold in each.folds}
+    by_sink = {fold.sink: fold for fold in plan.folds}
+    by_sink |= {fold.sink: fold for fusion in fusions for fold in fusion.folds}
     order = {node: i for i, node in enumerate(record.nodes)}
-    every = {**{fold.sink: fold for fold in plan.folds}, **own}
-    folds = tuple(sorted(every.values(), key=lambda fold: order[fold.sink]))
+    folds = tuple(sorted(by_sink.values(), key=lambda fold: order[fold.sink]))
     removed = plan.live - computed(record, folds, plan.live)
-    after = plan.after - cost.total(each.saved for each in merges)
+    after = plan.after - cost.total(fusion.saved for fusion in fusions)
     return replace(plan, folds=folds, removed=frozenset(removed), after=after)
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """A convolution that could be one of several.
+class _Candidate:
+    """A convolution that may be fused with others.
 
-    alone: its price; extra: what comes on top where it is a part; views: see `Fusion`.
+    price: of the convolution by itself; overhead: the price of its view, and of copies of it, in a fusion.
+    views: see `Fusion`.
     """
 
     fold: Fold
-    alone: cost.Price
-    extra: cost.Price
+    price: cost.Price
+    overhead: cost.Price
     views: Extents
 
 
 @dataclass(frozen=True, eq=False)
-class _Set:
-    """Parts of one convolution, which `value` is; `alone` and `extra` are the sums of theirs."""
+class _CandidateSet:
+    """Candidates, the one convolution that would compute them, and the sums of their prices and overheads."""
 
-    parts: tuple[_Part, ...]
+    candidates: tuple[_Candidate, ...]
     value: AffineConv
-    alone: cost.Price
-    extra: cost.Price
+    price: cost.Price
+    overhead: cost.Price
 
     @staticmethod
-    def of(part: _Part) -> _Set:
-        return _Set((part,), part.fold.value, part.alone, part.extra)
+    def of(candidate: _Candidate) -> _CandidateSet:
+        return _CandidateSet((candidate,), candidate.fold.value, candidate.price, candidate.overhead)
 
-    def joined(self, other: _Set) -> _Set:
-        value = self.value.cat(other.value)
-        return _Set((*self.parts, *other.parts), value, self.alone + other.alone, self.extra + other.extra)
+    def union(self, other: _CandidateSet) -> _CandidateSet:
+        return _CandidateSet(
+            (*self.candidates, *other.candidates),
+            self.value.cat(other.value),
+            self.price + other.price,
+            self.overhead + other.overhead,
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class _Merge:
+class _FusedFolds:
+    """The folds of one fusion, and the price that it saves."""
+
     folds: tuple[Fold, ...]
     saved: cost.Price
 
 
-class _Merger:
-    def __init__(self, record: Record, plan: Plan, judge: cost.Cost, apart: Collection[Node]) -> None:
+class _FusionSearch:
+    def __init__(self, record: Record, plan: Plan, cost_model: cost.Cost, unfusable: Collection[Node]) -> None:
         self.record = record
         self.walk = plan.walk
         self.live = plan.live
-        self.judge = judge
-        self.apart = apart
+        self.cost_model = cost_model
+        self.unfusable = unfusable
         self.folds = {fold.sink: fold for fold in plan.folds}
-        self.bases = Counter(fold.base for fold in plan.folds)
-        self.gone = plan.removed
+        self.base_counts = Counter(fold.base for fold in plan.folds)
+        self.removed = plan.removed
         self.order = {node: i for i, node in enumerate(record.nodes)}
         self.readers = record.readers()
-        laid = [node for node in record.nodes if node.layout_read]
-        self.seen = {0, *(node.storage for node in (*record.outputs, *record.barriers, *laid))}  # 0: nobody knows whose
-        self.relied = relied_on(record)
+        layout_read = [node for node in record.nodes if node.layout_read]
+        # the storage of tensors that somebody else sees; 0: unknown storage
+        self.visible = {0, *(node.storage for node in (*record.outputs, *record.barriers, *layout_read))}
+        self.layout_sensitive = layout_sensitive(record)
 
-    def merges(self) -> Iterator[_Merge]:
-        """Those that pay, each of the convolutions that pay."""
-        alike: dict[Any, dict[Any, Fold]] = defaultdict(dict)
+    def fusions(self) -> Iterator[_FusedFolds]:
+        """The fusions that pay: at most one for all convolutions of one geometry that read one tensor."""
+        groups: dict[Any, dict[Any, Fold]] = defaultdict(dict)
         for node in self.record.nodes:
-            fold = self._candidate(node)
-            if fold is not None:  # of the same code, called twice, the last: its weights would be held twice
-                alike[fold.base, fold.value.axes][tuple(map(id, model_tensors(fold.nodes)))] = fold
-        for group in alike.values():
-            parts = [part for fold in group.values() for part in self._part(fold)] if len(group) > 1 else []
-            merge = self._best(parts)
-            if merge is not None:
-                yield merge
+            fold = self._convolution(node)
+            if fold is not None:  # of two calls of one module the last: a fusion of both would hold its weights twice
+                groups[fold.base, fold.value.axes][tuple(map(id, model_tensors(fold.nodes)))] = fold
+        for group in groups.values():
+            candidates = [c for fold in group.values() for c in self._candidates(fold)] if len(group) > 1 else []
+            fusion = self._best(candidates)
+            if fusion is not None:
+                yield fusion
 
-    # --- what may be a part
+    # --- what may be fused
 
-    def _candidate(self, node: Node) -> Fold | None:
-        """A convolution that is computed: a fold of the plan, or one that has stayed as it is, as a fold of itself."""
-        if node not in self.live or node in self.apart:
+    def _convolution(self, node: Node) -> Fold | None:
+        """The convolution that computes a node: a fold of the plan, or an unfolded operation as a fold of itself."""
+        if node not in self.live or node in self.unfusable:
             return None
-        fold = self.folds.get(node) or self._kept(node)
+        fold = self.folds.get(node) or self._unfolded(node)
         if fold is None or fold.steps or isinstance(fold, (SideFold, JoinFold)):
             return None
         return None if fold.value.identity or fold.value.bias_per_pixel or fold.value.is_transposed else fold
 
-    def _kept(self, node: Node) -> Fold | None:
-        if node.op not in KERNELS or node in self.gone or node not in self.walk.dominator:
+    def _unfolded(self, node: Node) -> Fold | None:
+        if node.op not in KERNELS or node in self.removed or node not in self.walk.dominator:
             return None
         base, *others = node.operands
         value = self.walk.value(base, node)
         if others or not isinstance(value, AffineConv):
             return None
-        # Where others read its weight as well, that would be held twice; but in another call it may be merged as well.
+        # A weight that other operations read would be held twice. Another call of the module may be fused as well.
         readers = {reader for leaf in model_tensors([node]) for reader in self.readers[id(leaf)]}
         calls = {reader for reader in readers if reader.call and node.call and reader.call.module is node.call.module}
-        alone = all(reader in self.gone or used_only_by(reader, (node,)) for reader in readers - calls)
-        return Fold(base, node, value, (node,)) if alone else None
+        exclusive = all(reader in self.removed or used_only_by(reader, (node,)) for reader in readers - calls)
+        return Fold(base, node, value, (node,)) if exclusive else None
 
-    def _part(self, fold: Fold) -> Iterator[_Part]:
-        """The fold as a part, if nothing can tell the difference."""
+    def _candidates(self, fold: Fold) -> Iterator[_Candidate]:
+        """The fold as a candidate, unless code can tell that its result is a view."""
         sink, base = fold.sink, fold.base
-        # Parts are views of one tensor: a write into one counts as a write into all.
-        if sink.storage in self.seen or self.record.writes.get(sink.storage):
+        # The results of a fusion are views of one tensor: a write into one counts as a write into all.
+        if sink.storage in self.visible or self.record.writes.get(sink.storage):
             return
         writes = self.record.writes.get(base.storage, ())
         if any(self.order[base] < self.order[write] <= self.order[sink] for write in writes):
             return
         views = self._views(fold)
         if views is not None:
-            kept = sink not in self.folds
-            alone = cost.of_node(self.judge, sink) if kept else cost.of_fold(self.judge, fold.value)
-            yield _Part(fold, alone, self._extra(fold), views)
+            unfolded = sink not in self.folds
+            price = cost.of_node(self.cost_model, sink) if unfolded else cost.of_fold(self.cost_model, fold.value)
+            yield _Candidate(fold, price, self._overhead(fold), views)
 
     def _views(self, fold: Fold) -> Extents | None:
-        """The views that code takes of what it computes; None where a part could perhaps not be viewed like that.
+        """The views that code takes of the result; None where a part of a wider tensor may not allow one.
 
-        A view may cut the last dimension, along which a part has no gaps, and leaves all others as they are.
+        A view may split the last dimension, along which a part has no gaps. It has to keep all other dimensions.
         """
-        sink, shown = fold.sink, dict[Node, Lengths | Whole]()
-        outer, own = len(sink.shape) - 1, lengths_of(fold.value)
-        known = {fold.base: (*own[:outer], Length.constant(fold.value.in_channels)), sink: own}
-        for view in self.relied.intersection(sink.readers if sink in self.relied else ()):
-            plain = view.op == "view" and view.shape[:outer] == sink.shape[:outer]
-            if fold.value.axes or not plain or not self.relied.isdisjoint(view.readers):
+        sink, required = fold.sink, dict[Node, Lengths | IntactChannels]()
+        last, result = len(sink.shape) - 1, lengths_of(fold.value)
+        lengths = {fold.base: (*result[:last], Length.constant(fold.value.in_channels)), sink: result}
+        for view in self.layout_sensitive.intersection(sink.readers if sink in self.layout_sensitive else ()):
+            splits_last = view.op == "view" and view.shape[:last] == sink.shape[:last]
+            if fold.value.axes or not splits_last or not self.layout_sensitive.isdisjoint(view.readers):
                 return None
-            shown[view] = (*own[:outer], *map(Length.constant, view.shape[outer:]))
-        return Extents(known, shown)
+            required[view] = (*result[:last], *map(Length.constant, view.shape[last:]))
+        return Extents(lengths, required)
 
-    # --- what it is worth
+    # --- what a fusion saves
 
-    def _extra(self, fold: Fold) -> cost.Price:
-        """A view, and a copy for each operation that cannot read a part as it lies."""
+    def _overhead(self, fold: Fold) -> cost.Price:
+        """The price of a view, and of a copy for each operation that cannot read a tensor with gaps."""
         sink, channel = fold.sink, 1 if fold.value.axes else len(fold.sink.shape) - 1
-        others = [
-            (size, step) for at, (size, step) in enumerate(zip(sink.shape, sink.strides, strict=True)) if at != channel
-        ]
-        gaps = any(size > 1 and step >= sink.strides[channel] for size, step in others)
-        copies = [cost.of_copy(self.judge, math.prod(read.shape)) for read in self._copying(sink, channel) if gaps]
-        return cost.total([cost.of_view(self.judge), *copies])
+        sizes = zip(sink.shape, sink.strides, strict=True)
+        gaps = any(
+            size > 1 and stride >= sink.strides[channel] for dim, (size, stride) in enumerate(sizes) if dim != channel
+        )
+        copied = self._copied(sink, channel) if gaps else ()
+        copies = [cost.of_copy(self.cost_model, math.prod(tensor.shape)) for tensor in copied]
+        return cost.total([cost.of_view(self.cost_model), *copies])
 
-    def _copying(self, node: Node, channel: int) -> Iterator[Node]:
-        """What reads a part, or a view of it, by copying it first."""
-        yield from [node] * self.bases[node]
+    def _copied(self, node: Node, channel: int) -> Iterator[Node]:
+        """The tensors that operations copy before they read them: the node or a view of it, once for each reader."""
+        yield from [node] * self.base_counts[node]
         for reader in node.readers:
-            if reader not in self.live or reader in self.gone:
+            if reader not in self.live or reader in self.removed:
                 continue
-            name = reader.op
-            # A reshape that leaves what stands before the channels as it is sees a part as it lies.
-            shaped = name in RESHAPES and reader.shape[:channel] == node.shape[:channel]
-            if name in VIEWS or shaped:
-                yield from self._copying(reader, channel)
-            elif name not in ANY_STRIDES:
+            # A reshape that keeps the dimensions before the channels is a view of a tensor with gaps.
+            keeps_outer = reader.op in RESHAPES and reader.shape[:channel] == node.shape[:channel]
+            if reader.op in VIEWS or keeps_outer:
+                yield from self._copied(reader, channel)
+            elif reader.op not in ANY_STRIDES:
                 yield node
 
-    def _best(self, parts: Sequence[_Part]) -> _Merge | None:
-        """The merge that saves most, of all sets of parts; where they are many, of those that cost least as parts."""
-        best: tuple[cost.Price, _Set] | None = None
-        for some in _sets(sorted(parts, key=lambda part: (part.extra, part.alone))):
-            wide = cost.of_fold(self.judge, some.value)
-            together = cost.total([wide, cost.of_view(self.judge), some.extra])
-            pays = together < some.alone and together.time <= (1 - _MARGIN) * some.alone.time
-            if pays and (best is None or best[0] < some.alone - together):
-                best = some.alone - together, some
+    def _best(self, candidates: Sequence[_Candidate]) -> _FusedFolds | None:
+        """The fusion that saves most, of all sets of candidates; of many candidates, those of the least overhead."""
+        best: tuple[cost.Price, _CandidateSet] | None = None
+        for chosen in _sets(sorted(candidates, key=lambda candidate: (candidate.overhead, candidate.price))):
+            wide = cost.of_fold(self.cost_model, chosen.value)
+            together = cost.total([wide, cost.of_view(self.cost_model), chosen.overhead])
+            pays = together < chosen.price and together.time <= (1 - _MARGIN) * chosen.price.time
+            if pays and (best is None or best[0] < chosen.price - together):
+                best = chosen.price - together, chosen
         if best is None:
             return None
         saved, chosen = best
-        return None if self._goes_further(chosen.parts) else _Merge(self._fused(chosen.parts), saved)
+        if self._cheaper_from_earlier(chosen.candidates):
+            return None
+        return _FusedFolds(self._folds(chosen.candidates), saved)
 
-    def _goes_further(self, parts: Sequence[_Part]) -> bool:
-        """Whether the wide convolution would cost even less as one of a tensor before its base, if that is all its own.
+    def _cheaper_from_earlier(self, candidates: Sequence[_Candidate]) -> bool:
+        """Whether the wide convolution would cost less as a fold of a tensor before its base, if only it reads that.
 
-        Another conversion would find that, where this one has compared what each part would cost by itself.
+        The plan has compared the candidates with such folds one at a time only. A second conversion would find this
+        one, so the fusion is not made.
         """
-        base, nodes = parts[0].fold.base, {node for part in parts for node in part.fold.nodes}
+        base, nodes = candidates[0].fold.base, {node for candidate in candidates for node in candidate.fold.nodes}
         if base in self.record.outputs or any(reader in self.live and reader not in nodes for reader in base.readers):
             return False
-        start, price = base, cost.of_fold(self.judge, _joined(parts))
+        start, price = base, cost.of_fold(self.cost_model, _concatenated(candidates))
         for _ in range(REACH):
             if start not in self.walk.dominator:
                 return False
             before = self.walk.dominator[start]
-            price = cost.total([price, *map(self._kernel, between(before, [start]))])
+            price = cost.total([price, *map(self._kernel_price, between(before, [start]))])
             start = before
-            values = [self.walk.value(start, part.fold.sink) for part in parts]
+            values = [self.walk.value(start, candidate.fold.sink) for candidate in candidates]
             insides = [value.inside if isinstance(value, View) else value for value in values]
-            if start not in self.gone and self._together(insides) < price:
+            if start not in self.removed and self._price_of_one(insides) < price:
                 return True
         return False
 
-    def _kernel(self, node: Node) -> cost.Price:
-        """What a convolution before the base costs; all else goes into one reader where it goes into several."""
+    def _kernel_price(self, node: Node) -> cost.Price:
+        """The price of a convolution before the base. One reader takes every other operation there for free."""
         if node in self.folds:
-            return cost.of_fold(self.judge, self.folds[node].value)
-        kernel = node.op in KERNELS and node not in self.gone
-        return cost.of_node(self.judge, node) if kernel else cost.FREE
+            return cost.of_fold(self.cost_model, self.folds[node].value)
+        is_kernel = node.op in KERNELS and node not in self.removed
+        return cost.of_node(self.cost_model, node) if is_kernel else cost.FREE
 
-    def _together(self, values: Sequence[Value]) -> cost.Price:
-        """What they would cost as one; no price at all where they cannot be one."""
+    def _price_of_one(self, values: Sequence[Value]) -> cost.Price:
+        """The price of one convolution that computes all of them; infinite where none can."""
         convs = [value for value in values if isinstance(value, AffineConv)]
+        if len(convs) < len(values):
+            return _IMPOSSIBLE
         try:
-            return cost.of_fold(self.judge, reduce(AffineConv.cat, convs)) if len(convs) == len(values) else _NEVER
+            return cost.of_fold(self.cost_model, reduce(AffineConv.cat, convs))
         except Refusal:
-            return _NEVER
+            return _IMPOSSIBLE
 
-    def _fused(self, parts: Sequence[_Part]) -> tuple[Fold, ...]:
-        parts = sorted(parts, key=lambda part: self.order[part.fold.sink])
-        known = {node: each for part in parts for node, each in part.views.lengths.items()}
-        views = Extents(known, {view: each for part in parts for view, each in part.views.shown.items()})
-        sinks = tuple(part.fold.sink for part in parts)
-        fusion = Fusion(_joined(parts), sinks, tuple(part.fold.value.out_channels for part in parts), views)
-        return tuple(_part_of(fusion, part.fold) for part in parts)
+    def _folds(self, candidates: Sequence[_Candidate]) -> tuple[Fold, ...]:
+        """The folds of a fusion of the candidates, in the order of the record."""
+        candidates = sorted(candidates, key=lambda candidate: self.order[candidate.fold.sink])
+        folds = [candidate.fold for candidate in candidates]
+        lengths: dict[Node, Lengths] = {}
+        required: dict[Node, Lengths | IntactChannels] = {}
+        for candidate in candidates:
+            lengths |= candidate.views.lengths
+            required |= candidate.views.required
+        sinks = tuple(fold.sink for fold in folds)
+        widths = tuple(fold.value.out_channels for fold in folds)
+        fusion = Fusion(_concatenated(candidates), sinks, widths, Extents(lengths, required))
+        return tuple(
+            HorizontalFold(fold.base, fold.sink, fold.value, fold.nodes, fold.sizes, fold.extents, fusion=fusion)
+            for fold in folds
+        )
 
 
-def _sets(parts: Sequence[_Part]) -> Iterator[_Set]:
-    if len(parts) > _FEW:
-        yield from islice(accumulate(map(_Set.of, parts), _Set.joined), 1, None)
+def _sets(candidates: Sequence[_Candidate]) -> Iterator[_CandidateSet]:
+    """Every set of two or more candidates; of many candidates the first two, the first three, and so on."""
+    if len(candidates) > _FEW_CANDIDATES:
+        yield from islice(accumulate(map(_CandidateSet.of, candidates), _CandidateSet.union), 1, None)
         return
-    for count in range(2, len(parts) + 1):
-        yield from (reduce(_Set.joined, map(_Set.of, some)) for some in combinations(parts, count))
+    for count in range(2, len(candidates) + 1):
+        for chosen in combinations(candidates, count):
+            yield reduce(_CandidateSet.union, map(_CandidateSet.of, chosen))
 
 
-def _joined(parts: Sequence[_Part]) -> AffineConv:
-    return reduce(AffineConv.cat, (part.fold.value for part in parts))
-
-
-def _part_of(fusion: Fusion, fold: Fold) -> HorizontalFold:
-    return HorizontalFold(fold.base, fold.sink, fold.value, fold.nodes, fold.sizes, fold.extents, fusion=fusion)
+def _concatenated(candidates: Sequence[_Candidate]) -> AffineConv:
+    return reduce(AffineConv.cat, (candidate.fold.value for candidate in candidates))

@@ -1,16 +1,16 @@
 """The cheapest way to compute the tensors of one region: everything that is linear in one anchor.
 
-The tensors that are read by something outside have to exist; every other one is a choice. For each of them the search
-weighs: one convolution from an earlier tensor that all paths to it pass through (a dominator), or the user's own
-operation on its own inputs, each computed in the cheapest way in turn. The user's operations are always among the
-candidates, so no plan costs more than what came in.
+Tensors that an operation outside the region reads have to be computed; every other tensor is a choice. The search
+compares two ways to compute a tensor: as one convolution of an earlier tensor that all paths to it pass through (a
+dominator), or by the user's own operation on its operands, each of which is computed in its cheapest way. The user's
+operations are always candidates, so no plan costs more than the original.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -24,35 +24,40 @@ from reparam.capture.graph import Node, Record
 from reparam.capture.ops import KERNELS, REARRANGING, SIZE_ARGUMENTS
 from reparam.errors import Refusal
 from reparam.plan import cost
-from reparam.plan.fold import Fold, ViewedFold, last_kernel, stretches
+from reparam.plan.fold import Fold, Stretch, ViewedFold, last_kernel, stretches
 from reparam.plan.shapes import extents
-from reparam.plan.strides import ORDER, asked_for, reordered
-from reparam.plan.validity import _copies, _fixes_channels, _picks, _takes_nothing, _vanishes
+from reparam.plan.strides import CHANGES_LAYOUT, chooses_layout, may_change_layout
+from reparam.plan.validity import accept_empty, fixes_channels, makes_contiguous, may_be_empty, may_slice_channels
 from reparam.rules import Value
 from reparam.rules.interpret import REACH, Interpretation, between
 
-_SMALL = 12  # nodes of a region of which every set of tensors is tried
-_FEW = 4  # or so many tensors that several others could be computed from
-_TRIES = 32  # tensors that are tried one by one elsewhere, so that the search stays linear in the size of a region
+# Sets of shared tensors are compared exhaustively in regions of so few nodes, or where there are so few such tensors.
+# Elsewhere so many tensors are tried one at a time, which keeps the search linear in the size of the region.
+_SMALL_REGION = 12
+_FEW_TENSORS = 4
+_MOST_TRIALS = 32
 
-_CHANNELS = (
-    "nothing on the way fixes its number of channels: for another input it could be another one",
-    "take all channels with `:`, and let a layer read them",
+_CHANNELS_VARY = (
+    "nothing on the way fixes its number of channels, which may differ for another input",
+    "taking all channels with `:`, and a layer that reads them, would fold",
 )
-_UNMOVED = ("the operations that rearrange it name its number of channels, or take it apart", "write -1 for the number")
-_VANISHING = (
-    "at some sizes the crop in front leaves nothing, which is padded here, and which no convolution takes",
-    "crop what comes out",
+_STEPS_NAME_CHANNELS = (
+    "the operations that rearrange it are given its number of channels, or split it",
+    "-1 in the place of the number would fold",
 )
-_WRITTEN = (
-    "its tensor, or the one that it is computed from, is written to in place, or may be by who calls the model",
-    "write `x = x + y` for `x += y`, and `inplace=False`",
+_EMPTY_CROP = (
+    "at some sizes the crop before it is empty, and no convolution takes an empty image",
+    "cropping the result would fold",
+)
+_OVERWRITTEN = (
+    "its tensor, or the one that it is computed from, is written to in place, or the caller may write to it",
+    "`x = x + y` for `x += y`, and inplace=False, would fold",
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Unplaced:
-    """A fold of the nodes, the last one being its result, that is exact and cannot be written back."""
+    """A fold of `nodes`, the last one being its result, that is exact and cannot be written back."""
 
     nodes: tuple[Node, ...]
     refusal: Refusal
@@ -60,394 +65,417 @@ class Unplaced:
 
 @dataclass(eq=False)
 class Region:
-    """Everything that is linear in one anchor and is needed for `sinks`; `relied`: see `relied_on`."""
+    """Everything that is linear in one anchor and is needed for `sinks`, which have to be computed.
+
+    order: the position of every node of the record.
+    layout_sensitive: the nodes whose memory layout has to stay (see `strides`).
+    unplaced: by its result, a fold that would save something and cannot be written back.
+    """
 
     record: Record
     order: Mapping[Node, int]
-    found: Interpretation
+    walk: Interpretation
     sinks: Collection[Node]
-    judge: cost.Cost
-    relied: Collection[Node]
+    cost_model: cost.Cost
+    layout_sensitive: Set[Node]
 
     def __post_init__(self) -> None:
-        self.anchor = self.found.anchor[next(iter(self.sinks))]
+        self.anchor = self.walk.anchor[next(iter(self.sinks))]
         self.nodes = between(self.anchor, self.sinks)
-        self.prices = {node: cost.of_node(self.judge, node) for node in self.nodes}
-        self.values: dict[tuple[Node, Node], AffineConv | View | None] = {}
-        self.whole: dict[tuple[Node, Node], cost.Price] = {}
-        self.copies: dict[Node, frozenset[Node]] = {}
-        self.starting: dict[Node, bool] = {}
+        self.prices = {node: cost.of_node(self.cost_model, node) for node in self.nodes}
         self.unplaced: dict[Node, Unplaced] = {}
+        self._values: dict[tuple[Node, Node], AffineConv | View | None] = {}
+        self._fold_prices: dict[tuple[Node, Node], cost.Price] = {}
+        self._copies: dict[Node, frozenset[Node]] = {}
+        self._starts: dict[Node, bool] = {}
+
+    # --- the search
 
     def best(self) -> tuple[list[Fold], cost.Price, cost.Price]:
-        """The folds of the cheapest plan found, the cost of the user's operations, and that of the plan."""
+        """The folds of the cheapest plan found, the price of the user's operations, and the price of the plan."""
         before = cost.total(self.prices.values())
-        total, chosen = self._cheapest()
-        if total >= before:
+        after, chosen = self._cheapest()
+        if after >= before:
             return [], before, before
-        return [self._fold(base, node) for base, node in chosen], before, total
+        return [self._fold(base, node) for base, node in chosen], before, after
 
     def _cheapest(self) -> tuple[cost.Price, list[tuple[Node, Node]]]:
-        """Over the sets of tensors that are computed for the sake of several others, though none alone would pay.
+        """The cheapest plan, over the sets of tensors that are computed because several others are computed from them.
 
-        Whatever only one path leads through is decided by the search itself. All sets are tried where the region is
-        small or the sets are few, which is exact; elsewhere tensors are added and taken away one by one, once each.
+        None of those may pay by itself. A tensor on the only path to another is chosen by the search for that one. All
+        sets are tried in small regions, which is exact. In large ones each tensor is added or removed once, in turn.
         """
-        forks = [node for node in self.nodes if self._readers(node) + (node in self.sinks) > 1]
-        useful = [n for n in between(self.anchor, forks) if n not in self.sinks and self.tensor(n)]
-        if len(self.nodes) <= _SMALL or len(useful) <= _FEW:
-            sets = [chosen for count in range(len(useful) + 1) for chosen in combinations(useful, count)]
-            return min(map(self._with, sets), key=itemgetter(0))
-        chosen, best = min(((each, self._with(each)) for each in ((), tuple(useful))), key=lambda pair: pair[1][0])
-        for node in useful[:_TRIES]:
-            other = tuple(n for n in useful if (n in chosen) != (n is node))
-            tried = self._with(other)
-            if tried[0] < best[0]:
-                chosen, best = other, tried
+        forks = [node for node in self.nodes if self._reader_count(node) + (node in self.sinks) > 1]
+        shareable = [n for n in between(self.anchor, forks) if n not in self.sinks and self._is_tensor(n)]
+        if len(self.nodes) <= _SMALL_REGION or len(shareable) <= _FEW_TENSORS:
+            sets = [chosen for count in range(len(shareable) + 1) for chosen in combinations(shareable, count)]
+            return min(map(self._plan_with, sets), key=itemgetter(0))
+        extremes = [(shared, self._plan_with(shared)) for shared in ((), tuple(shareable))]
+        shared, best = min(extremes, key=lambda candidate: candidate[1][0])
+        for node in shareable[:_MOST_TRIALS]:
+            other = tuple(n for n in shareable if (n in shared) != (n is node))
+            plan = self._plan_with(other)
+            if plan[0] < best[0]:
+                shared, best = other, plan
         return best
 
-    def _readers(self, node: Node) -> int:
+    def _reader_count(self, node: Node) -> int:
         return len({reader for reader in node.readers if reader in self.prices})
 
-    def _with(self, wanted: Collection[Node]) -> tuple[cost.Price, list[tuple[Node, Node]]]:
-        """Each sink and each of the tensors `wanted`, in turn, in the cheapest way given what exists by then."""
+    def _plan_with(self, shared: Collection[Node]) -> tuple[cost.Price, list[tuple[Node, Node]]]:
+        """The price and the folds (base, sink) where each sink and each `shared` tensor is computed, in order.
+
+        Each is computed in the cheapest way given the tensors that exist by then.
+        """
         total, chosen = cost.FREE, dict[Node, Node | None]()
-        there, paid = {self.anchor}, defaultdict[Node, set[Node]](set)
-        for sink in (node for node in self.nodes if node in self.sinks or node in wanted):
-            search = _Search(self, there, paid)
-            for node in search.needed(sink):
-                search.price(self.anchor, node)  # in order, so that no search goes deep
-            total += search.price(self.anchor, sink)
+        existing, paid_steps = {self.anchor}, defaultdict[Node, set[Node]](set)
+        for target in (node for node in self.nodes if node in self.sinks or node in shared):
+            search = _Search(self, existing, paid_steps)
+            for node in search.ancestors(target):
+                search.price(self.anchor, node)  # in order, so that no recursion goes deep
+            total += search.price(self.anchor, target)
             made = dict[Node, Node | None]()
-            search.settle(self.anchor, sink, made)
+            search.choose(self.anchor, target, made)
             for node, base in made.items():
-                there.add(node)
+                existing.add(node)
                 if base is not None:
-                    paid[base].update(self.steps(base, node))
+                    paid_steps[base].update(self.steps(base, node))
             chosen |= made
         return total, [(base, node) for node, base in chosen.items() if base is not None]
 
-    def value(self, base: Node, node: Node) -> AffineConv | View | None:
-        """`node` as one convolution of `base`, possibly behind steps, if it is one that can be written back."""
-        if (base, node) not in self.values:
-            try:
-                self.values[base, node] = self._value(base, node)
-            except Refusal as refusal:
-                self.values[base, node] = None
-                self._refuse(base, node, refusal)
-        return self.values[base, node]
+    def price(self, base: Node, node: Node, value: AffineConv | View, paid_steps: Collection[Node] = ()) -> cost.Price:
+        """The price of computing `node` as `value` of `base`; `paid_steps` are computed for another fold anyway."""
+        if isinstance(value, AffineConv):
+            if (base, node) not in self._fold_prices:
+                self._fold_prices[base, node] = cost.of_fold(self.cost_model, value)
+            return self._fold_prices[base, node]
+        steps = cost.total(self.prices[step] for step in self.steps(base, node) if step not in paid_steps)
+        if not value.inside.pixelwise:
+            return cost.of_fold(self.cost_model, value.inside) + steps
+        place = self._place(base, node, value)
+        assert place is not None
+        pixels = math.prod(place.base.shape) // (self._channel_count(base, place.base) or value.inside.in_channels)
+        read, written = pixels * value.inside.in_channels, pixels * value.inside.out_channels
+        return cost.of_map(self.cost_model, value.inside, read, written) + steps
 
-    def _value(self, base: Node, node: Node) -> AffineConv | View | None:
-        """Raises Refusal where there is a layer that could take it all, and it cannot be written back."""
-        value = self.found.value(base, node)
+    def can_start(self, node: Node) -> bool:
+        """Whether a convolution may start from the node."""
+        if node not in self._starts:
+            self._starts[node] = self._is_tensor(node) and not self._is_absorbed(node)
+        return self._starts[node]
+
+    def _is_tensor(self, node: Node) -> bool:
+        """Whether the node is one tensor: not a tuple of parts, and no padding whose border is still being written."""
+        value = self.walk.value(self.walk.base[node], node)
+        padded = isinstance(value, PendingBorder) and not (node.overwritten or node.inplace)
+        return padded or isinstance(value, (AffineConv, View))
+
+    def _is_absorbed(self, node: Node) -> bool:
+        """Whether computing `node` by itself never pays: its only reader scales and shifts it."""
+        if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
+            return False
+        is_view = isinstance(self.walk.value(self.walk.base[node], node), View)
+        if is_view or node.op == "cat":  # it has no kernel that could take a scale
+            return False
+        value = self.value(node, node.readers[0])
+        return isinstance(value, AffineConv) and value.pointwise
+
+    # --- candidates: what can be one convolution, and be written back
+
+    def value(self, base: Node, node: Node) -> AffineConv | View | None:
+        """`node` as one convolution of `base`, perhaps among steps; None where it is none or cannot be written back."""
+        if (base, node) not in self._values:
+            try:
+                self._values[base, node] = self._checked_value(base, node)
+            except Refusal as refusal:
+                self._values[base, node] = None
+                self._note_unplaced(base, node, refusal)
+        return self._values[base, node]
+
+    def _checked_value(self, base: Node, node: Node) -> AffineConv | View | None:
+        """The value, or None where no layer computes it. Raises Refusal where that layer cannot be written back."""
+        value = self.walk.value(base, node)
         nodes = between(base, [node])
         if isinstance(value, View):
             place = self._place(base, node, value)
             if place is None:
                 return None
-            self._require_order(base, node, nodes, place[1], value.inside.in_channels)
-            counted = self._counted(base, 1 if value.inside.axes else len(base.shape) - 1)
-            _require(_fixes_channels(base, nodes, counted, self.steps(base, node)), _CHANNELS)
-            _require(self._movable(base, node, value, place[1]), _UNMOVED)
+            self._require_memory(base, node, nodes, place.nodes, value.inside.in_channels)
+            known = self._has_known_length(base, 1 if value.inside.axes else len(base.shape) - 1)
+            _require(fixes_channels(base, nodes, known, self.steps(base, node)), _CHANNELS_VARY)
+            _require(self._steps_allow(base, node, value, place.nodes), _STEPS_NAME_CHANNELS)
             return value
-        if not isinstance(value, AffineConv) or not (value.identity or self._pays(value, nodes)):
+        if not isinstance(value, AffineConv) or not (value.identity or self._deserves_kernel(value, nodes)):
             return None
-        self._require_order(base, node, nodes, (), value.in_channels)
-        counted = self._counted(base, 1 if value.axes else len(base.shape) - 1)
-        if value.identity:  # two tensors of equal value, unless one is overwritten later or is a part of the other
-            _require(not self._written_later(base, node) and not self._handed_out(base, node), _WRITTEN)
-            _require(not any(map(_picks, nodes)) or _fixes_channels(base, nodes, counted), _CHANNELS)
+        self._require_memory(base, node, nodes, (), value.in_channels)
+        known = self._has_known_length(base, 1 if value.axes else len(base.shape) - 1)
+        if value.identity:  # both tensors become one: neither may be overwritten later, nor be a part of the other
+            _require(not self._written_later(base, node) and not self._is_returned(base, node), _OVERWRITTEN)
+            _require(not any(map(may_slice_channels, nodes)) or fixes_channels(base, nodes, known), _CHANNELS_VARY)
             return value
-        _require(_fixes_channels(base, nodes, counted), _CHANNELS)
-        _require(not (_vanishes(self.found, base) and _takes_nothing(base, nodes)), _VANISHING)
+        _require(fixes_channels(base, nodes, known), _CHANNELS_VARY)
+        _require(not (may_be_empty(self.walk, base) and accept_empty(base, nodes)), _EMPTY_CROP)
         return value
 
-    def _refuse(self, base: Node, node: Node, refusal: Refusal) -> None:
-        """Keep the first refusal of a node, that from the nearest base, where the fold would have saved something.
+    def _note_unplaced(self, base: Node, node: Node, refusal: Refusal) -> None:
+        """Note the first refusal of a node, from its nearest base, where the fold would have saved something.
 
-        That is told by the static cost: no other need look at what cannot be. What only moves numbers is kept for what
-        comes before it.
+        The static cost decides that, so that a measured cost times no fold that cannot be made. An operation that only
+        rearranges is refused with the operations before it.
         """
         if node in self.unplaced or node.op in REARRANGING:
             return
         nodes = between(base, [node])
-        value = self.found.value(base, node)
+        value = self.walk.value(base, node)
         inside, steps = (value.inside, self.steps(base, node)) if isinstance(value, View) else (value, ())
         assert isinstance(inside, AffineConv)
-        own = cost.total(cost.of_node(cost.CPU, each) for each in nodes if each not in steps)
-        if cost.of_fold(cost.CPU, inside) < own:
+        before = cost.total(cost.of_node(cost.CPU, replaced) for replaced in nodes if replaced not in steps)
+        if cost.of_fold(cost.CPU, inside) < before:
             self.unplaced[node] = Unplaced(tuple(nodes), refusal)
 
-    def _require_order(
+    def _require_memory(
         self, base: Node, node: Node, nodes: Sequence[Node], place: Sequence[Node], channels: int
     ) -> None:
-        """What is written meanwhile, how long the dimensions are, and in which order of memory code finds them."""
-        _require(not self._overwritten(base, node), _WRITTEN)
-        _require(not self._relaid(base, node), ORDER)
-        extents(self.found, base, nodes)
-        if any(each in self.relied for each in nodes):
+        """Raise Refusal unless the fold reads unchanged memory, has known lengths, and keeps the layout code needs."""
+        _require(not self._base_overwritten(base, node), _OVERWRITTEN)
+        _require(not self._ends_in_copy(base, node), CHANGES_LAYOUT)
+        extents(self.walk, base, nodes)
+        if not self.layout_sensitive.isdisjoint(nodes):
             steps = self.steps(base, node)
-            asked = (each for each in nodes if node in self.relied and each not in steps and asked_for(each))
-            _require(not any(asked) and not reordered(base, nodes, steps, place, channels), ORDER)
+            sensitive = node in self.layout_sensitive
+            chosen = sensitive and any(inner not in steps and chooses_layout(inner) for inner in nodes)
+            _require(not chosen and not may_change_layout(base, nodes, steps, place, channels), CHANGES_LAYOUT)
 
     def _written_later(self, base: Node, node: Node) -> bool:
-        """Whether the memory of either is written to once both may exist, be it through a view."""
+        """Whether the memory of either is written to once both may exist, perhaps through a view."""
         writes = (*self.record.writes.get(base.storage, ()), *self.record.writes.get(node.storage, ()))
         return base.overwritten or node.overwritten or any(self.order[base] < self.order[write] for write in writes)
 
-    def _handed_out(self, base: Node, node: Node) -> bool:
-        """Whether the caller of the model gets the tensor, and memory of its own with it, to which it may write."""
+    def _is_returned(self, base: Node, node: Node) -> bool:
+        """Whether the caller of the model gets the tensor in memory of its own, and so may write to it."""
         return node.storage != base.storage and any(output.storage == node.storage for output in self.record.outputs)
 
-    def _overwritten(self, base: Node, node: Node) -> bool:
-        """Whether the memory of `base` is written to before `node` is computed, where a fold may want to read it."""
+    def _base_overwritten(self, base: Node, node: Node) -> bool:
+        """Whether the memory of `base` is written to before `node` is computed; a fold would read it too late."""
         writes = self.record.writes.get(base.storage, ())
         return any(self.order[base] < self.order[write] <= self.order[node] for write in writes)
 
-    def _relaid(self, base: Node, node: Node) -> bool:
-        """Whether an end of the fold is a copy into another order of memory, which a view outside may rely on."""
-        if base not in self.copies:  # once: a thousand branches may read it
-            self.copies[base] = frozenset(filter(_copies, base.readers))
-        copies = self.copies[base] | ({node} if _copies(node) else set())
+    def _ends_in_copy(self, base: Node, node: Node) -> bool:
+        """Whether the fold begins or ends with a copy into another layout, which a view outside may need."""
+        if base not in self._copies:  # cached, since a thousand branches may read it
+            self._copies[base] = frozenset(filter(makes_contiguous, base.readers))
+        copies = self._copies[base] | ({node} if makes_contiguous(node) else set())
         return bool(copies) and not copies.intersection(between(base, [node])) <= set(self.steps(base, node))
 
-    def _counted(self, base: Node, dim: int) -> bool:
-        """Whether dimension `dim` is as long at every size of the input, and not one of pixels moved there."""
-        node = self.found.origin(base, _sets_its_sizes)
-        value = self.found.value(self.found.base[node], node) if node in self.found.dominator else None
+    def _has_known_length(self, base: Node, dim: int) -> bool:
+        """Whether dimension `dim` of the base has the same length at every size of the input, and holds no pixels."""
+        node = self.walk.origin(base, _sets_its_sizes)
+        value = self.walk.value(self.walk.base[node], node) if node in self.walk.dominator else None
         if isinstance(value, AffineConv) and node is not None:
-            start = self.found.base[node]
-            if not any(each.op in KERNELS for each in between(start, [node])):
-                return self._counted(start, dim)
-            # A linear layer leaves dimension 1 as it is, which may be of pixels.
+            start = self.walk.base[node]
+            if not any(inner.op in KERNELS for inner in between(start, [node])):
+                return self._has_known_length(start, dim)
+            # A linear layer leaves dimension 1 as it is, which may hold pixels.
             return dim == (1 if value.axes else len(base.shape) - 1)
         return not isinstance(value, View) or value.channel == dim
 
-    def _pays(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
-        """Whatever has a kernel pays; of operations without one, what a depthwise convolution of many taps can do.
+    def _deserves_kernel(self, value: AffineConv, nodes: Sequence[Node]) -> bool:
+        """Whether a convolution may pay for the nodes: one of them has a kernel, or their value is a depthwise window.
 
-        Scales and shifts are none: two of them, or two batch norms, take a fraction of the time of a depthwise 1x1
-        convolution. Channels in another order would be a dense kernel of zeros.
+        Two scales or batch norms take a fraction of the time of a depthwise 1x1 convolution. Channels in another order
+        would be a dense kernel of zeros.
         """
-        if any(each.op in KERNELS for each in nodes):
+        if any(node.op in KERNELS for node in nodes):
             return True
         return bool(value.axes) and value.groups == value.in_channels and not value.pointwise
 
-    def _movable(self, base: Node, node: Node, value: View, place: Sequence[Node]) -> bool:
-        """Whether the steps go with a map that stands at its `place` among them.
+    # --- steps: operations that rearrange or average pixels, which stay
 
-        Those before that place then see as many channels as the base has, and those behind it as many as the map
-        gives, which is another number than some of them may name.
+    def steps(self, base: Node, node: Node) -> tuple[Node, ...]:
+        """The nodes on every path between the two that rearrange or average pixels, and the copies after one."""
+        path = [node]
+        while path[-1] is not base:
+            path.append(self.walk.dominator[path[-1]])
+        steps: list[Node] = []
+        count_before = 0
+        for inner in path[-2::-1]:
+            value = self.walk.value(base, inner)
+            if isinstance(value, AffineConv):
+                steps.clear()  # the pixels are back in their places
+                count_before = 0
+            count = value.steps if isinstance(value, View) else count_before
+            is_copy = count > 0 and inner.op == "contiguous"
+            steps += [inner] if count > count_before or is_copy else []
+            count_before = count
+        return tuple(steps)
+
+    def _place(self, base: Node, node: Node, value: View) -> Stretch | None:
+        """The stretch between steps in whose place the convolution is computed: the last possible one.
+
+        A convolution that reads neighbours stays between the steps where it stood. A map that is repeated for several
+        parts of each channel stands before these parts become pixels. If kernels follow the place, only the fold may
+        read what is computed from there on.
         """
-        if any(map(_in_parts, map(partial(self.found.value, base), between(base, [node])))):
-            return False
         nodes, steps = between(base, [node]), self.steps(base, node)
-        at = nodes.index(place[0])
-        seen = [value.inside.in_channels if nodes.index(step) < at else value.inside.out_channels for step in steps]
+        kernel_stretches = [
+            stretch for stretch in stretches(base, nodes, steps) if any(inner.op in KERNELS for inner in stretch.nodes)
+        ]
+
+        def read_by_fold_alone(inner: Node) -> bool:
+            return inner not in self.sinks and set(inner.readers) <= set(nodes)
+
+        for stretch in reversed(kernel_stretches):
+            behind = nodes[nodes.index(stretch.nodes[-1]) : -1]
+            if stretch is not kernel_stretches[-1] and not all(map(read_by_fold_alone, behind)):
+                return None
+            read = None if stretch.base is base else self.walk.value(base, stretch.base)
+            intact = not isinstance(read, View) or read.whole
+            steps_before = sum(nodes.index(step) < nodes.index(stretch.nodes[0]) for step in steps)
+            if intact and (value.inside.pixelwise or steps_before == value.steps_before):
+                return stretch
+        return None
+
+    def _steps_allow(self, base: Node, node: Node, value: View, place: Sequence[Node]) -> bool:
+        """Whether no step depends on a number of channels that the fold changes.
+
+        Steps before the `place` of the map then see as many channels as the base has, and steps behind it as many as
+        the map gives. A step may be given another number.
+        """
+        nodes, steps = between(base, [node]), self.steps(base, node)
+        if any(map(_is_split, map(partial(self.walk.value, base), nodes))):
+            return False
+        index = nodes.index(place[0])
+        counts = [
+            value.inside.in_channels if nodes.index(step) < index else value.inside.out_channels for step in steps
+        ]
         return all(
-            self._channels(base, step.operands[0]) in (None, count)
-            for step, count in zip(steps, seen, strict=True)
+            self._channel_count(base, step.operands[0]) in (None, count)
+            for step, count in zip(steps, counts, strict=True)
             if step.op in SIZE_ARGUMENTS
         )
 
-    def _place(self, base: Node, node: Node, value: View) -> tuple[Node, tuple[Node, ...]] | None:
-        """What a map behind steps takes the place of, and the tensor that it reads there: the last place that can be.
-
-        What reads neighbours stands between the very steps where it stood; what is there several times for each channel
-        that there will be, before these become pixels. Where it stands before other kernels, nobody else reads those.
-        """
-        nodes, steps = between(base, [node]), self.steps(base, node)
-        found = [
-            (start, own) for start, own in stretches(base, nodes, steps) if any(each.op in KERNELS for each in own)
-        ]
-
-        def within(each: Node) -> bool:
-            return each not in self.sinks and set(each.readers) <= set(nodes)
-
-        for start, own in reversed(found):
-            if own is not found[-1][1] and not all(map(within, nodes[nodes.index(own[-1]) : -1])):
-                return None
-            here = None if start is base else self.found.value(base, start)
-            whole = not isinstance(here, View) or here.whole
-            before = sum(nodes.index(step) < nodes.index(own[0]) for step in steps)
-            if whole and (value.inside.pixelwise or before == value.steps_before):
-                return start, own
-        return None
-
-    def _channels(self, base: Node, node: Node) -> int | None:
-        """How many channels the node has, None for the base itself."""
-        value = None if node is base else self.found.value(base, node)
+    def _channel_count(self, base: Node, node: Node) -> int | None:
+        """The number of channels of a node; None for the base itself."""
+        value = None if node is base else self.walk.value(base, node)
         inside = value.inside if isinstance(value, View) else value
         return inside.out_channels if isinstance(inside, AffineConv) else None
 
-    def steps(self, base: Node, node: Node) -> tuple[Node, ...]:
-        """The nodes that all between the two passes through and that rearrange or average pixels; copies behind one."""
-        way = [node]
-        while way[-1] is not base:
-            way.append(self.found.dominator[way[-1]])
-        found: list[Node] = []
-        before = 0
-        for each in way[-2::-1]:
-            value = self.found.value(base, each)
-            if isinstance(value, AffineConv):
-                found.clear()  # what was rearranged is a convolution again
-                before = 0
-            count = value.steps if isinstance(value, View) else before
-            copies = count > 0 and each.op == "contiguous"
-            found += [each] if count > before or copies else []
-            before = count
-        return tuple(found)
-
-    def tensor(self, node: Node) -> bool:
-        """Whether the node is a tensor by itself, not parts of one, nor one whose border is being written."""
-        value = self.found.value(self.found.base[node], node)
-        padded = isinstance(value, PendingBorder) and not (node.overwritten or node.inplace)
-        return padded or isinstance(value, (AffineConv, View))
-
-    def starts(self, node: Node) -> bool:
-        """Whether a convolution may start from it: asked again and again, and found out once."""
-        if node not in self.starting:
-            self.starting[node] = self.tensor(node) and not self.absorbed(node)
-        return self.starting[node]
-
-    def absorbed(self, node: Node) -> bool:
-        """Whether it is pointless to let `node` exist: its only reader scales and shifts it."""
-        if node in self.sinks or len(node.readers) != 1 or node.readers[0] not in self.prices:
-            return False
-        behind = isinstance(self.found.value(self.found.base[node], node), View)
-        if behind or node.op == "cat":  # it has no kernel that could take a scale
-            return False
-        value = self.value(node, node.readers[0])
-        return isinstance(value, AffineConv) and value.pointwise
-
-    def price(self, base: Node, node: Node, value: AffineConv | View, paid: Collection[Node] = ()) -> cost.Price:
-        """What `value` costs instead of everything between the two; `paid` steps are computed anyway."""
-        if isinstance(value, AffineConv):
-            if (base, node) not in self.whole:
-                self.whole[base, node] = cost.of_fold(self.judge, value)
-            return self.whole[base, node]
-        steps = cost.total(self.prices[step] for step in self.steps(base, node) if step not in paid)
-        if not value.inside.pixelwise:
-            return cost.of_fold(self.judge, value.inside) + steps
-        place = self._place(base, node, value)
-        assert place is not None
-        start = place[0]
-        pixels = math.prod(start.shape) // (self._channels(base, start) or value.inside.in_channels)
-        read, written = pixels * value.inside.in_channels, pixels * value.inside.out_channels
-        return cost.of_map(self.judge, value.inside, read, written) + steps
+    # --- the result
 
     def _fold(self, base: Node, sink: Node) -> Fold:
         value = self.value(base, sink)
         assert value is not None
         nodes = tuple(between(base, [sink]))
         inside = value if isinstance(value, AffineConv) else value.inside
-        space = inside is value or not inside.pixelwise
-        start = inside.in_channels, [Axis().size_key for _ in inside.axes if space]
-        values = {node: self.found.value(base, node) for node in nodes}
-        sizes = {base: start, **{node: _size(each, space) for node, each in values.items()}}
-        told = extents(self.found, base, nodes)
+        spatial = inside is value or not inside.pixelwise
+        base_size = inside.in_channels, [Axis().size_key for _ in inside.axes if spatial]
+        values = {node: self.walk.value(base, node) for node in nodes}
+        sizes = {base: base_size, **{node: _size_key(inner, spatial) for node, inner in values.items()}}
+        lengths = extents(self.walk, base, nodes)
         if isinstance(value, AffineConv):
-            sizes.update((node, None) for node, each in values.items() if isinstance(each, View))
-            return Fold(base, sink, value, nodes, sizes, told)
+            sizes.update((node, None) for node, inner in values.items() if isinstance(inner, View))
+            return Fold(base, sink, value, nodes, sizes, lengths)
         place = self._place(base, sink, value)
         assert place is not None
-        here = self.found.value(base, place[1][-1])
-        read = here.as_anchor() if isinstance(here, View) else here
-        spatial = len(read.axes) if isinstance(read, AffineConv) else 0
-        placed = inside.with_axes(spatial) if inside.pixelwise else inside
-        steps, kernel = self.steps(base, sink), last_kernel(place[1])
-        return ViewedFold(base, sink, placed, nodes, sizes, told, steps, kernel=kernel)
+        result = self.walk.value(base, place.nodes[-1])
+        result = result.as_anchor() if isinstance(result, View) else result
+        axes = len(result.axes) if isinstance(result, AffineConv) else 0
+        placed = inside.with_axes(axes) if inside.pixelwise else inside
+        steps, kernel = self.steps(base, sink), last_kernel(place.nodes)
+        return ViewedFold(base, sink, placed, nodes, sizes, lengths, steps, kernel=kernel)
 
 
-def _require(fine: bool, otherwise: tuple[str, str]) -> None:
-    if not fine:
-        raise Refusal(*otherwise)
+def _require(condition: bool, refusal: tuple[str, str]) -> None:
+    """Raise a Refusal of this reason and remedy unless the condition holds."""
+    if not condition:
+        raise Refusal(*refusal)
 
 
-def _in_parts(value: Value) -> bool:
-    """Whether it is several rearranged tensors: what takes them apart is no step of one."""
+def _is_split(value: Value) -> bool:
+    """Whether a rearranged tensor has been split: no step then reads one tensor."""
     return isinstance(value, tuple) and any(isinstance(part, View) for part in value)
 
 
-def _size(value: Value, space: bool) -> Any:
-    """What is equal for two values of one tensor if they have equally many channels and, in space, pixels."""
+def _size_key(value: Value, spatial: bool) -> Any:
+    """A key that is equal for two values of one tensor with as many channels and, if `spatial`, as many pixels."""
     if isinstance(value, View):
         value = value.inside
-    if not isinstance(value, AffineConv) or not (space or value.pixelwise):
+    if not isinstance(value, AffineConv) or not (spatial or value.pixelwise):
         return None
-    return value.out_channels, [axis.size_key for axis in value.axes if space]
+    return value.out_channels, [axis.size_key for axis in value.axes if spatial]
 
 
 def _sets_its_sizes(walk: Interpretation, node: Node) -> bool:
-    """Whether its value or its kernel says how long its dimensions are."""
+    """Whether the length of its dimensions follows from its value or its kernel."""
     return node in walk.dominator or node.op in KERNELS
 
 
+# price, the dominator that the node is computed from, and whether one convolution computes it
 _Choice = tuple[cost.Price, Node, bool]
 
 
 @dataclass(eq=False)
 class _Search:
-    """The cheapest way to let a node exist, when `there` exist already; `paid` are the steps behind them, by base."""
+    """The cheapest way to compute a node from the tensors that exist; `paid_steps`: steps behind these, by base."""
 
     region: Region
-    there: set[Node]
-    paid: Mapping[Node, Collection[Node]] = field(default_factory=dict)
-    memo: dict[tuple[Node, Node], _Choice] = field(default_factory=dict)
+    existing: set[Node]
+    paid_steps: Mapping[Node, Collection[Node]]
+    _choices: dict[tuple[Node, Node], _Choice] = field(default_factory=dict)
 
-    def needed(self, sink: Node) -> list[Node]:
-        """Whatever the sink may be computed from that is not there yet, in order, itself the last."""
-        found, waiting = set[Node](), [sink]
-        while waiting:
-            node = waiting.pop()
-            if node is not self.region.anchor and node not in self.there and node not in found:
-                found.add(node)
-                waiting += [*node.operands, *self._starts(self.region.anchor, node)]
-        return sorted(found, key=self.region.order.__getitem__)
+    def ancestors(self, sink: Node) -> list[Node]:
+        """Everything that the sink may be computed from and that does not exist, in order; the sink is the last."""
+        missing, pending = set[Node](), [sink]
+        while pending:
+            node = pending.pop()
+            if node is not self.region.anchor and node not in self.existing and node not in missing:
+                missing.add(node)
+                pending += [*node.operands, *self._bases(self.region.anchor, node)]
+        return sorted(missing, key=self.region.order.__getitem__)
 
     def price(self, base: Node, node: Node) -> cost.Price:
-        return cost.FREE if node in self.there or node is base else self._choice(base, node)[0]
+        """The price of the cheapest way from `base`, a dominator of the node that exists."""
+        return cost.FREE if node in self.existing or node is base else self._choice(base, node)[0]
 
-    def _choice(self, base: Node, node: Node) -> _Choice:
-        """(price, the dominator it is computed from, whether by one convolution) from `base` on."""
-        if (base, node) not in self.memo:
-            self.memo[base, node] = min(self._choices(base, node), key=itemgetter(0))
-        return self.memo[base, node]
-
-    def _choices(self, base: Node, node: Node) -> list[_Choice]:
-        # On equal cost the first is taken: the user's own operation, then a fold that stands for as much as it can.
-        kept: list[_Choice] = []
-        folded: list[_Choice] = []
-        missing = [operand for operand in set(node.operands) if operand not in self.there]
-        for start in self._starts(base, node):
-            reached = self.price(base, start)
-            own = self.region.prices[node] + cost.total([self.price(start, operand) for operand in missing])
-            kept.append((reached + own, start, False))
-            value = self.region.value(start, node)
-            if value is not None:
-                price = self.region.price(start, node, value, self.paid.get(start, ()))
-                folded.append((reached + price, start, True))
-        return kept + folded[::-1]
-
-    def _starts(self, base: Node, node: Node) -> list[Node]:
-        """The dominators of `node` from the nearest to `base` at which a convolution may start."""
-        starts: list[Node] = []
-        start = node
-        while start is not base and len(starts) < REACH:
-            start = self.region.found.dominator[start]
-            if start is base or self.region.starts(start):
-                starts.append(start)
-        return starts
-
-    def settle(self, base: Node, node: Node, chosen: dict[Node, Node | None]) -> None:
-        """Note how `node` and all that it takes are computed: from which base by one convolution, or (None) as is."""
-        if node in self.there or node is base or node in chosen:
+    def choose(self, base: Node, node: Node, chosen: dict[Node, Node | None]) -> None:
+        """Note how the node and everything it needs is computed: from which base by one convolution, or None as is."""
+        if node in self.existing or node is base or node in chosen:
             return
         _, start, folded = self._choice(base, node)
-        self.settle(base, start, chosen)
+        self.choose(base, start, chosen)
         if folded:
             chosen[node] = start
             return
         for operand in node.operands:
-            self.settle(start, operand, chosen)
+            self.choose(start, operand, chosen)
         chosen[node] = None
+
+    def _choice(self, base: Node, node: Node) -> _Choice:
+        if (base, node) not in self._choices:
+            self._choices[base, node] = min(self._candidates(base, node), key=itemgetter(0))
+        return self._choices[base, node]
+
+    def _candidates(self, base: Node, node: Node) -> list[_Choice]:
+        # Of equal prices the first is taken: the user's own operation, then the fold that replaces the most.
+        own: list[_Choice] = []
+        folds: list[_Choice] = []
+        missing = [operand for operand in set(node.operands) if operand not in self.existing]
+        for start in self._bases(base, node):
+            start_price = self.price(base, start)
+            own_price = self.region.prices[node] + cost.total([self.price(start, operand) for operand in missing])
+            own.append((start_price + own_price, start, False))
+            value = self.region.value(start, node)
+            if value is not None:
+                fold_price = self.region.price(start, node, value, self.paid_steps.get(start, ()))
+                folds.append((start_price + fold_price, start, True))
+        return own + folds[::-1]
+
+    def _bases(self, base: Node, node: Node) -> list[Node]:
+        """The dominators from the node (exclusive) back to `base` at which a convolution may start, nearest first."""
+        bases: list[Node] = []
+        start = node
+        while start is not base and len(bases) < REACH:
+            start = self.region.walk.dominator[start]
+            if start is base or self.region.can_start(start):
+                bases.append(start)
+        return bases

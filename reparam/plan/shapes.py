@@ -1,7 +1,8 @@
-"""How long the dimensions of what a fold computes are, for every input; and what has to be shown of its reshapes.
+"""How long the dimensions of a fold's tensors are for every input, and what its reshapes have to be given.
 
-Where rearranged pixels become channels, or channels pixels, each length on the way counts. Where channels stay whole,
-pixels may lie anywhere: nothing but that has to hold for every input, and lengths that cannot be told are unknowns.
+Two cases. Where a reshape cuts the channel dimension apart or turns pixels into channels, every length follows exactly
+from those of the base. Where all steps keep the channel dimension intact, pixels may be anywhere: only the channels
+have to be known, and the other lengths may stay unknown.
 """
 
 from __future__ import annotations
@@ -30,249 +31,263 @@ from reparam.rules.table import as_ints, channel_dimension
 
 Lengths = tuple[Length, ...]
 
-_REDUCED = (
+_ONE = Length.constant(1)
+_DIMENSION_LOST = (
     "its channels may have been pixels: the tensor that it starts from has lost a dimension",
-    "pick with a slice (`x[:, :1]`), or sum with keepdim=True",
+    "a slice that keeps the dimension (`x[:, :1]`), or a sum with keepdim=True, would fold",
 )
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A reshape that leaves channels whole: so many entries before, in and behind the dimension that holds them.
+class IntactChannels:
+    """A reshape that keeps the channel dimension: the number of entries before, in and after it.
 
-    at: the place of that dimension among the sizes that the reshape is given.
-    counted: whatever reads the channels afterwards takes as many of them and no others.
+    position: where the reshape's arguments give the number of channels.
+    checked: a later reader of the channels accepts no other number of them.
     """
 
     before: Length
     channels: Length
     after: Length
-    at: int
-    counted: bool
+    position: int
+    checked: bool
 
 
 @dataclass(frozen=True)
 class Extents:
-    """The lengths of nodes, and what the sizes that each reshape among them is given are to be shown to be."""
+    """The lengths of a fold's tensors, and what has to be proven of the sizes that its reshapes are given.
+
+    required: for each such node its whole shape, or that it keeps the channels.
+    """
 
     lengths: Mapping[Node, Lengths] = field(default_factory=dict)
-    shown: Mapping[Node, Lengths | Whole] = field(default_factory=dict)
+    required: Mapping[Node, Lengths | IntactChannels] = field(default_factory=dict)
 
 
-def extents(found: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents:
-    """Those of `base` and of `nodes` behind it. Raises Refusal where they cannot be told."""
-    values: dict[Node, Value] = {node: found.value(base, node) for node in nodes}
+def extents(walk: Interpretation, base: Node, nodes: Sequence[Node]) -> Extents:
+    """The extents of `base` and of the `nodes` behind it. Raises Refusal where they are unknown."""
+    values: dict[Node, Value] = {node: walk.value(base, node) for node in nodes}
     views = [value for value in values.values() if isinstance(value, View)]
-    named = [node for node in nodes if node.op in SIZED_RESHAPES]
-    squeezed = [node for node in nodes if node.op == "squeeze"]
-    ended = (n for n in nodes if isinstance(values.get(n.operands[0]), View) and not isinstance(values[n], View))
-    start = _start(found, base, values.values())
-    if named and start.axes and _reduced(found, base):
-        raise Refusal(*_REDUCED)
-    if not all(view.whole for view in views) or any(True for _ in ended):
-        told = _apart(start, base, nodes, values, named)
+    reshapes = [node for node in nodes if node.op in SIZED_RESHAPES]
+    squeezes = [node for node in nodes if node.op == "squeeze"]
+    view_ends = any(isinstance(values.get(n.operands[0]), View) and not isinstance(values[n], View) for n in nodes)
+    start = _base_value(walk, base, values.values())
+    if reshapes and start.axes and _lost_dimension(walk, base):
+        raise Refusal(*_DIMENSION_LOST)
+    if view_ends or not all(view.whole for view in views):
+        result = _exact_extents(start, base, nodes, values, reshapes)
+    elif views and (reshapes or squeezes):
+        result = _IntactFlow(start, base, nodes, values).extents()
     else:
-        told = _Followed(start, base, nodes, values).extents() if views and (named or squeezed) else Extents()
-    for node in squeezed:
-        _require_one(node, base, told.lengths)
-    return told
+        result = Extents()
+    for node in squeezes:
+        _require_single_entry(node, base, result.lengths)
+    return result
 
 
-def _require_one(node: Node, base: Node, lengths: Mapping[Node, Lengths]) -> None:
-    """Raise Refusal unless the dimension that a node drops has one entry for every input: else it drops none."""
-    before = node.operands[0]
-    given = RULES["squeeze"].signature.bind(*node.args, **node.kwargs).arguments
-    dim = given["dim"] % len(before.shape)
-    told = dict(enumerate(lengths.get(before, ()))).get(dim)
-    single = {Length.constant(1), *(length for dim, length in enumerate(lengths.get(base, ())) if dim in _pooled(base))}
-    if told not in single:
-        raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
-
-
-def _reduced(walk: Interpretation, node: Node) -> bool:
-    """Whether it, or the tensor of its shape that it is computed of, has fewer dimensions than what that was made of.
-
-    Dimension 1 is then perhaps what has been pixels; a reshape keeps all entries, and its own lengths are shown.
-    """
-    first = walk.origin(node, _shaped)
-    assert first is not None
-    reshaped = first.op in RESHAPES
-    return not reshaped and any(len(operand.shape) > len(first.shape) for operand in first.operands)
-
-
-def _shaped(_: Interpretation, node: Node) -> bool:
-    """Whether nothing that it is computed from has its shape."""
-    return all(operand.shape != node.shape for operand in node.operands)
-
-
-def _pooled(node: Node) -> Collection[int]:
-    """The dimensions that are 1 for every input, as a pooling module of torch has made them."""
-    whole = as_large(node)
-    pools = whole.op in ADAPTIVE_POOLS
-    return [dim for dim in range(2, len(whole.shape)) if pools and whole.shape[dim] == 1 and _fixed(whole, dim)]
-
-
-def _fixed(node: Node, dim: int) -> bool:
-    """Whether it is told a literal for the length of a dimension, by a module that hands it the same at every size."""
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
-    size = given[dim - 2] if isinstance(given, (tuple, list)) else given
-    return size == 1 and node.call is not None and type(node.call.module).__module__.startswith("torch.nn.")
-
-
-def _start(found: Interpretation, base: Node, values: Iterable[Value]) -> AffineConv:
-    """The base, with its channels where they are read."""
-    for value in values:
-        inside = value.inside if isinstance(value, View) else value
-        if isinstance(inside, AffineConv) and not (inside is value and inside.identity):
-            return AffineConv.of(anchor_value(base, found.fixed_size).anchor, len(inside.axes))
-    return anchor_value(base, found.fixed_size)
-
-
-def _apart(
-    start: AffineConv, base: Node, nodes: Iterable[Node], values: Mapping[Node, Value], named: Iterable[Node]
-) -> Extents:
-    """Where channels are cut apart, or pixels moved to them: each length follows from those of the base."""
-    known = {base: lengths_of(start)}
-    for node in nodes:
-        value, before = values[node], values.get(node.operands[0])
-        made = None
-        if isinstance(before, View) and before.moves is not None:
-            result = apply_rule_to_view(node, before)
-            made = Rearranged(before.inside, (*before.moves, *result.moves)) if isinstance(result, Rearranged) else None
-        if made is None and isinstance(value, View) and value.moves is not None:
-            made = Rearranged(value.inside, value.moves)
-        if made is not None:
-            known[node] = IndexMap.of(made.input, made.moves).lengths(lengths_of(made.input))
-        elif isinstance(value, AffineConv):
-            known[node] = known[base] if value.identity else lengths_of(value)
-    return Extents(known, {node: known.get(node, ()) for node in named})
-
-
-def as_large(node: Node) -> Node:
-    """The first tensor on the way to this one that is as large for every input."""
-    while (before := alike_before(node)) is not None:
+def same_size_origin(node: Node) -> Node:
+    """The first tensor on the way to this one that has the same size for every input."""
+    while (before := same_size_input(node)) is not None:
         node = before
     return node
 
 
-def alike_before(node: Node) -> Node | None:
-    """The tensor that this one is computed of, if it is as large for every input."""
-    alike = node.op in SHAPE_PRESERVING and len(node.operands) == 1
-    return node.operands[0] if alike else None
+def same_size_input(node: Node) -> Node | None:
+    """The tensor that this one is computed from, if both have the same size for every input."""
+    same_size = node.op in SHAPE_PRESERVING and len(node.operands) == 1
+    return node.operands[0] if same_size else None
+
+
+def _require_single_entry(squeeze: Node, base: Node, lengths: Mapping[Node, Lengths]) -> None:
+    """Raise Refusal unless the squeezed dimension has one entry for every input; otherwise torch keeps it."""
+    operand = squeeze.operands[0]
+    arguments = RULES["squeeze"].signature.bind(*squeeze.args, **squeeze.kwargs).arguments
+    dim = arguments["dim"] % len(operand.shape)
+    length = dict(enumerate(lengths.get(operand, ()))).get(dim)
+    pooled = _pooled_dimensions(base)
+    single = [base_length for base_dim, base_length in enumerate(lengths.get(base, ())) if base_dim in pooled]
+    if length not in (_ONE, *single):
+        raise Refusal("it drops a dimension at some sizes and none at others", "a reshape would fold")
+
+
+def _lost_dimension(walk: Interpretation, node: Node) -> bool:
+    """Whether the operation that gave `node` its shape reads a tensor of more dimensions, so channels may be pixels.
+
+    A reshape keeps all entries, and its own lengths are proven.
+    """
+    source = walk.origin(node, _sets_shape)
+    assert source is not None
+    return source.op not in RESHAPES and any(len(operand.shape) > len(source.shape) for operand in source.operands)
+
+
+def _sets_shape(_: Interpretation, node: Node) -> bool:
+    """Whether none of its operands has its shape."""
+    return all(operand.shape != node.shape for operand in node.operands)
+
+
+def _pooled_dimensions(node: Node) -> Collection[int]:
+    """The dimensions that an adaptive pooling module of torch has made 1 for every input."""
+    pool = same_size_origin(node)
+    if pool.op not in ADAPTIVE_POOLS:
+        return []
+    return [dim for dim in range(2, len(pool.shape)) if pool.shape[dim] == 1 and _output_size_is_one(pool, dim)]
+
+
+def _output_size_is_one(pool: Node, dim: int) -> bool:
+    """Whether a module of torch calls the pool with output size 1, so the size is no function of the input."""
+    given = pool.args[1] if len(pool.args) > 1 else pool.kwargs.get("output_size")
+    size = given[dim - 2] if isinstance(given, (tuple, list)) else given
+    return size == 1 and pool.call is not None and type(pool.call.module).__module__.startswith("torch.nn.")
+
+
+def _base_value(walk: Interpretation, base: Node, values: Iterable[Value]) -> AffineConv:
+    """The base as a value, with its channels on the dimension where the fold reads them."""
+    anchor = anchor_value(base, walk.fixed_size)
+    for value in values:
+        inside = value.inside if isinstance(value, View) else value
+        if isinstance(inside, AffineConv) and not (inside is value and inside.identity):
+            return AffineConv.of(anchor.anchor, len(inside.axes))
+    return anchor
+
+
+def _exact_extents(
+    start: AffineConv, base: Node, nodes: Iterable[Node], values: Mapping[Node, Value], reshapes: Iterable[Node]
+) -> Extents:
+    """Each length in terms of those of the base: channels are cut apart, or pixels become channels."""
+    lengths = {base: lengths_of(start)}
+    for node in nodes:
+        value, before = values[node], values.get(node.operands[0])
+        moved = None
+        if isinstance(before, View) and before.moves is not None:
+            result = apply_rule_to_view(node, before)
+            if isinstance(result, Rearranged):
+                moved = Rearranged(before.inside, (*before.moves, *result.moves))
+        if moved is None and isinstance(value, View) and value.moves is not None:
+            moved = Rearranged(value.inside, value.moves)
+        if moved is not None:
+            lengths[node] = IndexMap.of(moved.input, moved.moves).lengths(lengths_of(moved.input))
+        elif isinstance(value, AffineConv):
+            lengths[node] = lengths[base] if value.identity else lengths_of(value)
+    return Extents(lengths, {node: lengths.get(node, ()) for node in reshapes})
 
 
 @dataclass(eq=False)
-class _Followed:
-    """Where channels stay whole: lengths are followed from node to node, and those that nothing tells are unknowns."""
+class _IntactFlow:
+    """Where channels stay intact: lengths flow from node to node, and a length that nothing determines is unknown."""
 
     start: AffineConv
     base: Node
     nodes: Sequence[Node]
     values: Mapping[Node, Value]
-    known: dict[Node, Lengths] = field(default_factory=dict)
-    shown: dict[Node, Lengths | Whole] = field(default_factory=dict)
+    lengths: dict[Node, Lengths] = field(default_factory=dict)
+    required: dict[Node, Lengths | IntactChannels] = field(default_factory=dict)
 
     def extents(self) -> Extents:
-        self.known[self.base] = lengths_of(self.start)
+        self.lengths[self.base] = lengths_of(self.start)
         for node in self.nodes:
             value = self.values[node]
             if isinstance(value, AffineConv):
-                self.known[node] = self.known[self.base] if value.identity else lengths_of(value)
+                self.lengths[node] = self.lengths[self.base] if value.identity else lengths_of(value)
                 if node.op in SIZED_RESHAPES:
-                    self.shown[node] = self.known[node]
+                    self.required[node] = self.lengths[node]
             elif isinstance(value, View):
-                self.known[node] = self._behind(node, value)
-        return Extents(self.known, self.shown)
+                self.lengths[node] = self._view_lengths(node, value)
+        return Extents(self.lengths, self.required)
 
-    def _behind(self, node: Node, value: View) -> Lengths:
-        """The lengths of a rearranged tensor, from those of the one that was read."""
+    def _view_lengths(self, node: Node, value: View) -> Lengths:
+        """The lengths of a rearranged tensor, from those of its operand."""
         operand = node.operands[0]
-        was = self.values.get(operand, self.start)
-        if operand not in self.known or len(node.operands) > 1 or not isinstance(was, (AffineConv, View)):
-            return self._unknown(node, value)
-        before = self.known[operand]
-        channel = was.channel if isinstance(was, View) else channel_dimension(was)
-        result = apply_rule_to_view(node, was) if isinstance(was, View) else value
+        source = self.values.get(operand, self.start)
+        if operand not in self.lengths or len(node.operands) > 1 or not isinstance(source, (AffineConv, View)):
+            return self._unknown_lengths(node, value)
+        lengths = self.lengths[operand]
+        channel = source.channel if isinstance(source, View) else channel_dimension(source)
+        result = apply_rule_to_view(node, source) if isinstance(source, View) else value
         moves = result.moves if isinstance(result, (Rearranged, View)) else None
         assert channel is not None
         if isinstance(result, AffineConv) and result.pixelwise:
-            return before if result.identity else _put(before, channel, Length.constant(value.shape[channel]))
+            return lengths if result.identity else _replaced(lengths, channel, Length.constant(value.shape[channel]))
         if moves is None:
-            return self._resized(node, value, before)
+            return self._resized_lengths(node, value, lengths)
         shape = tuple(operand.shape)
         for move in moves:
-            before, shape, channel = self._moved(node, move, before, shape, channel)
-        return before
+            lengths, shape, channel = self._after_move(node, move, lengths, shape, channel)
+        return lengths
 
-    def _resized(self, node: Node, value: View, before: Lengths) -> Lengths:
-        """The lengths after what averages pixels, or reads their neighbours."""
+    def _resized_lengths(self, node: Node, value: View, before: Lengths) -> Lengths:
+        """The lengths behind an operation that averages pixels or reads their neighbours."""
         name = node.op
         if name == "mean":
-            given = RULES[name].signature.bind(*node.args, **node.kwargs).arguments
-            dims = {dim % len(before) for dim in as_ints(given["dim"], 1)}
-            kept = [Length.constant(1) if dim in dims else length for dim, length in enumerate(before)]
-            return tuple(length for dim, length in enumerate(kept) if given.get("keepdim") or dim not in dims)
+            arguments = RULES[name].signature.bind(*node.args, **node.kwargs).arguments
+            dims = {dim % len(before) for dim in as_ints(arguments["dim"], 1)}
+            lengths = [_ONE if dim in dims else length for dim, length in enumerate(before)]
+            keepdim = arguments.get("keepdim")
+            return tuple(length for dim, length in enumerate(lengths) if keepdim or dim not in dims)
         if name in ADAPTIVE_POOLS and set(value.shape[2:]) == {1}:
-            self.shown[node] = ones = (Length.constant(1),) * len(value.shape[2:])
+            self.required[node] = ones = (_ONE,) * len(value.shape[2:])
             return (*before[:1], Length.constant(value.shape[1]), *ones)
-        return self._unknown(node, value, before[:1] if name in BATCH_PRESERVING else ())
+        return self._unknown_lengths(node, value, before[:1] if name in BATCH_PRESERVING else ())
 
-    def _unknown(self, node: Node, value: View, batch: Lengths = ()) -> Lengths:
-        """Nothing but how many channels there are, and the batch, if it is known."""
+    def _unknown_lengths(self, node: Node, value: View, batch: Lengths = ()) -> Lengths:
+        """Only the channels are known, and the batch where it is given."""
         sizes = enumerate(value.shape)
-        fresh = tuple(Length.constant(size) if dim == value.channel else _new(node, dim) for dim, size in sizes)
-        return (*batch, *fresh[1:]) if batch and value.channel else fresh
+        lengths = tuple(Length.constant(size) if dim == value.channel else _unknown(node, dim) for dim, size in sizes)
+        return (*batch, *lengths[1:]) if batch and value.channel else lengths
 
-    def _moved(
-        self, node: Node, move: Move, before: Lengths, shape: tuple[int, ...], channel: int
+    def _after_move(
+        self, node: Node, move: Move, lengths: Lengths, shape: tuple[int, ...], channel: int
     ) -> tuple[Lengths, tuple[int, ...], int]:
-        """The lengths, the recorded shape and the dimension of the channels after a move."""
-        after, at = track_channel(shape, channel, [move])
-        assert at is not None
+        """The lengths, the recorded shape and the channel dimension after a move."""
+        moved_shape, moved_channel = track_channel(shape, channel, [move])
+        assert moved_channel is not None
         match move:
             case Permute(order):
-                made = tuple(before[dim] for dim in order)
+                moved = tuple(lengths[dim] for dim in order)
             case Select(dim):
-                made = (*before[:dim], *before[dim + 1 :])
+                moved = (*lengths[:dim], *lengths[dim + 1 :])
             case Reshape(_, start, stop):
-                made = (*before[:start], *self._reshaped(node, move, before, channel, at), *before[stop:])
-        return made, after, at
+                made = self._after_reshape(node, move, lengths, channel, moved_channel)
+                moved = (*lengths[:start], *made, *lengths[stop:])
+        return moved, moved_shape, moved_channel
 
-    def _reshaped(self, node: Node, move: Reshape, before: Lengths, channel: int, at: int) -> Lengths:
-        """What a reshape makes of the dimensions that it reads."""
+    def _after_reshape(self, node: Node, move: Reshape, before: Lengths, channel: int, moved_channel: int) -> Lengths:
+        """The dimensions that a reshape makes of those that it reads."""
         start, stop, count = move.start, move.stop, len(move.lengths)
         if not start <= channel < stop:
-            return _parts(node, start, count, math.prod(before[start:stop], start=Length.constant(1)))
-        front = math.prod(before[start:channel], start=Length.constant(1))
-        behind = math.prod(before[channel + 1 : stop], start=Length.constant(1))
+            return _split(node, start, count, math.prod(before[start:stop], start=_ONE))
+        front = math.prod(before[start:channel], start=_ONE)
+        back = math.prod(before[channel + 1 : stop], start=_ONE)
         if node.op not in SIZED_RESHAPES:
-            return (front * before[channel] * behind,)  # flattened
-        counted = before[channel] == Length.constant(move.lengths[at - start]) and self._counted(node)
-        self.shown[node] = Whole(front, before[channel], behind, at - start, counted)
-        ahead = _parts(node, start, at - start, front)
-        return (*ahead, before[channel], *_parts(node, at + 1, start + count - at - 1, behind))
+            return (front * before[channel] * back,)  # flatten
+        position = moved_channel - start
+        checked = before[channel] == Length.constant(move.lengths[position]) and self._readers_check_channels(node)
+        self.required[node] = IntactChannels(front, before[channel], back, position, checked)
+        outer = _split(node, start, position, front)
+        inner = _split(node, moved_channel + 1, start + count - moved_channel - 1, back)
+        return (*outer, before[channel], *inner)
 
-    def _counted(self, node: Node) -> bool:
-        """Whether something reads the channels, as they are seen here, that takes no other number of them."""
+    def _readers_check_channels(self, node: Node) -> bool:
+        """Whether some reader of the channels accepts no other number of them."""
         for reader in node.readers:
             if reader not in self.values or not isinstance(self.values[reader], View):
                 continue
             name = reader.op
-            if name in CHANNEL_COUNTING or (name not in RESHAPES and self._counted(reader)):
+            if name in CHANNEL_COUNTING or (name not in RESHAPES and self._readers_check_channels(reader)):
                 return True
         return False
 
 
-def _parts(node: Node, first: int, count: int, whole: Length) -> Lengths:
-    """So many dimensions of a node, from `first` on, that have so many entries together."""
-    known = (whole,) if count == 1 else (Length.constant(1),) * count if whole == Length.constant(1) else ()
-    return known or tuple(_new(node, first + i) for i in range(count))
+def _split(node: Node, first: int, count: int, entries: Length) -> Lengths:
+    """`count` dimensions of a node, from `first` on, that have so many entries together."""
+    if count == 1:
+        return (entries,)
+    return (_ONE,) * count if entries == _ONE else tuple(_unknown(node, first + i) for i in range(count))
 
 
-def _put(lengths: Lengths, dim: int, length: Length) -> Lengths:
+def _replaced(lengths: Lengths, dim: int, length: Length) -> Lengths:
     return (*lengths[:dim], length, *lengths[dim + 1 :])
 
 
-def _new(node: Node, dim: int) -> Length:
-    """A length that nothing is known of."""
+def _unknown(node: Node, dim: int) -> Length:
+    """The length of a dimension that nothing determines."""
     return Length(Fraction(1), ((node, dim),))

@@ -1,4 +1,8 @@
-"""The order in which tensors lie in memory. No value depends on it, but whether code may take a `view` of one does."""
+"""Memory layout: the order of a tensor's dimensions in memory.
+
+No value depends on it, but `view` does: it raises where the layout does not fit. A fold must not change the layout of a
+tensor that code takes a view of.
+"""
 
 from __future__ import annotations
 
@@ -15,87 +19,91 @@ from reparam.capture.ops import (
     TRANSPOSED_CONVOLUTIONS,
 )
 
-ORDER = (
-    "code takes a view of it, which needs the order in memory that it has now; a layer may give it another",
-    "write `reshape` for `view`",
+CHANGES_LAYOUT = (
+    "code takes a view of it, which needs its present memory layout; a folded layer may give it another one",
+    "`reshape` in the place of `view` would fold",
 )
 
 _WINDOWED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
 
 
-def relied_on(record: Record) -> set[Node]:
-    """Every node that code takes a view of, or computes such a tensor from: it has to stay in its order of memory."""
-    waiting = [
+def layout_sensitive(record: Record) -> set[Node]:
+    """The nodes whose memory layout has to stay: code takes a view of them, or of a tensor computed from them."""
+    pending = [
         node
         for node in record.nodes
         if node.op in NEEDING_STRIDES or (node.op in PERHAPS_VIEWS and record.writes.get(node.storage))
     ]
-    seen: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += [] if node.op in CONTIGUOUS else node.operands
-    return seen
+    sensitive: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in sensitive:
+            sensitive.add(node)
+            pending += [] if node.op in CONTIGUOUS else node.operands
+    return sensitive
 
 
-def reordered(base: Node, nodes: Sequence[Node], steps: Collection[Node], place: Sequence[Node], channels: int) -> bool:
-    """Whether the last of the nodes, or what a view among the steps sees, may lie in another order after a fold.
+def may_change_layout(
+    base: Node, nodes: Sequence[Node], steps: Collection[Node], place: Sequence[Node], channels: int
+) -> bool:
+    """Whether a fold may change the layout of the last of `nodes`, or of a tensor that a view among the steps reads.
 
-    What stands behind `steps` is computed at its `place` by one layer, whose result has to lie as the last of `place`
-    did; all else that is removed must have kept the order. `channels`: of the base; a single one may lie in any order,
-    and a convolution that reads it behind steps takes one for another.
+    With `steps` the fold is one layer in the `place` of some nodes: its result needs the layout of the last of them,
+    and the other nodes that are removed must have kept their layout. `channels`: of the base. A single channel has no
+    layout of its own, and a convolution behind steps may then choose another one.
     """
     if steps:
         layers = [node for node in place if node.op in LAYERS]
-        gone = [node for node in nodes if node not in steps and node not in place]
-        kept = all(_alike(each, node) and _dense(each) for node in gone for each in node.operands)
-        single = channels == 1 and any(each.op in _WINDOWED for each in layers)
-        return not kept or single or (bool(layers) and not _alike(place[-1], layers[-1]))
+        removed = [node for node in nodes if node not in steps and node not in place]
+        kept = all(_same_layout(operand, node) and _is_dense(operand) for node in removed for operand in node.operands)
+        ambiguous = channels == 1 and any(layer.op in _WINDOWED for layer in layers)
+        return not kept or ambiguous or (bool(layers) and not _same_layout(place[-1], layers[-1]))
     convolutions = [node for node in nodes if node.op in _WINDOWED]
     if not convolutions:
-        return _order(nodes[-1]) != _convolved(base)
+        return _dimension_order(nodes[-1]) != _order_after_convolution(base)
     read = convolutions[-1].operands[0]
-    return _order(nodes[-1]) != _order(convolutions[-1]) or _pattern(read) != _pattern(base)
+    same_order = _dimension_order(nodes[-1]) == _dimension_order(convolutions[-1])
+    return not same_order or _stride_ranks(read) != _stride_ranks(base)
 
 
-def asked_for(node: Node) -> bool:
-    """Whether code puts the tensor in an order of its choice. What it read may have been in that only in this run."""
+def chooses_layout(node: Node) -> bool:
+    """Whether code chooses the layout of the tensor. Its input may have that layout in this run only."""
     return node.op == "contiguous" or (node.op == "clone" and bool(node.kwargs))
 
 
-def _order(node: Node) -> tuple[int, ...]:
-    """The dimensions from the one with the longest stride to that with the shortest."""
+def _dimension_order(node: Node) -> tuple[int, ...]:
+    """The dimensions from the longest stride to the shortest."""
     return tuple(sorted(range(len(node.strides)), key=lambda dim: -node.strides[dim]))
 
 
-def _alike(one: Node, other: Node) -> bool:
-    """Whether both lie in one order for every input: where dimensions have length 1, any order could be that."""
-    return _order(one) == _order(other) and (1 not in one.shape or _pattern(one) == _pattern(other))
+def _same_layout(one: Node, other: Node) -> bool:
+    """Whether both have the same layout for every input. Dimensions of length 1 leave the order open."""
+    same_order = _dimension_order(one) == _dimension_order(other)
+    return same_order and (1 not in one.shape or _stride_ranks(one) == _stride_ranks(other))
 
 
-def _pattern(node: Node) -> tuple[int, ...]:
-    """Which strides are longer than which, or equal: by that a convolution tells in which order its input lies.
+def _stride_ranks(node: Node) -> tuple[int, ...]:
+    """The rank of each stride among all strides: a convolution chooses the layout of its result by them.
 
-    Where a dimension has length 1, tensors of one order may differ in that.
+    Tensors of one dimension order may differ in them where a dimension has length 1.
     """
     return tuple(sorted(set(node.strides)).index(stride) for stride in node.strides)
 
 
-def _dense(node: Node) -> bool:
-    """Whether nothing else lies between its elements."""
-    order = _order(node)
+def _is_dense(node: Node) -> bool:
+    """Whether its elements leave no gaps in memory."""
+    order = _dimension_order(node)
     steps = [math.prod(node.shape[dim] for dim in order[at + 1 :]) for at in range(len(order))]
     return all(node.strides[dim] == step or node.shape[dim] == 1 for dim, step in zip(order, steps, strict=True))
 
 
-def _convolved(node: Node) -> tuple[int, ...]:
-    """The order of what a convolution makes of the node: channels last stay last, all else is put in order.
+def _order_after_convolution(node: Node) -> tuple[int, ...]:
+    """The dimension order of a convolution's result: channels-last stays, every other layout becomes row-major.
 
-    None at all where that cannot be told: a single channel may be taken for the last dimension.
+    Empty where it is unknown: a single channel may be taken for the last dimension.
     """
     rank = len(node.strides)
     if node.shape[1:2] == (1,) and node.strides[1] != math.prod(node.shape[2:]):
         return ()
     last = (0, *range(2, rank), 1)
-    return last if rank in (4, 5) and _order(node) == last else tuple(range(rank))
+    return last if rank in (4, 5) and _dimension_order(node) == last else tuple(range(rank))

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Conditions that a fold has to meet at every input size and that its value does not show.
+
+A record knows one size. These checks look at the operations instead: whether they fix the number of channels, and
+whether a crop may leave an empty image.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,12 @@ from reparam.capture.ops import (
 from reparam.rules.interpret import Interpretation
 
 
-def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Collection[Node] = ()) -> bool:
-    """Whether what reads the whole base holds a number per channel: then it has as many channels at every input.
+def fixes_channels(base: Node, nodes: Sequence[Node], known: bool, steps: Collection[Node] = ()) -> bool:
+    """Whether an operation that reads all channels of `base` accepts no other number of them.
 
-    Not `counted`: what is read as channels may be pixels, one of which a scaling makes as many as it holds numbers, and
-    any number of which a constant may pick some of.
-    What rearranges pixels (`steps`) leaves the channels whole.
+    Such an operation holds one number per channel. `known`: the channel dimension is as long for every input. Otherwise
+    it may hold pixels: a scaling repeats a single one, and a constant index selects from any number of them.
+    `steps` rearrange pixels and keep all channels.
     """
     whole = {base}
     for node in nodes:
@@ -34,26 +38,29 @@ def _fixes_channels(base: Node, nodes: Sequence[Node], counted: bool, steps: Col
         elif whole.intersection(node.operands) and node.op not in CONTRACTING:
             kernel = node.op in KERNELS
             if kernel or any(operand.constant and max(operand.shape, default=1) > 1 for operand in node.inputs):
-                if counted or (node.op not in ARITHMETIC and node.op not in INDEXING):
+                if known or (node.op not in ARITHMETIC and node.op not in INDEXING):
                     return True
                 continue
-            kept = (node.op in CHANNEL_MULTIPLYING or node.op in REARRANGING) and whole.issuperset(node.operands)
-            if kept or (node.dtype is not None and node.shape[1:2] == base.shape[1:2] and not _picks(node)):
+            multiplies = node.op in CHANNEL_MULTIPLYING or node.op in REARRANGING
+            same_channels = node.dtype is not None and node.shape[1:2] == base.shape[1:2]
+            if (multiplies and whole.issuperset(node.operands)) or (same_channels and not may_slice_channels(node)):
                 whole.add(node)
     return False
 
 
-def _copies(node: Node) -> bool:
+def makes_contiguous(node: Node) -> bool:
+    """Whether the operation may copy a tensor into row-major order."""
     return node.op == "contiguous"
 
 
-def _cuts(_: Interpretation, node: Node) -> bool:
+def _sets_extent(_: Interpretation, node: Node) -> bool:
+    """Whether the operation decides how many pixels its result has."""
     return node.op in KERNELS or node.op in CROPPING
 
 
-def _vanishes(walk: Interpretation, base: Node) -> bool:
-    """Whether it is a part of an image, of which nothing is left at some sizes."""
-    node = walk.origin(base, _cuts)
+def may_be_empty(walk: Interpretation, base: Node) -> bool:
+    """Whether `base` is a crop that is empty at some sizes."""
+    node = walk.origin(base, _sets_extent)
     if node is None:
         return False
     if node.op != "getitem":
@@ -64,8 +71,8 @@ def _vanishes(walk: Interpretation, base: Node) -> bool:
     return any(isinstance(entry, slice) and (entry.start, entry.stop) != (None, None) for entry in pixels)
 
 
-def _takes_nothing(base: Node, nodes: Sequence[Node]) -> bool:
-    """Whether the nodes take an empty image, which no layer takes: they pad it before any layer reads it."""
+def accept_empty(base: Node, nodes: Sequence[Node]) -> bool:
+    """Whether the operations accept an empty image: they pad it before a layer reads it. A layer accepts none."""
     empty = {base}
     for node in nodes:
         if empty.intersection(node.operands):
@@ -75,8 +82,8 @@ def _takes_nothing(base: Node, nodes: Sequence[Node]) -> bool:
     return True
 
 
-def _picks(node: Node) -> bool:
-    """Whether it may be a part of dimension 1, be it one that happens to be the whole."""
+def may_slice_channels(node: Node) -> bool:
+    """Whether the operation may take a part of dimension 1, also where that part is the whole in this run."""
     if node.op != "getitem" or len(node.args) < 2:
         return node.op in CHANNEL_SELECTING
     entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)

@@ -10,7 +10,7 @@ from reparam.capture.graph import Node
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import KERNELS, REARRANGING
 from reparam.errors import Refusal
-from reparam.plan.liveness import compiled, from_outside
+from reparam.plan.liveness import has_unknown_origin, is_script
 from reparam.report.evidence import Evidence
 from reparam.report.outcome import RefusalLine
 from reparam.report.steps import operation_name
@@ -127,14 +127,14 @@ class _Kept:
 
 def _unrecorded_lines(model: nn.Module, nodes: Iterable[Node]) -> Iterator[RefusalLine]:
     """The outermost modules of TorchScript; without any, the operations that read a tensor of unknown origin."""
-    scripts = dict.fromkeys(name for name, module in model.named_modules() if compiled(module))
+    scripts = dict.fromkeys(name for name, module in model.named_modules() if is_script(module))
     for name in scripts:
         if scripts.keys().isdisjoint(enclosing(name)):
             reason = "it runs outside Python, where nothing can be recorded"
             remedy = "convert the model before torch.jit.script or torch.jit.trace"
             yield RefusalLine(name or "the model itself", "TorchScript", reason, remedy)
     for node in nodes if not scripts else ():
-        if from_outside(node):
+        if has_unknown_origin(node):
             reason = (
                 "it reads a tensor of unknown origin: made by a scripted function or an extension, or held by no module"
             )
@@ -171,7 +171,7 @@ def _source(node: Node) -> str:
     """What computed a tensor, as texts name it."""
     if node.function is not None:
         return node.op
-    return "a tensor of unknown origin" if from_outside(node) else "the input"
+    return "a tensor of unknown origin" if has_unknown_origin(node) else "the input"
 
 
 def _names_in_words(names: Sequence[str]) -> str:

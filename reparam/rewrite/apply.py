@@ -283,7 +283,7 @@ def _asked_instead(
     Where the piece computes nothing, both are one, and as large as all that was between them.
     """
     for node in piece.nodes:
-        end = piece.as_large(node)
+        end = piece.same_size_end(node)
         if node is piece.sink or end is None:
             continue
         for step in asking.get(node, ()):

@@ -12,7 +12,7 @@ from reparam.capture.graph import Call, Node
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
 from reparam.plan.plan import Constraints
-from reparam.plan.shapes import as_large
+from reparam.plan.shapes import same_size_origin
 from reparam.rewrite.trace import Trace
 
 
@@ -27,16 +27,16 @@ class Piece:
     fold: Fold
     value: AffineConv | None
 
-    def as_large(self, node: Node) -> Node | None:
+    def same_size_end(self, node: Node) -> Node | None:
         """The end of the piece that is as large as one of its nodes, whatever the size of the input, if one is."""
         if self.fold.steps:
             return next((end for end in (self.sink, self.base) if self._alike(node, end)), None)
-        end = self.fold.as_large(node)
+        end = self.fold.same_size_end(node)
         return end if end is None else self.base if end is self.fold.base else self.sink
 
     def _alike(self, node: Node, end: Node) -> bool:
         known = self.fold.extents.lengths
-        return as_large(node) is as_large(end) or (node in known and known[node] == known.get(end))
+        return same_size_origin(node) is same_size_origin(end) or (node in known and known[node] == known.get(end))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Edits:
 
     opaque: operations that cannot be edited away, and why.
     barriers: tensors that code hands from one inner call to another and through which no fold can be led, and why.
-    apart: sinks of folds that cannot be fused with others.
+    unfusable: sinks of folds that cannot be fused with others.
     removed: the operations that the edits take away.
     pinned: the modules that keep their place and are called as before.
     """
@@ -72,11 +72,11 @@ class Edits:
     rewrites: list[Rewrite] = field(default_factory=list)
     opaque: dict[Node, Refusal] = field(default_factory=dict)
     barriers: dict[Node, Refusal] = field(default_factory=dict)
-    apart: set[Node] = field(default_factory=set)
+    unfusable: set[Node] = field(default_factory=set)
     removed: Collection[Node] = ()
     pinned: Collection[nn.Module] = ()
 
     @property
     def constraints(self) -> Constraints:
         """What the next plan has to respect; none where this one can be carried out."""
-        return Constraints(self.opaque, self.barriers, frozenset(self.apart))
+        return Constraints(self.opaque, self.barriers, frozenset(self.unfusable))

@@ -41,7 +41,7 @@ from reparam.errors import Refusal
 from reparam.plan.fold import Fold, Fusion, ViewedFold
 from reparam.plan.plan import Plan
 from reparam.plan.shapes import Extents
-from reparam.plan.strides import ORDER, relied_on
+from reparam.plan.strides import CHANGES_LAYOUT, layout_sensitive
 from reparam.rewrite.chains import ELSEWHERE, MEASURED, behind_norm, carriers, is_chain, keeps_sizes, parted, runs
 from reparam.rewrite.edits import Edits, Piece, Rewrite, Swap
 from reparam.rewrite.proofs import Proofs, contains
@@ -61,7 +61,7 @@ class _Lowering:
         self.proofs, self.calls = proofs, proofs.calls
         self.readers = record.readers()
         self.handed_on = _handed_on(record.calls)
-        self.relied = relied_on(record)
+        self.layout_sensitive = layout_sensitive(record)
         self.removed: Collection[Node] = ()
         self.unmade: Set[Node] = frozenset()  # of these, the tensors that no longer exist
         self.fates: dict[Call, object] = {}
@@ -217,13 +217,13 @@ class _Lowering:
             try:
                 pieces += self._parts(group, parts[group[0]])
             except Refusal:
-                result.apart.update(sink for fusion in group for sink in fusion.sinks)
+                result.unfusable.update(sink for fusion in group for sink in fusion.sinks)
         return pieces
 
     def _parts(self, group: Sequence[Fusion], folds: Sequence[Fold]) -> list[Piece]:
         """The parts of the first of a group, in the smallest call that holds all operations of all parts."""
         for fusion in group:
-            for view in fusion.views.shown:
+            for view in fusion.views.required:
                 self._require_stated(view, fusion.views)
         call = common_call([node for fold in folds for node in fold.nodes])
         if call is None:
@@ -305,11 +305,11 @@ class _Lowering:
 
     def _looking(self, fold: Fold) -> tuple[Call, frozenset[nn.Module]]:
         """The call around a fold, and the modules whose code leads through it and may go other ways."""
-        around = common_call(fold.proven)
+        around = common_call(fold.path)
         if around is None:
             raise Refusal("it runs outside the model's forward")
-        way = {call for node in fold.proven for call in calls_around(node, around) if has_user_code(call.module)}
-        for call in self._passed({*fold.proven} - {fold.sink}, around):
+        way = {call for node in fold.path for call in calls_around(node, around) if has_user_code(call.module)}
+        for call in self._passed({*fold.path} - {fold.sink}, around):
             way.update(outer for outer in call.stack(around) if has_user_code(outer.module))
         looking = {outer for call in way if self.proofs.looks(call) for outer in call.stack() if outer in way}
         return around, frozenset(call.module for call in looking)
@@ -468,8 +468,8 @@ class _Lowering:
         """Raise Refusal where code that stays needs what a piece would take away."""
         if piece.base not in trace.at:
             raise _RefusalAt(piece.nodes[0], "its forward is handed a list of tensors whose length it does not know")
-        if not self.relied.isdisjoint(piece.nodes) and (reader := unordered(trace, piece.base, piece.nodes)):
-            raise _RefusalAt(reader, *ORDER)
+        if not self.layout_sensitive.isdisjoint(piece.nodes) and (reader := unordered(trace, piece.base, piece.nodes)):
+            raise _RefusalAt(reader, *CHANGES_LAYOUT)
         for node in piece.nodes:
             if node not in trace.at:
                 continue
@@ -481,7 +481,7 @@ class _Lowering:
                 raise _RefusalAt(node, "its code also returns it, although nobody reads it")
             if node in self.unmade and handed_in(trace, node):
                 raise _RefusalAt(node, "its code also calls a module with it that does not read it")
-            if piece.as_large(node) is None and asked(trace, node, gone):
+            if piece.same_size_end(node) is None and asked(trace, node, gone):
                 raise _RefusalAt(next(reader for reader in piece.nodes if node in reader.operands), MEASURED)
 
     def _rewritten(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
@@ -541,7 +541,7 @@ def lower(
 def _part(result: Edits, pieces: Iterable[Piece]) -> bool:
     """Leave apart what is merged among the pieces of code that cannot be edited; whether anything is."""
     sinks = {sink for piece in pieces for fusion in piece.fold.shared for sink in fusion.sinks}
-    result.apart |= sinks
+    result.unfusable |= sinks
     return bool(sinks)
 
 

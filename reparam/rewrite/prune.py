@@ -19,7 +19,7 @@ from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
 from reparam.capture.rerun import _told
 from reparam.errors import ModelError, Refusal
-from reparam.plan.liveness import Dead, alive, around, idle
+from reparam.plan.liveness import Dead, alive, boundary, is_dead_call
 from reparam.rewrite.apply import swept, written
 from reparam.rewrite.proofs import Proofs
 from reparam.rewrite.trace import Trace
@@ -42,7 +42,7 @@ class Pruner:
     def prune(self, model: nn.Module, inputs: Inputs, pinned: Collection[nn.Module]) -> dict[Dead, str]:
         """Remove what can be removed; what became of each: `REMOVED`, or why it stays."""
         now = record(model, inputs)
-        now.barriers.update(around(now, pinned))
+        now.barriers.update(boundary(now, pinned))
         watched = {*pinned, *now.hooked}
         fates = {each: "kept: a hook or `keep` watches it" for each in self.dead if each.modules() & watched}
         live = alive(now)
@@ -65,7 +65,7 @@ class Pruner:
         readers, modules = now.readers(), each.modules()
         if any(id(tensor) in readers for tensor in each.tensors) or any(call.module in modules for call in now.calls):
             return "the code that computes it could not be taken apart"
-        around, waiting = set[nn.Module](), [module for module, _, _ in self.places[id(each.held)]]
+        around, waiting = set[nn.Module](), [module for module, _, _ in self.places[id(each.member)]]
         while waiting:
             module = waiting.pop()
             if module not in around:
@@ -90,8 +90,8 @@ class Pruner:
 
     def _put(self, dead: Iterable[Dead], absent: bool) -> None:
         for each in dead:
-            for module, registry, name in self.places[id(each.held)]:
-                vars(module)[registry][name] = None if absent else each.held
+            for module, registry, name in self.places[id(each.member)]:
+                vars(module)[registry][name] = None if absent else each.member
 
 
 def _doubt(call: Call, proofs: Proofs) -> str:
@@ -112,7 +112,7 @@ def _computing(now: Record, dead: Iterable[Dead], live: Collection[Node]) -> dic
         modules = each.modules()
         calls = [call for call in now.calls if call.module in modules]
         calls += [node.call for tensor in each.tensors for node in readers.get(id(tensor), ()) if node.call]
-        outer = [next((around for around in call.stack() if not idle(around, live)), None) for call in calls]
+        outer = [next((around for around in call.stack() if not is_dead_call(around, live)), None) for call in calls]
         for call in dict.fromkeys(outer):
             if call is not None:
                 found[call].append(each)

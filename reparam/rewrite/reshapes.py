@@ -19,7 +19,7 @@ from reparam.algebra.index_map import Length
 from reparam.capture.graph import Node, has_user_code
 from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, SHAPE_PRESERVING, SHAPED_AS, facts, operation
 from reparam.errors import Refusal
-from reparam.plan.shapes import Extents, Lengths, Whole, alike_before, as_large
+from reparam.plan.shapes import Extents, IntactChannels, Lengths, same_size_input, same_size_origin
 from reparam.rewrite.trace import Trace
 from reparam.rules import RULES
 
@@ -31,13 +31,15 @@ def require_stated(node: Node, trace: Trace | None, extents: Extents) -> None:
 
     trace: of the code that calls it; None where that hands on numbers that it holds.
     """
-    expected = extents.shown[node]
+    expected = extents.required[node]
     stated = _stated(node, trace, extents.lengths)
     if node.op == "unflatten" and isinstance(expected, tuple):
         at = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         at %= len(node.operands[0].shape)
         expected = expected[at : at + len(stated or ())]
-    if not stated or not (_keep(stated, expected) if isinstance(expected, Whole) else _agree(stated, expected)):
+    if not stated or not (
+        _keep(stated, expected) if isinstance(expected, IntactChannels) else _agree(stated, expected)
+    ):
         raise Refusal(
             "the sizes that it is given are not proven to be those of what it reads, for every input",
             "sizes that are read from its very input (x.shape) would fold",
@@ -60,21 +62,21 @@ def _stated(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) ->
         return None
 
 
-def _keep(stated: Sequence[Length | None], whole: Whole) -> bool:
+def _keep(stated: Sequence[Length | None], whole: IntactChannels) -> bool:
     """Whether a reshape to these sizes leaves channels whole, or torch refuses it.
 
     There are as many entries as before: so it does where two of the three parts, before, in and behind the channels,
     are as large as they were. One whose size torch is to work out is none of these, nor is one that was rounded down;
     but a size that was rounded down and nothing that is left to torch gives too few entries, which torch refuses.
     """
-    parts = stated[: whole.at], stated[whole.at : whole.at + 1], stated[whole.at + 1 :]
+    parts = stated[: whole.position], stated[whole.position : whole.position + 1], stated[whole.position + 1 :]
     lengths = [_product(part) for part in parts]
     same = [
         length is not None and length.same(each)
         for length, each in zip(lengths, (whole.before, whole.channels, whole.after), strict=True)
     ]
     exact = [alike and length is not None and length.exact for alike, length in zip(same, lengths, strict=True)]
-    exact[1] = exact[1] or whole.counted
+    exact[1] = exact[1] or whole.checked
     return sum(exact) >= 2 or (all(same) and _REST not in stated)
 
 
@@ -102,7 +104,7 @@ class _Code:
 
     def __init__(self, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
         self.trace = trace
-        self.lengths = {as_large(node): each for node, each in lengths.items()}
+        self.lengths = {same_size_origin(node): each for node, each in lengths.items()}
         self.base = next(iter(lengths))
         self.images: Node | None = None
         self.images = self.batch(self.base)
@@ -115,8 +117,8 @@ class _Code:
 
     def shape(self, tensor: Any) -> Lengths | None:
         seen = self.trace.tree.get(tensor) if self.trace is not None and isinstance(tensor, fx.Node) else None
-        if not isinstance(seen, Node) or as_large(seen) in self.lengths:
-            return self.lengths.get(as_large(seen)) if isinstance(seen, Node) else None
+        if not isinstance(seen, Node) or same_size_origin(seen) in self.lengths:
+            return self.lengths.get(same_size_origin(seen)) if isinstance(seen, Node) else None
         found = _told(seen)
         return (Length(Fraction(1), (0,)), *found[1:]) if self.batch(seen) is self.images else found
 
@@ -194,7 +196,7 @@ def _batched_rank(name: str) -> int | None:
 
 def _told(node: Node) -> Lengths:
     """The lengths of a tensor that is no part of a fold: unknown, but for the channels that a layer reads or makes."""
-    counted, whole = _counted(node), as_large(node)
+    counted, whole = _counted(node), same_size_origin(node)
     unknown = [Length(Fraction(1), ((whole, dim),)) for dim in range(len(node.shape))]
     return tuple(Length.constant(size) if dim in counted else unknown[dim] for dim, size in enumerate(node.shape))
 
@@ -202,7 +204,7 @@ def _told(node: Node) -> Lengths:
 def _counted(node: Node, joins: int = 2) -> set[int]:
     """The dimensions that are as long for every input; it is looked behind so many `joins`."""
     alike = [node]
-    while (before := alike_before(alike[-1])) is not None:
+    while (before := same_size_input(alike[-1])) is not None:
         alike.append(before)
     layers = [*alike, *(reader for each in alike for reader in each.readers if reader.operands[:1] == (each,))]
     names = [each.op for each in layers if each.function is not None and _of_torch(each)]

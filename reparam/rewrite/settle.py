@@ -87,8 +87,8 @@ class _Rounds:
                 self.basis = self.best = planned, edits
         elif not edits.constraints:
             self.best, self.why = (planned, edits), FUSED
-        elif edits.apart:
-            self.constraints |= Constraints(apart=edits.constraints.apart)
+        elif edits.unfusable:
+            self.constraints |= Constraints(unfusable=edits.constraints.unfusable)
         else:
             self.why = IN_THE_WAY
 
@@ -98,7 +98,7 @@ class _Rounds:
             return plan(self.record, self.judge, self.constraints, fixed=self.fixed, only=self.only)
         folds = self.basis[0].folds
         left = None if self.only is None else max(0, self.only - len(folds))
-        return fused(self.record, self.basis[0], self.judge, self.constraints.apart, left)
+        return fused(self.record, self.basis[0], self.judge, self.constraints.unfusable, left)
 
     def settled(self) -> Settled:
         assert self.basis is not None

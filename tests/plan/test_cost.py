@@ -151,7 +151,7 @@ def test_an_object_that_is_no_cost_is_refused() -> None:
         folded(nn.Conv2d(8, 8, 1).eval(), X, 3)
     with pytest.raises(InputError, match=r"'speed'.*'static'"):
         folded(nn.Conv2d(8, 8, 1).eval(), X, "speed")
-    with pytest.raises(InputError, match="more than zero"):
+    with pytest.raises(InputError, match="above zero"):
         MeasuredCost(seconds=0)
 
 

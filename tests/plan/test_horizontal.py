@@ -83,8 +83,8 @@ def test_two_convolutions_become_one(kernel: int) -> None:
     assert convs_ran(folded, X) == 1
     assert together(folded) == [("a", "b")]
     assert [line.after.partition(",")[2] for line in folded.reparam_report.folds] == [
-        " channels 0-2, merged with b",
-        " channels 3-7, merged with a",
+        " channels 0-2, fused with b",
+        " channels 3-7, fused with a",
     ]
     assert (folded.reparam_report.before.convs, folded.reparam_report.after.convs) == (2, 1)
     assert folded.reparam_origin.keys["a.bias"] == ("conv.weight", "conv.bias")

@@ -74,7 +74,7 @@ def exhaustive(region: Region) -> Price:
 def _cheapest(region: Region, node: Node, there: set[Node]) -> Price:
     ways = [region.prices[node]] if there.issuperset(node.operands) else []
     for base in there - {node}:
-        if region.found.dominates(base, node) and (value := region.value(base, node)) is not None:
+        if region.walk.dominates(base, node) and (value := region.value(base, node)) is not None:
             ways.append(region.price(base, node, value))
     return min(ways, default=Price(float("inf"), float("inf")))
 

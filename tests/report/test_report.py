@@ -310,8 +310,8 @@ def test_blocks_that_differ_in_channels_share_a_picture() -> None:
     assert shape_of(fold("4->8 3x3 g2")) != shape_of(fold("4->8 3x3 g4"))  # a group for every channel
     assert shape_of(fold("4->8 3x3 s2")) != shape_of(fold("4->8 3x3"))
     assert shape_of(fold("4->8 3x3")) != shape_of(fold("4->8 5x5"))
-    assert shape_of(fold("4->8 3x3, channels 0-3, merged with a")) == shape_of(
-        fold("4->8 3x3, channels 4-7, merged with b")
+    assert shape_of(fold("4->8 3x3, channels 0-3, fused with a")) == shape_of(
+        fold("4->8 3x3, channels 4-7, fused with b")
     )
 
 

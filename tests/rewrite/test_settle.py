@@ -68,8 +68,8 @@ def test_constraints_only_grow() -> None:
     recorded = record(trained(Looks()), Inputs.of(image(1, 4, 5, 7)))
     first, second, *_ = (node for node in recorded.nodes if node.function is not None)
     one = Constraints(opaque={first: Refusal("a")})
-    two = Constraints(barriers={second: Refusal("b")}, apart=frozenset({first}))
+    two = Constraints(barriers={second: Refusal("b")}, unfusable=frozenset({first}))
     assert not Constraints()
     both = one | two
-    assert (both.opaque, both.barriers, both.apart) == (one.opaque, two.barriers, two.apart)
+    assert (both.opaque, both.barriers, both.unfusable) == (one.opaque, two.barriers, two.unfusable)
     assert both.refusals[first] is one.opaque[first]
