@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import reparam
 import reparam.algebra.kernels as kernels
-import reparam.algebra.lazy as deferred
+import reparam.algebra.lazy as lazy
 import reparam.rewrite.apply as emit
 import reparam.rewrite.weights as waiting
 from reparam.algebra.affine import AffineConv, Anchor, Constant
@@ -142,7 +142,7 @@ def test_values_that_are_read_again_are_unchanged(
     monkeypatch: pytest.MonkeyPatch, groups: tuple[int, int], taps: tuple[int, int]
 ) -> None:
     """Sums of one convolution with itself, scaled before and after: none writes into what another reads."""
-    monkeypatch.setattr(deferred, "_SMALL", 0)
+    monkeypatch.setattr(lazy, "_SMALL", 0)
     one, two = map(padded_conv, taps, groups)
     factor, half = torch.linspace(-1, 2, 8, dtype=torch.float64), torch.full((8,), 0.5, dtype=torch.float64)
     x = image(1, 8, 9, 9)
@@ -178,7 +178,7 @@ class Peak(TorchDispatchMode):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("kind", ["norm", "norm in front", "branches", "linear"])
 def test_one_kernel_of_a_layer_in_float64_at_once(monkeypatch: pytest.MonkeyPatch, kind: str, inplace: bool) -> None:
-    monkeypatch.setattr(deferred, "_SMALL", 2**15)
+    monkeypatch.setattr(lazy, "_SMALL", 2**15)
     wide, kinds = 256, dict[str, Callable[[], nn.Module]]()
     kinds["norm"] = lambda: nn.Sequential(nn.Conv2d(wide, wide, 3), nn.BatchNorm2d(wide))
     kinds["norm in front"] = lambda: nn.Sequential(nn.BatchNorm2d(wide), nn.Conv2d(wide, wide, 3))
@@ -188,9 +188,9 @@ def test_one_kernel_of_a_layer_in_float64_at_once(monkeypatch: pytest.MonkeyPatc
     model, x = trained(kinds[kind](), x).float(), x.float()
     right, peak = emit.emit, Peak()
 
-    def emitted(*arguments: Any) -> Any:
+    def emitted(*arguments: Any, **options: Any) -> Any:
         with peak:
-            return right(*arguments)
+            return right(*arguments, **options)
 
     monkeypatch.setattr("reparam.convert.emit", emitted)
     folded = reparam.reparameterize(model, x, verify=False, inplace=inplace)
@@ -228,9 +228,9 @@ def test_folded_parameters_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> No
     memory = {each.data_ptr() for each in model.parameters()}
     right, seen = emit.emit, []
 
-    def looked(target: nn.Module, *arguments: Any) -> Any:
+    def looked(target: nn.Module, *arguments: Any, **options: Any) -> Any:
         seen.append({each.data_ptr() for each in target.parameters()})
-        return right(target, *arguments)
+        return right(target, *arguments, **options)
 
     monkeypatch.setattr("reparam.convert.emit", looked)
     reparam.reparameterize(model, X, verify=False)
