@@ -382,6 +382,6 @@ def test_in_place_nothing_is_given_up_before_the_folds_are_checked(monkeypatch: 
     model = network()
     before = copy.deepcopy(model)
     monkeypatch.setattr("reparam.convert.fold_error", lambda *_: 1.0)
-    with pytest.raises(reparam.VerificationError, match="nothing has been changed"):
+    with pytest.raises(reparam.VerificationError, match="Nothing has been changed"):
         reparam.reparameterize(model, X, verify="folds", inplace=True)
     assert distance(before, model, X) == 0
