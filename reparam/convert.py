@@ -28,7 +28,7 @@ from torch import nn
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.graph import Node, Record, model_tensors
-from reparam.capture.inputs import Inputs, likeness
+from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_usable
 from reparam.capture.recorder import record
 from reparam.capture.rerun import of_one_size
@@ -196,7 +196,7 @@ def _folded(request: _Request, say: Callable[[str], object]) -> tuple[nn.Module,
         )
         folded.reparam_report = report(evidence)  # type: ignore[assignment]
         if conversion.changed or "reparam_origin" not in vars(model):
-            origin = Origin(skeleton(model), digests(model), conversion.keys, likeness(request.inputs), request.options)
+            origin = Origin(skeleton(model), digests(model), conversion.keys, request.inputs.outline(), request.options)
             folded.reparam_origin = origin  # type: ignore[assignment]
     if request.inplace:
         loosened(conversion.record)

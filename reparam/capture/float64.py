@@ -1,8 +1,8 @@
-"""What "float64 truth" means, said once.
+"""Float64 truth: running a model so that nothing in it rounds to less than float64.
 
-A model that was only `.double()`d still rounds: factories that name float32, casts, plain tensor attributes. `Float64`
-is a mode in which none of that happens, so two ways of computing the same function agree to about 1e-15 or are
-different functions.
+After `.double()` alone a model still rounds, in factories that name float32, in casts, in plain tensor attributes.
+Under `Float64` it does not, so two ways of computing the same function agree to about 1e-15, or they are different
+functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reparam.capture.snapshot import M, copied
 from reparam.capture.tree import T, mapped, tensors
 
-# float8 and quantised dtypes are not here: rounding to those is what a model that uses them means to do.
+# Not float8 and quantised dtypes: a model that uses those rounds on purpose.
 _WIDENED = {
     torch.float16: torch.float64,
     torch.bfloat16: torch.float64,
@@ -30,15 +30,15 @@ _WIDENED = {
 
 
 class Float64(TorchDispatchMode):
-    """Within this mode no operation returns a tensor of a lower floating dtype than float64 (complex: complex128).
+    """A mode in which no operation returns a floating tensor of a lower dtype than float64 (complex: complex128).
 
-    Dtype arguments are widened, floating inputs of a lower dtype are promoted before they are computed with, and the
-    default dtype is float64, so that `torch.tensor(0.1)` and `torch.arange(3) * 0.1` are exact to float64 too.
-    Two things stay what they are, because their identity is their meaning: a view, and the destination of an in-place
-    operation, which the other operands then follow. A value that was rounded before any operation could see it
-    (`torch.tensor(0.1, dtype=torch.float32)`, a float32 attribute) keeps its rounded value.
+    Dtype arguments are widened, floating inputs are cast to float64 before they are computed with, and the default
+    dtype is float64, so that `torch.tensor(0.1)` and `torch.arange(3) * 0.1` are exact to float64 as well.
+    Two things keep their dtype: views, and the destination of an in-place operation, to which the other operands are
+    cast. A number that was rounded before any operation (`torch.tensor(0.1, dtype=torch.float32)`, a float32
+    attribute) stays rounded.
 
-    The default dtype belongs to the process: do not enter this mode while another thread builds models.
+    The default dtype is that of the process: do not enter this mode while another thread builds models.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Float64(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if torch.is_inference_mode_enabled():
-            # Inference mode hands over composite operations whole; the casts inside them must be seen as well.
+            # Inference mode dispatches composite operations as one; the casts inside them count as well.
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -70,38 +70,38 @@ class Float64(TorchDispatchMode):
         views, written = _aliasing(func)
         if views:
             return func(*args, **kwargs)
-        change = _follower(_destinations(written, args, kwargs))
+        change = _cast_for(_destinations(written, args, kwargs))
         return func(*mapped(args, change), **mapped(kwargs, change))
 
 
 @cache
 def _aliasing(func: Any) -> tuple[bool, tuple[tuple[int, str], ...]]:
-    """Whether an operator returns a view of an argument, and the (position, name) of each argument it writes to."""
+    """Whether an operator returns a view of an argument, and (position, name) of each argument that it writes to."""
     aliased = [(i, a) for i, a in enumerate(func._schema.arguments) if a.alias_info is not None]
     written = tuple((i, a.name) for i, a in aliased if a.alias_info.is_write)
     return bool(aliased) and not written, written
 
 
 def _destinations(written: Sequence[tuple[int, str]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    found = [args[i] if i < len(args) else kwargs.get(name) for i, name in written]
-    return [tensor for _, tensor in tensors(found)]
+    values = [args[i] if i < len(args) else kwargs.get(name) for i, name in written]
+    return [tensor for _, tensor in tensors(values)]
 
 
-def _follower(destinations: Sequence[Tensor]) -> Callable[[Any], Any]:
-    """What happens to each argument: widened, or made to fit a destination that has to stay of a lower dtype."""
+def _cast_for(destinations: Sequence[Tensor]) -> Callable[[Any], Any]:
+    """The cast of each argument: to float64, or to the dtype of a destination that keeps a lower one."""
     narrow = next((t.dtype for t in destinations if t.dtype in _WIDENED), None)
     if narrow is None:
         return _widened
     fixed = {id(t) for t in destinations}
 
-    def follow(value: Any) -> Any:
+    def cast(value: Any) -> Any:
         if not isinstance(value, Tensor) or id(value) in fixed:
             return value
         if value.is_complex():
             return value.to(narrow.to_complex())
         return value.to(narrow.to_real()) if value.is_floating_point() else value
 
-    return follow
+    return cast
 
 
 def _widened(value: Any) -> Any:
@@ -113,20 +113,20 @@ def _widened(value: Any) -> Any:
 
 
 def double(model: M) -> M:
-    """A deep copy of `model` whose floating parameters and buffers are float64 (complex ones complex128).
+    """A deep copy of `model` whose floating parameters and buffers are float64, and complex ones complex128.
 
-    Run it under `Float64`: the copy alone still holds whatever casts and plain attributes its forward uses.
+    Run it under `Float64`, as its forward may still cast, or read plain attributes of another dtype.
     """
-    twin = copied(model).double()
-    for tensor in (*twin.parameters(), *twin.buffers()):
-        if tensor.is_complex():  # nn.Module.double() leaves these alone
+    copy = copied(model).double()
+    for tensor in (*copy.parameters(), *copy.buffers()):
+        if tensor.is_complex():  # nn.Module.double() leaves these
             tensor.data = tensor.data.to(torch.complex128)
-    return twin
+    return copy
 
 
 def as_float64(tree: T) -> T:
-    """`tree` with every floating tensor in float64 and every complex one in complex128; all else is left as it is.
+    """A copy of `tree` with every floating tensor in float64, every complex one in complex128, all else as it is.
 
-    Looks into tuples, named tuples, lists, mappings and dataclasses, and keeps their types. The input is not changed.
+    tree: nested tuples, named tuples, lists, mappings and dataclasses; they keep their types.
     """
     return mapped(tree, lambda leaf: _widened(leaf) if isinstance(leaf, Tensor) else leaf)

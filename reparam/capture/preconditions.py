@@ -1,4 +1,4 @@
-"""TODO."""
+"""What has to be true of a model before anything is done with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from reparam.errors import InputError, ModelError, TrainModeError
 
 
 def require_eval(model: nn.Module, role: str) -> None:
-    """Raises TrainModeError, naming the submodules, where any part of `model` is in train mode."""
+    """Raise TrainModeError, which names the submodules, where any part of `model` is in train mode.
+
+    role: what the message calls the model, such as "the candidate".
+    """
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:
         names = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
@@ -27,12 +30,12 @@ def require_usable(model: object) -> None:
     """Raise InputError, TrainModeError or ModelError for what cannot be converted, before anything is copied or run."""
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise InputError(f"model: a {kind} is no torch.nn.Module; give the model itself, not its weights")
+        raise InputError(f"model: a {kind} is not a torch.nn.Module; give the model itself, not its weights")
     require_eval(model, "the model")
     for path, module in model.named_modules():
         _require_unwrapped(path, module)
-    held = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in held:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
         if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
             raise ModelError(
                 f"{name} is {tensor.dtype}, which cannot be folded exactly; convert before quantisation, from "
@@ -40,13 +43,13 @@ def require_usable(model: object) -> None:
             )
         if tensor.is_meta:
             raise ModelError(f"{name} is on the meta device and has no values; load the weights first")
-    sums = [tensor.detach().sum(dtype=torch.float32) for _, tensor in held if tensor.is_floating_point()]
-    if sums and not bool(torch.stack([each.cpu() for each in sums]).isfinite().all()):
-        _require_finite(held)  # also where a sum has overflowed
+    sums = [tensor.detach().sum(dtype=torch.float32) for _, tensor in tensors if tensor.is_floating_point()]
+    if sums and not bool(torch.stack([total.cpu() for total in sums]).isfinite().all()):
+        _require_finite(tensors)  # finite numbers may have a sum that is not
 
 
 def _require_unwrapped(path: str, module: nn.Module) -> None:
-    """No wrapper that runs another model than the one that is seen."""
+    """Raise ModelError for a wrapper that runs something else than the modules inside it."""
     where = path or "the model"
     own = f"model.{path}." if path else "model."
     if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -57,9 +60,9 @@ def _require_unwrapped(path: str, module: nn.Module) -> None:
         raise ModelError(f"{where} is compiled in place; convert it before its .compile() is called")
 
 
-def _require_finite(held: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """No NaN anywhere, and no infinity among parameters; buffers may hold masks of it."""
-    for name, tensor in held:
+def _require_finite(tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Raise ModelError for a NaN, and for an infinity in a parameter; buffers may be masks of infinities."""
+    for name, tensor in tensors:
         wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
         if bool(wrong.any()):
             raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or training diverged")

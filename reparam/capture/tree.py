@@ -1,4 +1,4 @@
-"""TODO."""
+"""Nested containers of tensors: arguments and results of forwards, whatever classes they are of."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
-_LEAVES = (Tensor, int, float, str, type(None), torch.Size, torch.dtype, torch.device, bytes)  # the most frequent
-
-_WHOLE = (*_LEAVES, nn.Module, type)  # nothing is looked for inside these
+_LEAVES = (Tensor, int, float, str, type(None), torch.Size, torch.dtype, torch.device, bytes)
+_OPAQUE = (*_LEAVES, nn.Module, type)  # not searched for tensors
 
 
 def mapped(tree: T, change: Callable[[Any], Any]) -> T:
-    """`tree` with `change` applied to every leaf; containers keep their types and are new objects.
+    """`tree` with `change` applied to every leaf. Containers keep their types and are new objects.
 
-    torch's own pytree is not used: it takes unregistered dataclasses and mapping subclasses (a `ModelOutput`) for
-    leaves, and names no paths.
+    Not torch's pytree: to that, dataclasses and subclasses of dict (a `ModelOutput`) that nobody has registered are
+    leaves, and it gives no paths.
     """
     result: Any = tree
     if isinstance(tree, _LEAVES):
@@ -33,7 +32,7 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
         result = _mapped_mapping(tree, change)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         result = copy.copy(tree)
-        for field in dataclasses.fields(tree):  # set past __init__ and frozen: only the leaves differ
+        for field in dataclasses.fields(tree):  # works for frozen ones, and runs no __init__
             object.__setattr__(result, field.name, mapped(getattr(tree, field.name), change))
     else:
         result = change(tree)
@@ -41,7 +40,7 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
 
 
 def _mapped_mapping(tree: Mapping[Any, Any], change: Callable[[Any], Any]) -> Any:
-    """A shallow copy with its values replaced: the only way that keeps defaultdicts and ModelOutputs themselves."""
+    """A shallow copy with other values, so that a defaultdict or a ModelOutput stays one."""
     result = copy.copy(tree)
     if not isinstance(result, MutableMapping):
         return {key: mapped(value, change) for key, value in tree.items()}
@@ -51,29 +50,30 @@ def _mapped_mapping(tree: Mapping[Any, Any], change: Callable[[Any], Any]) -> An
 
 
 def tensors(tree: Any, name: str = "out") -> list[tuple[str, Tensor]]:
-    """Every tensor in `tree` with where it is, such as `out['logits'][0]`, in a fixed order.
+    """Every tensor in `tree` with its path, such as `out['logits'][0]`, in a fixed order.
 
-    Also looks into the attributes of plain objects (a key-value cache is one), each object once.
+    The attributes of plain objects (a key-value cache is one) are searched as well, each object once.
     """
     return [(path, leaf) for path, leaf in leaves(tree, name) if isinstance(leaf, Tensor)]
 
 
 def leaves(tree: Any, name: str = "out") -> list[tuple[str, Any]]:
-    """Every leaf in `tree`, tensor or not, with its path; an empty container has none."""
+    """Every leaf in `tree`, tensor or not, with its path. An empty container has none."""
     return list(_leaves(tree, name, ()))
 
 
-def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Any, path: str, ancestors: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
     children = _children(tree, path)
-    if children is None or id(tree) in above:
+    if children is None or id(tree) in ancestors:
         yield path, tree
         return
-    for where, child in children:
-        yield from _leaves(child, where, (*above, id(tree)))
+    for child_path, child in children:
+        yield from _leaves(child, child_path, (*ancestors, id(tree)))
 
 
 def _children(tree: Any, path: str) -> list[tuple[str, Any]] | None:
-    if isinstance(tree, _WHOLE):
+    """What a container holds, with paths; None for a leaf."""
+    if isinstance(tree, _OPAQUE):
         return None
     if isinstance(tree, (tuple, list)):
         return [(f"{path}[{i}]", item) for i, item in enumerate(tree)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.float64 import Float64, double
-from reparam.capture.inputs import Inputs, drawn_alike
+from reparam.capture.inputs import Inputs
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import relative_error
 from reparam.compare.isolated import ModelFailure, run
@@ -25,12 +25,12 @@ _SAMPLES = 64  # of each output
 _SEED = 0
 
 
-def probe(model: nn.Module, likeness: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The inputs, the outputs and the bound to note. likeness: describes the inputs (see `capture.inputs.likeness`).
+def probe(model: nn.Module, outline: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The inputs, the outputs and the bound to note. outline: of the inputs (see `Inputs.outline`).
 
     None where the model does not run, returns no floating tensor, or has infinite noise.
     """
-    inputs = drawn_alike(likeness)
+    inputs = Inputs.from_outline(outline)
     try:
         outputs = _outputs(double(model), inputs)
         reweighted = _outputs(rerounded(double(model), torch.Generator().manual_seed(0)), inputs)
@@ -40,13 +40,13 @@ def probe(model: nn.Module, likeness: Mapping[str, Any]) -> dict[str, Any] | Non
     noise = max((_error(note, reweighted.get(name)) for name, note in noted.items()), default=math.inf)
     if not math.isfinite(noise):
         return None
-    return {"inputs": dict(likeness), "outputs": noted, "bound": Bounds.rebuilt(noise)}
+    return {"inputs": dict(outline), "outputs": noted, "bound": Bounds.rebuilt(noise)}
 
 
 def require_probe(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Raises InputError where the model does not compute the numbers that `probe` has noted."""
     try:
-        outputs = _outputs(double(model), drawn_alike(noted["inputs"]))
+        outputs = _outputs(double(model), Inputs.from_outline(noted["inputs"]))
     except ModelFailure as failure:
         raise InputError(f"the model was rebuilt and does not run: {failure}; its code has changed") from failure
     for name, note in noted["outputs"].items():

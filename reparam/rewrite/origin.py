@@ -21,7 +21,7 @@ class Origin:
         file must load where the training code is not; None then.
     digests: by key of the original's state, the digest of the tensor.
     keys: by key of the original's state, the keys of the folded one's that it went into; none for what is not needed.
-    inputs: the form of the example inputs (see `likeness`), if it can be noted; options: how the conversion was called.
+    inputs: the `outline` of the example inputs, if they have one. options: how the conversion was called.
     """
 
     skeleton: nn.Module | None
