@@ -103,8 +103,7 @@ def _reasons_of_norms(live: Iterable[Node], again: Report) -> Iterable[str]:
     refusals = {(line.where, line.operation): general(line.reason) for line in again.refusals}
 
     def refusal(node: Node) -> str | None:
-        path = node.call.path if node.call is not None else ""
-        return refusals.get((path or "the model itself", _name(node)))
+        return refusals.get((node.path, _name(node)))
 
     for node in live:
         if _name(node) == "batch_norm":
