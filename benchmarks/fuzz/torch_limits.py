@@ -16,10 +16,9 @@ import reparam
 from benchmarks.fuzz.networks import Program
 from reparam.capture.float64 import as_float64
 from reparam.capture.inputs import Inputs
+from reparam.capture.ops import KERNELS, op_name
 from reparam.capture.snapshot import copied
 from reparam.compare.error import relative_error
-from reparam.plan.cost import KERNELS
-from reparam.rules import operation
 
 _RUNS = 3  # uninitialised memory may be right by chance
 _WRONG = 0.1  # of max|y|: rounding once in its dtype changes the output of a layer by less than a hundredth
@@ -35,10 +34,10 @@ class _AgainstFloat64(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if operation(func) in KERNELS and isinstance(result, Tensor) and result.numel():
+        if op_name(func) in KERNELS and isinstance(result, Tensor) and result.numel():
             truth = func(*as_float64(args), **as_float64(kwargs))
             if not relative_error(truth, result) <= _WRONG:
-                self.wrong.add(operation(func))
+                self.wrong.add(op_name(func))
         return result
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.norms import affine_part
-from reparam.capture.ops import operation
+from reparam.capture.ops import op_name
 
 # What the control flow of a module's code may depend on, so that it may differ for another input.
 SIZE = "reads the size of a tensor"
@@ -71,7 +71,7 @@ class Node:
     op: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.op = "" if self.function is None else operation(self.function)
+        self.op = "" if self.function is None else op_name(self.function)
 
     def __repr__(self) -> str:
         return self.name

@@ -262,7 +262,7 @@ SPELLINGS = {other: row.names for row in TABLE for other in row.spelled.split()}
 INPLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
 
 
-def operation(function: Callable[..., Any] | str) -> str:
+def op_name(function: Callable[..., Any] | str) -> str:
     """The name under which a torch function, method (or its name), operator or attribute is looked up."""
     getter: Any = function
     name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)

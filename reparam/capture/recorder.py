@@ -54,7 +54,7 @@ from reparam.capture.ops import (
     SHAPED_AS,
     SIZE_QUERIES,
     VALUE_QUERIES,
-    operation,
+    op_name,
 )
 from reparam.capture.snapshot import ModuleSnapshot, has_hooks, named_tensors, own_tensors
 from reparam.capture.tree import mapped, tensors
@@ -234,7 +234,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = operation(func)
+        name = op_name(func)
         self._depends_on(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in QUERIES:
             self._depends_on(GRADIENTS, name in GRADIENT_QUERIES and not of_torch(sys._getframe(1)))
@@ -250,7 +250,7 @@ class _Recorder(TorchFunctionMode):
         if name in SHAPED_AS:
             self._note_size_read(args[1:])
             func, args = SHAPED_AS[name](*args)
-            name = operation(func)
+            name = op_name(func)
         versions: list[tuple[Tensor, int]] = []
         positional, named = self._argument(args, versions), self._argument(kwargs, versions)
         inputs = tuple(self.node_of(tensor) for tensor, _ in versions)

@@ -28,7 +28,7 @@ from reparam.algebra.kernels import pad_in_mode
 from reparam.algebra.layer_form import layer_form
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node
-from reparam.capture.ops import KERNELS
+from reparam.capture.ops import KERNELS, TRANSPOSED_CONVOLUTIONS
 from reparam.plan import cost
 from reparam.plan.shapes import Extents
 
@@ -125,7 +125,7 @@ class Fold:
         A transposed convolution may be called so. `value`, which replaces the nodes, then has to be transposed as well,
         and compute a tensor of that size.
         """
-        if not any(node.name.startswith("conv_transpose") for node in nodes):
+        if not any(node.op in TRANSPOSED_CONVOLUTIONS for node in nodes):
             return True
         return value is not None and value.is_transposed and self.same_size_end(nodes[-1]) is self.sink
 

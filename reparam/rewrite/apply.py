@@ -14,7 +14,7 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Node, Record, model_tensors, used_only_by
 from reparam.capture.norms import NORM_MODULES, drop_affine, without_affine
-from reparam.capture.ops import CHECKS, operation
+from reparam.capture.ops import CHECKS, op_name
 from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.plan.fold import Fold, Fusion, HorizontalFold
 from reparam.rewrite.code import Code, set_forward
@@ -309,7 +309,7 @@ def swept(trace: Trace, gone: set[Node], idle: set[Node]) -> None:
     for node in reversed(list(graph.nodes)):
         if node.users or node.op in ("placeholder", "output"):
             continue
-        check = operation(node.target) in CHECKS and node not in about
+        check = op_name(node.target) in CHECKS and node not in about
         seen = trace.tree.get(node, _NOTHING)
         asked = seen is _NOTHING and node.op != "call_module" and not check  # a size, for somebody who is gone
         if asked or seen is None or stands_for(trace, node, left):

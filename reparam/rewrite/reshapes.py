@@ -17,7 +17,7 @@ from torch import fx
 
 from reparam.algebra.index_map import Length
 from reparam.capture.graph import Node, has_user_code
-from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, SHAPE_PRESERVING, SHAPED_AS, facts, operation
+from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, SHAPE_PRESERVING, SHAPED_AS, facts, op_name
 from reparam.errors import Refusal
 from reparam.plan.shapes import Extents, IntactChannels, Lengths, same_size_input, same_size_origin
 from reparam.rewrite.trace import Trace
@@ -53,7 +53,7 @@ def _stated(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) ->
     try:
         step = None if trace is None else trace.at[node]
         args, kwargs = (node.args, node.kwargs) if step is None else (step.args, step.kwargs)
-        if step is not None and operation(step.target) in SHAPED_AS:
+        if step is not None and op_name(step.target) in SHAPED_AS:
             return code.shape(args[1])
         given = RULES[name].signature.bind(*args, **kwargs).arguments
         sizes = code.sizes(next(given[each] for each in ("sizes", "shape", "output_size") if each in given))

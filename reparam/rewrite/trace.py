@@ -30,7 +30,7 @@ from reparam.capture.ops import (
     INPLACE_OPERATORS,
     SHAPED_AS,
     TENSOR_ATTRIBUTES,
-    operation,
+    op_name,
 )
 from reparam.capture.snapshot import AttributeSnapshot
 from reparam.capture.tree import leaves
@@ -175,14 +175,14 @@ class Trace:
             self._step(node)
 
     def _step(self, node: fx.Node) -> None:
-        inputs = node.all_input_nodes[:1] if operation(node.target) in SHAPED_AS else node.all_input_nodes
+        inputs = node.all_input_nodes[:1] if op_name(node.target) in SHAPED_AS else node.all_input_nodes
         length = self._length(node)
         if length is not None:
             self.lengths[node] = length
         operands = varying(map(self.tree.get, inputs))
         if not operands:
             if not self.settled and any(map(self._absent, inputs)):
-                raise self._other(f"calls {operation(node.target)} on an argument that was None")
+                raise self._other(f"calls {op_name(node.target)} on an argument that was None")
             if all(argument in self.tree for argument in inputs):
                 self.tree[node] = None  # computed from constants alone
             return
@@ -213,7 +213,7 @@ class Trace:
 
     def _looks(self, node: fx.Node) -> bool:
         """Whether it asks something about a tensor (a size, a dtype) instead of computing one."""
-        name = operation(node.target)
+        name = op_name(node.target)
         if node.op == "call_function" and node.target is getattr:
             return node.args[1] not in TENSOR_ATTRIBUTES
         return name in CHECKS or node.target in (len, list) or (node.op == "call_method" and name in ASKING_METHODS)
@@ -225,7 +225,7 @@ class Trace:
             given = [operand for operand in given if not operand.constant]
             self.inner[node] = seen
         elif seen is not None:
-            name = node.args[1] if node.target is getattr else operation(node.target)
+            name = node.args[1] if node.target is getattr else op_name(node.target)
             recorded = seen.op
             same = node.op != "call_module" and (recorded in (name, f"r{name}") or name in SHAPED_AS)
             given, result = distinct(seen.operands), parts(seen)
@@ -234,7 +234,7 @@ class Trace:
         else:
             raise self._other(f"goes on with {node.format_node()}")
         if not same or given != operands:
-            raise self._other(f"calls {operation(node.target)} where {_name(seen)} ran")
+            raise self._other(f"calls {op_name(node.target)} where {_name(seen)} ran")
         if other := _literals((node.args, node.kwargs)) - _literals((seen.args, seen.kwargs)):
             raise self._other(f"hands {_name(seen)} {min(other)}, which it was not handed")
         self._is(node, result)

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterator, Sequence
 from torch import fx
 
 from reparam.capture.graph import Call, Node, nodes_in
-from reparam.capture.ops import CHECKS, SHAPED_AS, operation
+from reparam.capture.ops import CHECKS, SHAPED_AS, op_name
 from reparam.rewrite.trace import Trace
 
 
 def askers(trace: Trace, place: fx.Node) -> Iterator[fx.Node]:
     """The steps that ask for the size of the tensor at a place: they compute none, or give another one its shape."""
     for step in place.users:
-        if step not in trace.tree or (operation(step.target) in SHAPED_AS and place is not step.all_input_nodes[0]):
+        if step not in trace.tree or (op_name(step.target) in SHAPED_AS and place is not step.all_input_nodes[0]):
             yield step
 
 
@@ -26,7 +26,7 @@ def asked(trace: Trace, node: Node, gone: Collection[Node]) -> bool:
         seen = trace.tree.get(step)
         if step.op == "output" or (step in trace.tree and not (isinstance(seen, Node) and seen in gone)):
             return True
-        if step not in trace.tree and operation(step.target) not in CHECKS:
+        if step not in trace.tree and op_name(step.target) not in CHECKS:
             waiting += step.users
     return False
 
@@ -64,7 +64,7 @@ def _left_alone(trace: Trace, node: Node) -> bool:
     waiting = [trace.at[node]] if node in trace.at else []
     while waiting:
         for step in waiting.pop().users:
-            if trace.tree.get(step) is node and operation(step.target) == "contiguous":
+            if trace.tree.get(step) is node and op_name(step.target) == "contiguous":
                 return True
             waiting += [step] if trace.tree.get(step) is node else []
     return False

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reparam.capture import ops
 from reparam.capture.norms import affine_part
-from reparam.capture.ops import OPS, SHAPED_AS, TABLE, Fact, Kind, OpFacts, facts, operation
+from reparam.capture.ops import OPS, SHAPED_AS, TABLE, Fact, Kind, OpFacts, facts, op_name
 from reparam.rules import RULES
 
 OWNERS = (torch, F, Tensor, torch._C._nn, torch._C._linalg)
@@ -27,8 +27,8 @@ def test_every_name_and_spelling_leads_to_its_row() -> None:
         names, spellings = row.names.split(), row.spelled.split()
         assert not spellings or len(names) == 1, f"whose spellings are these, of {names}?"
         for name in (*names, *spellings):
-            assert facts(operation(name)) is row, name
-            assert facts(operation(f"__{name}__")) is row, name
+            assert facts(op_name(name)) is row, name
+            assert facts(op_name(f"__{name}__")) is row, name
         assert OPS.keys().isdisjoint(spellings)
 
 
@@ -45,8 +45,8 @@ def test_every_name_is_one_of_torch_or_python() -> None:
 
 def test_a_function_and_its_forms_have_one_name() -> None:
     same = [torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, "add_", "radd"]
-    assert {operation(form) for form in same} == {"add"}
-    assert operation(Tensor.shape.__get__) == "shape"  # type: ignore[attr-defined]
+    assert {op_name(form) for form in same} == {"add"}
+    assert op_name(Tensor.shape.__get__) == "shape"  # type: ignore[attr-defined]
 
 
 def test_an_operation_without_a_row_has_no_facts() -> None:
@@ -56,7 +56,7 @@ def test_an_operation_without_a_row_has_no_facts() -> None:
 
 def test_a_rule_stands_under_the_name_of_its_operation() -> None:
     for key in RULES:
-        assert operation(key) == key
+        assert op_name(key) == key
         assert facts(key).kind not in (Kind.QUERY, Kind.CHECK, Kind.RANDOM), (
             f"{key} has a rule, so it computes a tensor"
         )

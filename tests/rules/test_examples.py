@@ -16,12 +16,11 @@ from reparam.capture.evaluate import evaluate
 from reparam.capture.float64 import double
 from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
-from reparam.capture.ops import SPELLINGS
+from reparam.capture.ops import KERNELS, SPELLINGS, op_name
 from reparam.capture.recorder import record
 from reparam.errors import Refusal
 from reparam.nn import draw_constants, draw_statistics
-from reparam.plan.cost import KERNELS
-from reparam.rules import RULES, Case, Rule, operation
+from reparam.rules import RULES, Case, Rule
 from reparam.rules.interpret import Interpretation, between
 from reparam.rules.table import Op, rule
 
@@ -191,8 +190,8 @@ def test_spellings_exist_in_torch(spelling: str) -> None:
 
 def test_an_operation_is_known_by_one_name() -> None:
     same = [torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__]
-    assert {operation(function) for function in same} == {"add"}
-    assert operation(Tensor.shape.__get__) == "shape"
+    assert {op_name(function) for function in same} == {"add"}
+    assert op_name(Tensor.shape.__get__) == "shape"
 
 
 def test_a_call_with_unknown_arguments_is_refused() -> None:

@@ -11,7 +11,6 @@ Takes an operation of the record, or the value that a fold computes. Describes w
 Ties are broken by the static cost.
 """
 
-from reparam.capture.ops import KERNELS
 from reparam.plan.cost.choice import NAMES, chosen
 from reparam.plan.cost.counted import FlopsCost, ParamsCost
 from reparam.plan.cost.measured import MeasuredCost, TimedCost
@@ -25,7 +24,6 @@ __all__ = [
     "CUDA",
     "DEVICES",
     "FREE",
-    "KERNELS",
     "NAMES",
     "VIEW",
     "Cost",

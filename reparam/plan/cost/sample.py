@@ -18,7 +18,7 @@ from torch import Tensor
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.capture.graph import Node
-from reparam.rules import operation
+from reparam.capture.ops import op_name
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
 
     @property
     def key(self) -> str:
-        return f"{operation(self.function)}{self.args}{self.kwargs or ''}"
+        return f"{op_name(self.function)}{self.args}{self.kwargs or ''}"
 
     def call(self, tensor: Callable[[Shaped], Tensor]) -> Callable[[], Any]:
         """The call, on tensors that `tensor` makes of the placeholders."""
