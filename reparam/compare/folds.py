@@ -1,7 +1,7 @@
-"""The first level of verification: each fold alone, in float64, before it is rounded.
+"""Each fold checked alone, in float64, before its weights are rounded.
 
-The user's operations between two tensors against the one convolution that stands for them, on drawn inputs: at the
-smallest sizes that the operations accept (there everything is border) and at an odd, non-square one.
+The user's operations are compared with the fold that replaces them, on random inputs of two sizes: the smallest that
+the operations accept, where every pixel is at the border, and an odd, non-square one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _TRIES = 16
 
 
 def fold_error(fold: Fold, generator: torch.Generator) -> float:
-    """The largest error of the fold, relative to max|y|, over the sizes tried; inf where shapes differ."""
-    return max(relative_error(truth, fold.apply(given)) for given, truth in _cases(fold, generator))
+    """The largest error of a fold, relative to max|truth|, over both sizes; inf where the shape differs."""
+    return max(relative_error(truth, fold.apply(inputs)) for inputs, truth in _cases(fold, generator))
 
 
 _Case: TypeAlias = tuple[Mapping[Node, Tensor], Tensor]
 
 
 def _cases(fold: Fold, generator: torch.Generator) -> list[_Case]:
-    """Drawn inputs, and what the user's operations make of them."""
+    """Random inputs, and the output of the user's operations for them."""
     if not fold.resizable:
         return [_case(fold, {node: node.shape for node in fold.inputs}, generator)]
     smallest = [axis.min_length for axis in fold.value.axes]
@@ -39,8 +39,8 @@ def _cases(fold: Fold, generator: torch.Generator) -> list[_Case]:
 
 
 def _case(fold: Fold, shapes: Mapping[Node, Sequence[int]], generator: torch.Generator) -> _Case:
-    given = {node: torch.randn(shape, generator=generator, dtype=torch.float64) for node, shape in shapes.items()}
-    return given, fold.original(given)
+    inputs = {node: torch.randn(shape, generator=generator, dtype=torch.float64) for node, shape in shapes.items()}
+    return inputs, fold.original(inputs)
 
 
 def _legal(fold: Fold, sizes: list[int], generator: torch.Generator) -> _Case:

@@ -272,10 +272,10 @@ def _prefix(path: Path, state: Collection[str], names: Collection[str]) -> str:
     by_last_part: dict[str, list[str]] = {}
     for name in names:
         by_last_part.setdefault(name.rpartition(".")[2], []).append(name)
-    for given in state:
-        for name in by_last_part.get(given.rpartition(".")[2], ()):
-            if given == name or given.endswith(f".{name}"):
-                counts[given[: len(given) - len(name)]] += 1
+    for saved in state:
+        for name in by_last_part.get(saved.rpartition(".")[2], ()):
+            if saved == name or saved.endswith(f".{name}"):
+                counts[saved[: len(saved) - len(name)]] += 1
     best = counts.most_common(2)
     if not best or counts[""] >= best[0][1]:
         return ""

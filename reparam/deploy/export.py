@@ -27,7 +27,7 @@ from reparam.capture.tree import mapped
 from reparam.compare.verification import Verification
 from reparam.compare.verify import verify
 from reparam.deploy.files import require_writable, written
-from reparam.deploy.runtimes import SUFFIXES, open_program, runtime
+from reparam.deploy.runtimes import SUFFIXES, onnx_package, open_program
 from reparam.errors import InputError, ModelError, ReparamError, VerificationError, first_line
 
 ANY_SIZE, ANY_BATCH, ONE_SHAPE = "every batch and size", "every batch", "the example's shapes only"
@@ -60,7 +60,7 @@ def require_exportable(path: Path, force: bool = False) -> None:
     require_writable(path, force)
     if path.suffix == ".onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
-            runtime(name)
+            onnx_package(name)
 
 
 def export(
@@ -117,15 +117,15 @@ def _renamed(error: ReparamError, draft: Path, path: Path) -> ReparamError:
 def _traced(model: nn.Module, inputs: Inputs, takes: str) -> ExportedProgram:
     """The model as a program. A batch of one becomes two first, because torch fixes an axis of length one."""
     rows = next((len(tensor) for _, tensor in inputs.tensors() if tensor.ndim > 1), 0)
-    given = inputs.resized(size=()).get("batch", inputs) if rows == 1 and takes != ONE_SHAPE else inputs
-    rows = next((len(tensor) for _, tensor in given.tensors() if tensor.ndim > 1), 0)
+    traced = inputs.resized(size=()).get("batch", inputs) if rows == 1 and takes != ONE_SHAPE else inputs
+    rows = next((len(tensor) for _, tensor in traced.tensors() if tensor.ndim > 1), 0)
     free_axes = _free_axes(rows, takes)
     try:
-        bound = inspect.signature(model.forward).bind(*given.args, **given.kwargs).arguments
+        bound = inspect.signature(model.forward).bind(*traced.args, **traced.kwargs).arguments
         shapes = None if takes == ONE_SHAPE else {name: mapped(value, free_axes) for name, value in bound.items()}
         with _quiet(), torch.no_grad():
             return torch.export.export(
-                copied(model), given.args, dict(given.kwargs), dynamic_shapes=shapes, strict=False
+                copied(model), traced.args, dict(traced.kwargs), dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
         raise ModelError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error

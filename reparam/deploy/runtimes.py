@@ -53,7 +53,7 @@ def exported_module(path: Path) -> nn.Module:
     return module
 
 
-def runtime(name: str) -> Any:
+def onnx_package(name: str) -> Any:
     """A package of the extra `onnx`. Raises InputError where it is not installed."""
     try:
         return importlib.import_module(name)
@@ -62,7 +62,7 @@ def runtime(name: str) -> Any:
 
 
 def _onnx_session(path: Path) -> _Session:
-    onnxruntime = runtime("onnxruntime")
+    onnxruntime = onnx_package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about its own optimiser
     options.intra_op_num_threads = torch.get_num_threads()
@@ -81,8 +81,8 @@ class _Session:
         self.names = [argument.name for argument in session.get_inputs()]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self._named(args, kwargs)
-        arrays = self.session.run(None, {name: _array(tensor) for name, tensor in given.items()})
+        arguments = self._named(args, kwargs)
+        arrays = self.session.run(None, {name: _array(tensor) for name, tensor in arguments.items()})
         outputs = tuple(torch.from_numpy(array) for array in arrays)
         return outputs[0] if len(outputs) == 1 else outputs
 
