@@ -76,7 +76,7 @@ def plan(
     cost_model: cost.Cost = cost.CPU,
     constraints: Constraints = Constraints(),
     *,
-    fixed: Collection[Node] = (),
+    fixed_size: Collection[Node] = (),
     only: int | None = None,
 ) -> Plan:
     """Choose the folds of a record that cost least by `cost_model`, within the constraints.
@@ -84,10 +84,10 @@ def plan(
     Requires a record of a model in eval mode. Returns a plan that costs no more than the original operations, and
     leaves the record as it is. Raises nothing: what cannot be folded is among the refusals.
 
-    fixed: the nodes whose recorded sizes are the only ones. only: at most so many folds, the first ones, if given.
+    fixed_size: the nodes whose recorded sizes are the only ones. only: at most so many folds, the first ones, if given.
     """
     barriers = {*record.barriers, *constraints.barriers}
-    walk = Interpretation(record.nodes, {*record.opaque, *constraints.opaque}, fixed, barriers)
+    walk = Interpretation(record.nodes, {*record.opaque, *constraints.opaque}, fixed_size, barriers)
     live = alive(record)
     order = {node: i for i, node in enumerate(record.nodes)}
     sensitive = layout_sensitive(record)

@@ -18,12 +18,12 @@ from reparam.capture.ops import CHECKS, op_name
 from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.plan.fold import Fold, Fusion, HorizontalFold
 from reparam.rewrite.code import Code, set_forward
+from reparam.rewrite.context import only_read_by
 from reparam.rewrite.edits import Edits, Piece, Rewrite
 from reparam.rewrite.index import Places, named, prefixes, stands_for
 from reparam.rewrite.layers import plain
-from reparam.rewrite.lowering import only_read_by
 from reparam.rewrite.trace import Trace
-from reparam.rewrite.users import askers
+from reparam.rewrite.users import size_readers
 from reparam.rewrite.weights import Waiting
 
 _DO_NOTHING = (
@@ -271,7 +271,9 @@ def _asking(trace: Trace) -> dict[Node, set[fx.Node]]:
     found: dict[Node, set[fx.Node]] = defaultdict(set)
     for place, seen in trace.tree.items():
         if isinstance(seen, Node):
-            found[seen].update(step for step in askers(trace, place) if step.op in ("call_function", "call_method"))
+            found[seen].update(
+                step for step in size_readers(trace, place) if step.op in ("call_function", "call_method")
+            )
     return found
 
 

@@ -1,115 +1,174 @@
-"""Folds that are edited operation by operation: chains, and stretches between operations that go on being computed."""
+"""Parts: a fold as it is edited, whole or as one part for each stretch between its steps.
+
+A part is a chain if its operations can be edited one by one: each reads the one before, and nobody needs the tensors
+between them. One operation of a chain, its carrier, becomes the convolution; the others then do nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from reparam.capture.graph import Call, Node
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import KERNELS
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold, ViewedFold
+from reparam.rewrite.context import Context
+from reparam.rewrite.refused import SIZE_READ, Refused
 from reparam.rules.interpret import anchor_value
 
-MEASURED = "code asks for the size of what it reads, which would have another size or be gone"
-ELSEWHERE = "what comes behind the pixels' rearrangement is also read elsewhere"
+READ_ELSEWHERE = "a tensor behind the rearranged pixels is also read outside the fold"
 
 
-def behind_norm(fold: Fold) -> Fold:
-    """The fold without the affine part of a normalisation, which is no step of its own: it starts from that step."""
-    half, *rest = fold.nodes
-    return replace(fold, base=half, nodes=tuple(rest)) if half.function is affine_part else fold
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A fold as it is edited.
 
-
-def is_chain(fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> bool:
-    """Whether each operation reads the one before, and whoever else reads that is folded from the same base as well.
-
-    No tensor on the way is what another fold computes: its place is taken.
+    planned: the fold of the plan. fold: the same without the affine part of a norm, or one stretch of it.
+    chain: whether its operations can be edited one by one.
+    carrier: the operation of the chain that becomes the convolution; None where the fold computes nothing.
     """
-    before = fold.base
-    for node in fold.nodes:
-        if node.operands != (before,) or node.call is None:
-            return False
-        if before is not fold.base and not _given_up(before, fold, inside, removed):
-            return False
-        before = node
-    return True
+
+    fold: Fold
+    planned: Fold
+    chain: bool = False
+    carrier: Node | None = None
+
+    def runs(self) -> list[tuple[Call, tuple[Node, ...]]]:
+        """The operations of a chain, without steps, grouped where neighbours stand in the code of one call."""
+        runs: list[tuple[Call, tuple[Node, ...]]] = []
+        before: Node | None = None
+        for node in self.fold.nodes:
+            assert node.call is not None
+            if node not in self.fold.steps:
+                if before is not None and before.call is node.call:
+                    runs[-1] = (node.call, (*runs[-1][1], node))
+                else:
+                    runs.append((node.call, (node,)))
+            before = None if node in self.fold.steps else node
+        return runs
+
+    def keeps_read_sizes(self) -> bool:
+        """Whether code that reads the size of a tensor of the chain still finds it.
+
+        Each of these tensors becomes the base, or behind the carrier the sink.
+        """
+        nodes = self.fold.nodes
+        index = len(nodes) if self.carrier is None else nodes.index(self.carrier)
+        ends = ((node, self.fold.base if i < index else self.fold.sink) for i, node in enumerate(nodes[:-1]))
+        return all(_size_is_kept(self.fold, node, end) for node, end in ends)
 
 
-def _given_up(node: Node, fold: Fold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> bool:
-    """Whether nobody needs the tensor on the way of a fold any more: another may stand where it stood."""
-    gone = node in removed or node in fold.steps
-    taken = any(other.sink is node for other in inside[node])
-    return gone and not taken and all(_only_from(fold.base, inside[reader]) for reader in node.readers)
+def parts_of(folds: Iterable[Fold], context: Context, refused: Refused) -> list[Part]:
+    """The parts of the folds of a plan. Folds that cannot be divided as they have to be are refused."""
+    planned = {_behind_norm(fold): fold for fold in folds}
+    division = _Division(planned, context.removed)
+    parts: list[Part] = []
+    for fold, planned_fold in planned.items():
+        try:
+            for node in planned_fold.reshapes:
+                context.require_proven_sizes(node, planned_fold.extents)
+            parts += (division.part(divided, planned_fold) for divided in division.divided(fold))
+        except Refusal as refusal:
+            refused.refuse_fold(refusal, planned_fold.nodes, planned_fold.steps)
+    return parts
 
 
-def _only_from(base: Node, folds: Collection[Fold]) -> bool:
-    return bool(folds) and all(fold.base is base for fold in folds)
+def _behind_norm(fold: Fold) -> Fold:
+    """The fold without the affine part of a norm, which is no operation of its own: it starts behind that."""
+    first, *rest = fold.nodes
+    return replace(fold, base=first, nodes=tuple(rest)) if first.function is affine_part else fold
 
 
-def carriers(fold: Fold) -> list[Node | None]:
-    """The one operation of a chain whose place the convolution takes (None: there is nothing to compute), if any can.
+class _Division:
+    """How folds are divided into parts; `folds` are all of a plan, `removed` the operations that it takes away."""
 
-    It stands behind what other folds share with this one: the first that has a kernel, or its place among steps.
+    def __init__(self, folds: Iterable[Fold], removed: Collection[Node]) -> None:
+        self.removed = removed
+        self.folds_of: Mapping[Node, list[Fold]] = defaultdict(list)
+        for fold in folds:
+            for node in fold.nodes:
+                self.folds_of[node].append(fold)
+
+    def divided(self, fold: Fold) -> list[Fold]:
+        """The fold, or one for each stretch between its steps. Raises Refusal where it has to be divided and cannot."""
+        return self._stretches(fold) if isinstance(fold, ViewedFold) and not self._is_chain(fold) else [fold]
+
+    def part(self, fold: Fold, planned: Fold) -> Part:
+        if fold.shared or not self._is_chain(fold):
+            return Part(fold, planned)
+        if fold.value.identity:
+            return Part(fold, planned, chain=True)
+        carrier = _carrier(fold)
+        return Part(fold, planned, carrier is not None, carrier)
+
+    def _is_chain(self, fold: Fold) -> bool:
+        """Whether each operation reads the one before, and only folds of the same base read the tensors between.
+
+        None of these tensors may be the result of another fold.
+        """
+        before = fold.base
+        for node in fold.nodes:
+            if node.operands != (before,) or node.call is None:
+                return False
+            if before is not fold.base and not self._is_replaceable(before, fold):
+                return False
+            before = node
+        return True
+
+    def _stretches(self, fold: ViewedFold) -> list[Fold]:
+        """A fold for each stretch between the steps: one has the value, the others compute nothing.
+
+        Raises Refusal where a tensor between them has to stay as it was. Code may not read the size of a tensor inside
+        a stretch, because a part does not know it.
+        """
+        stretches = fold.stretches()
+        position = next(i for i, stretch in enumerate(stretches) if fold.place in stretch.nodes)
+        ends = {*fold.steps, *(stretch.nodes[-1] for stretch in stretches)}
+        last_replaced = fold.nodes.index(stretches[position].nodes[-1])
+        for i, node in enumerate(fold.nodes[:-1]):
+            behind = i >= last_replaced
+            if node not in ends:
+                if node.size_read:
+                    raise Refusal(SIZE_READ)
+            elif not self._is_replaceable(node, fold) or (behind and self._is_shared(node, fold)):
+                raise Refusal(READ_ELSEWHERE)
+            elif not _size_is_kept(fold, node, fold.sink if behind else fold.base):
+                raise Refusal(SIZE_READ)
+        return [
+            Fold(base, nodes[-1], fold.value if i == position else anchor_value(base), nodes)
+            for i, (base, nodes) in enumerate(stretches)
+        ]
+
+    def _is_replaceable(self, node: Node, fold: Fold) -> bool:
+        """Whether another tensor may take the place of one inside a fold: only folds of the same base read it."""
+        unneeded = node in self.removed or node in fold.steps
+        is_sink = any(other.sink is node for other in self.folds_of[node])
+        return unneeded and not is_sink and all(self._only_folds_of(fold.base, reader) for reader in node.readers)
+
+    def _only_folds_of(self, base: Node, node: Node) -> bool:
+        folds = self.folds_of[node]
+        return bool(folds) and all(fold.base is base for fold in folds)
+
+    def _is_shared(self, node: Node, fold: Fold) -> bool:
+        """Whether other folds read the tensor as well."""
+        return any(other is not fold for reader in node.readers for other in self.folds_of[reader])
+
+
+def _carrier(fold: Fold) -> Node | None:
+    """The operation of a chain that becomes the convolution: the first with a kernel, or its place among steps.
+
+    It has to stand behind the operations that other folds share with this one; None where there is none.
     """
-    if fold.value.identity:
-        return [None]
     shared = max((i for i, node in enumerate(fold.nodes[:-1]) if len(set(node.readers)) > 1), default=-1)
     own = [node for node in fold.nodes[shared + 1 :] if node not in fold.steps]
-    kernels = [node for node in own if node.op in KERNELS]
-    candidates = [node for node in own if node is fold.place] if fold.steps else [*kernels, *own]
-    return [*candidates[:1]]
+    if fold.steps:
+        return fold.place if fold.place in own else None
+    return next((node for node in own if node.op in KERNELS), own[0] if own else None)
 
 
-def keeps_sizes(fold: Fold, at: int) -> bool:
-    """Whether tensors on the way whose size is asked for are as large as what stands there: base, from `at` on sink."""
-    return all(_as_large(fold, node, fold.base if i < at else fold.sink) for i, node in enumerate(fold.nodes[:-1]))
-
-
-def _as_large(fold: Fold, node: Node, end: Node) -> bool:
-    """Whether code that asks for the size of a node may be told that of an end of the fold."""
+def _size_is_kept(fold: Fold, node: Node, end: Node) -> bool:
+    """Whether code may be given the size of an end of the fold in the place of a node's."""
     return not node.size_read or (fold.sizes.get(node) is not None and fold.sizes[node] == fold.sizes[end])
-
-
-def parted(fold: ViewedFold, inside: Mapping[Node, list[Fold]], removed: Collection[Node]) -> list[Fold]:
-    """A fold with steps as one for each stretch between them: one holds the value, the others compute nothing.
-
-    `inside` are the folds that a node is part of. Raises Refusal where a tensor between the parts has to stay what it
-    was. Parts do not know how large what is inside them is: code must not ask for it.
-    """
-    found = fold.stretches()
-    at = next(i for i, (_, nodes) in enumerate(found) if fold.place in nodes)
-    ends = [node for node in fold.nodes[:-1] if node in fold.steps or any(node is nodes[-1] for _, nodes in found)]
-    carried = fold.nodes.index(found[at][1][-1])
-    for node in fold.nodes[:-1]:
-        behind = fold.nodes.index(node) >= carried
-        if node not in ends:
-            if node.size_read:
-                raise Refusal(MEASURED)
-        elif not _given_up(node, fold, inside, removed) or (behind and _shared(node, fold, inside)):
-            raise Refusal(ELSEWHERE)
-        elif not _as_large(fold, node, fold.sink if behind else fold.base):
-            raise Refusal(MEASURED)
-    values = [fold.value if i == at else anchor_value(start) for i, (start, _) in enumerate(found)]
-    return [Fold(start, nodes[-1], value, nodes) for (start, nodes), value in zip(found, values, strict=True)]
-
-
-def _shared(node: Node, fold: Fold, inside: Mapping[Node, list[Fold]]) -> bool:
-    """Whether other folds read the tensor as well."""
-    return any(other is not fold for reader in node.readers for other in inside[reader])
-
-
-def runs(fold: Fold) -> list[tuple[Call, tuple[Node, ...]]]:
-    """The chain without its steps, cut there and where it passes from the code of one call to that of another."""
-    runs: list[tuple[Call, tuple[Node, ...]]] = []
-    before: Node | None = None
-    for node in fold.nodes:
-        assert node.call is not None
-        if node not in fold.steps:
-            if before is not None and before.call is node.call:
-                runs[-1] = (node.call, (*runs[-1][1], node))
-            else:
-                runs.append((node.call, (node,)))
-        before = None if node in fold.steps else node
-    return runs

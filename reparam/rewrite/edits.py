@@ -1,82 +1,83 @@
-"""What is edited to carry a plan: modules that are exchanged, normalisations, and code (see `prepare`)."""
+"""The edits that carry a plan: exchanged modules, norms that lose their weights, rewritten forwards."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from reparam.algebra.affine import AffineConv
 from reparam.capture.graph import Call, Node
-from reparam.errors import Refusal
 from reparam.plan.fold import Fold
 from reparam.plan.plan import Constraints
 from reparam.plan.shapes import same_size_origin
+from reparam.rewrite.chains import Part
 from reparam.rewrite.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Part of a fold inside one call: one convolution of `base`, or (value None) `base` itself, instead of `nodes`."""
+    """Operations of a part inside one call, and what replaces them.
+
+    value: the convolution of `base` that computes `sink`, the last of `nodes`; None where `base` itself replaces it.
+    """
 
     call: Call
     nodes: tuple[Node, ...]
     base: Node
     sink: Node
-    fold: Fold
+    part: Part
     value: AffineConv | None
 
+    @property
+    def fold(self) -> Fold:
+        """The fold of the plan."""
+        return self.part.planned
+
     def same_size_end(self, node: Node) -> Node | None:
-        """The end of the piece that is as large as one of its nodes, whatever the size of the input, if one is."""
+        """The end of the piece that has the size of one of its nodes for every input, if one has."""
         if self.fold.steps:
-            return next((end for end in (self.sink, self.base) if self._alike(node, end)), None)
+            return next((end for end in (self.sink, self.base) if self._same_size(node, end)), None)
         end = self.fold.same_size_end(node)
         return end if end is None else self.base if end is self.fold.base else self.sink
 
-    def _alike(self, node: Node, end: Node) -> bool:
-        known = self.fold.extents.lengths
-        return same_size_origin(node) is same_size_origin(end) or (node in known and known[node] == known.get(end))
+    def _same_size(self, node: Node, end: Node) -> bool:
+        lengths = self.fold.extents.lengths
+        same_origin = same_size_origin(node) is same_size_origin(end)
+        return same_origin or (node in lengths and lengths[node] == lengths.get(end))
 
 
 @dataclass(frozen=True, eq=False)
 class Swap:
-    """`module` gives way to a plain convolution, or (value None) to nn.Identity."""
+    """A plain convolution, or nn.Identity (value None), takes the place of `module`."""
 
     module: nn.Module
     fold: Fold
     value: AffineConv | None
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Rewrite:
-    """New code for one module; `trace` is of its first call."""
+    """A new forward for one module, made from the `trace` of its first call by editing the pieces in it."""
 
     trace: Trace
-    pieces: list[Piece]
+    pieces: Sequence[Piece]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Edits:
-    """All edits of a plan, ready to be made; or why they cannot be (see `Constraints`).
+    """All edits of a plan, none of them made yet.
 
-    opaque: operations that cannot be edited away, and why.
-    barriers: tensors that code hands from one inner call to another and through which no fold can be led, and why.
-    unfusable: sinks of folds that cannot be fused with others.
+    unscaled: the modules of norms that lose their weight and bias.
     removed: the operations that the edits take away.
     pinned: the modules that keep their place and are called as before.
+    constraints: what the next plan has to respect. Empty where all edits can be made.
     """
 
-    swaps: list[Swap] = field(default_factory=list)
-    unscaled: list[nn.Module] = field(default_factory=list)
-    rewrites: list[Rewrite] = field(default_factory=list)
-    opaque: dict[Node, Refusal] = field(default_factory=dict)
-    barriers: dict[Node, Refusal] = field(default_factory=dict)
-    unfusable: set[Node] = field(default_factory=set)
-    removed: Collection[Node] = ()
-    pinned: Collection[nn.Module] = ()
-
-    @property
-    def constraints(self) -> Constraints:
-        """What the next plan has to respect; none where this one can be carried out."""
-        return Constraints(self.opaque, self.barriers, frozenset(self.unfusable))
+    swaps: Sequence[Swap]
+    unscaled: Sequence[nn.Module]
+    rewrites: Sequence[Rewrite]
+    removed: Collection[Node]
+    pinned: Collection[nn.Module]
+    constraints: Constraints

@@ -1,8 +1,8 @@
-"""The proof that the sizes which code hands to a reshape are those of what it reads, for every input.
+"""The proof that code gives a reshape sizes that are right for every input.
 
-A record knows the numbers of one run. Code that was traced shows where they come from: sizes of tensors, multiplied
-and divided. That is worked out in terms of the lengths that depend on the input, and compared with what the fold took
-the reshape for. Numbers that are written out are the same for every input; the batch and the pixels are not.
+A record holds the sizes of one run. A trace shows where they come from: sizes of tensors, multiplied and divided. They
+are expressed in the lengths that depend on the input, and compared with what the fold requires of the reshape. Numbers
+written in the code are the same for every input; the batch and the pixels are not.
 """
 
 from __future__ import annotations
@@ -23,131 +23,138 @@ from reparam.plan.shapes import Extents, IntactChannels, Lengths, same_size_inpu
 from reparam.rewrite.trace import Trace
 from reparam.rules import RULES
 
-_REST = Length.constant(-1)
+_INFERRED = Length.constant(-1)  # torch infers this size from the others
+_ONE = Length.constant(1)
 
 
-def require_stated(node: Node, trace: Trace | None, extents: Extents) -> None:
-    """Raises Refusal where the sizes that a node is given are not proven to be what they have to be for every input.
+def require_proven_sizes(node: Node, trace: Trace | None, extents: Extents) -> None:
+    """Raise Refusal unless the sizes that a node is given are as required, for every input.
 
-    trace: of the code that calls it; None where that hands on numbers that it holds.
+    trace: of the code that runs the node; None where that code gives it numbers that depend on no input.
     """
-    expected = extents.required[node]
-    stated = _stated(node, trace, extents.lengths)
-    if node.op == "unflatten" and isinstance(expected, tuple):
-        at = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
-        at %= len(node.operands[0].shape)
-        expected = expected[at : at + len(stated or ())]
-    if not stated or not (
-        _keep(stated, expected) if isinstance(expected, IntactChannels) else _agree(stated, expected)
-    ):
+    required = extents.required[node]
+    given = _given_sizes(node, trace, extents.lengths)
+    if node.op == "unflatten" and isinstance(required, tuple):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+        dim %= len(node.operands[0].shape)
+        required = required[dim : dim + len(given or ())]
+    right = given and (
+        _keeps_channels(given, required) if isinstance(required, IntactChannels) else _matches(given, required)
+    )
+    if not right:
         raise Refusal(
-            "the sizes that it is given are not proven to be those of what it reads, for every input",
-            "sizes that are read from its very input (x.shape) would fold",
+            "the sizes that it is given are not proven to be those of its input, for every input",
+            "sizes read from its own input (`x.shape`) would fold",
         )
 
 
-def _stated(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> Sequence[Length | None] | None:
-    """The sizes that a node is given; None for what is no such length."""
-    name = node.op
-    code = _Code(trace, lengths)
+def _given_sizes(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> Sequence[Length | None] | None:
+    """The sizes that a node is given; None where they are unknown."""
+    code = _SizeExpressions(trace, lengths)
     try:
         step = None if trace is None else trace.at[node]
         args, kwargs = (node.args, node.kwargs) if step is None else (step.args, step.kwargs)
         if step is not None and op_name(step.target) in SHAPED_AS:
             return code.shape(args[1])
-        given = RULES[name].signature.bind(*args, **kwargs).arguments
-        sizes = code.sizes(next(given[each] for each in ("sizes", "shape", "output_size") if each in given))
-        return [*sizes] * (len(node.shape) - 2) if sizes and "output_size" in given and len(sizes) == 1 else sizes
+        arguments = RULES[node.op].signature.bind(*args, **kwargs).arguments
+        sizes = code.sizes(next(arguments[name] for name in ("sizes", "shape", "output_size") if name in arguments))
+        if sizes and "output_size" in arguments and len(sizes) == 1:
+            return [*sizes] * (len(node.shape) - 2)
+        return sizes
     except (KeyError, TypeError):
         return None
 
 
-def _keep(stated: Sequence[Length | None], whole: IntactChannels) -> bool:
-    """Whether a reshape to these sizes leaves channels whole, or torch refuses it.
+def _keeps_channels(given: Sequence[Length | None], required: IntactChannels) -> bool:
+    """Whether a reshape to these sizes keeps the channel dimension, or torch refuses it.
 
-    There are as many entries as before: so it does where two of the three parts, before, in and behind the channels,
-    are as large as they were. One whose size torch is to work out is none of these, nor is one that was rounded down;
-    but a size that was rounded down and nothing that is left to torch gives too few entries, which torch refuses.
+    The number of entries does not change. So the channels are kept if two of three parts (before, in and after the
+    channels) are as long as required. A part that torch infers does not count, nor does one that was rounded down.
+    Where all three are right up to rounding and torch infers none, rounding gives too few entries, and torch refuses.
     """
-    parts = stated[: whole.position], stated[whole.position : whole.position + 1], stated[whole.position + 1 :]
+    index = required.position
+    parts = given[:index], given[index : index + 1], given[index + 1 :]
     lengths = [_product(part) for part in parts]
-    same = [
-        length is not None and length.same(each)
-        for length, each in zip(lengths, (whole.before, whole.channels, whole.after), strict=True)
+    required_lengths = required.before, required.channels, required.after
+    right = [
+        length is not None and length.same(required_length)
+        for length, required_length in zip(lengths, required_lengths, strict=True)
     ]
-    exact = [alike and length is not None and length.exact for alike, length in zip(same, lengths, strict=True)]
-    exact[1] = exact[1] or whole.checked
-    return sum(exact) >= 2 or (all(same) and _REST not in stated)
+    exact = [same and length is not None and length.exact for same, length in zip(right, lengths, strict=True)]
+    exact[1] = exact[1] or required.checked
+    return sum(exact) >= 2 or (all(right) and _INFERRED not in given)
+
+
+def _matches(given: Sequence[Length | None], required: Sequence[Length]) -> bool:
+    """Whether a reshape to these sizes is the required one, or torch refuses it.
+
+    A size that was rounded down gives too few entries, which torch refuses unless it infers another size.
+    """
+    known = [(size, length) for size, length in zip(given, required, strict=False) if size != _INFERRED]
+    if len(given) != len(required) or len(given) - len(known) > 1:
+        return False
+    none_inferred = len(known) == len(given)
+    return all(size is not None and size.same(length) and (none_inferred or size.exact) for size, length in known)
 
 
 def _product(sizes: Sequence[Length | None]) -> Length | None:
-    """How many entries there are under some sizes, if all of them are known."""
-    known = [size for size in sizes if size is not None and size != _REST]
-    return math.prod(known, start=Length.constant(1)) if len(known) == len(sizes) else None
+    """The number of entries of some dimensions; None where a size is unknown or inferred."""
+    known = [size for size in sizes if size is not None and size != _INFERRED]
+    return math.prod(known, start=_ONE) if len(known) == len(sizes) else None
 
 
-def _agree(stated: Sequence[Length | None], expected: Sequence[Length]) -> bool:
-    """Whether a reshape to these sizes is the expected one, or torch refuses it.
-
-    A size that was rounded down is smaller than it should be, and torch refuses the lot as too small; unless it is to
-    work out another one from what is left.
-    """
-    known = [(ours, length) for ours, length in zip(stated, expected, strict=False) if ours != _REST]
-    if len(stated) != len(expected) or len(stated) - len(known) > 1:
-        return False
-    exact = len(known) == len(stated)
-    return all(ours is not None and ours.same(length) and (exact or ours.exact) for ours, length in known)
-
-
-class _Code:
-    """Steps of a trace that are about sizes, as lengths."""
+class _SizeExpressions:
+    """The steps of a trace that compute sizes, as lengths. `lengths`: of the tensors of a fold, its base first."""
 
     def __init__(self, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
         self.trace = trace
-        self.lengths = {same_size_origin(node): each for node, each in lengths.items()}
+        self.lengths = {same_size_origin(node): node_lengths for node, node_lengths in lengths.items()}
         self.base = next(iter(lengths))
-        self.images: Node | None = None
-        self.images = self.batch(self.base)
+        self.base_batch: Node | None = None  # until it is known: batch_origin may ask for sizes
+        self.base_batch = self.batch_origin(self.base)
 
     def sizes(self, given: Any) -> Sequence[Length | None] | None:
-        """A shape, however it is spelled: some sizes, or one sequence of them."""
+        """A shape, given as several sizes or as one sequence of them."""
         first = given[0] if isinstance(given, (tuple, list)) and len(given) == 1 else given
         value = self.value(first)
         return value if isinstance(value, tuple) else None if value is None else (value,)
 
-    def shape(self, tensor: Any) -> Lengths | None:
-        seen = self.trace.tree.get(tensor) if self.trace is not None and isinstance(tensor, fx.Node) else None
-        if not isinstance(seen, Node) or same_size_origin(seen) in self.lengths:
-            return self.lengths.get(same_size_origin(seen)) if isinstance(seen, Node) else None
-        found = _told(seen)
-        return (Length(Fraction(1), (0,)), *found[1:]) if self.batch(seen) is self.images else found
+    def shape(self, step: Any) -> Lengths | None:
+        """The shape of the tensor that a step computes; None where it computes none that was recorded."""
+        node = self.trace.tree.get(step) if self.trace is not None and isinstance(step, fx.Node) else None
+        if not isinstance(node, Node):
+            return None
+        if same_size_origin(node) in self.lengths:
+            return self.lengths[same_size_origin(node)]
+        lengths = _lengths_outside(node)
+        return (Length(Fraction(1), (0,)), *lengths[1:]) if self.batch_origin(node) is self.base_batch else lengths
 
-    def batch(self, node: Node) -> Node:
-        """The first tensor on the way to this one that has as many images (entries of dimension 0) for every input."""
+    def batch_origin(self, node: Node) -> Node:
+        """The first tensor on the way to this one that has the same batch (length of dimension 0) for every input."""
         before: Node | None = node
         while before is not None:
-            node, before = before, self._as_many(before)
+            node, before = before, self._same_batch_input(before)
         return node
 
-    def _as_many(self, node: Node) -> Node | None:
-        """A tensor before this one with as many images, if there is one."""
-        name = node.op
-        if name in ("view", "reshape"):
+    def _same_batch_input(self, node: Node) -> Node | None:
+        if node.op in ("view", "reshape"):
             step = self.trace.at.get(node) if self.trace is not None else None
             sizes = None if step is None or len(step.args) < 2 else self.sizes(step.args[1:])
-            return self._first(sizes[0]) if sizes else None
-        kept = name in SHAPE_PRESERVING or _batched_rank(name) == len(node.shape) or _keeps_first(name, node)
-        return node.operands[0] if kept and len(node.operands) == 1 else None
+            return self._tensor_of_batch(sizes[0]) if sizes else None
+        keeps = node.op in SHAPE_PRESERVING or _batched_rank(node.op) == len(node.shape) or _keeps_first_dimension(node)
+        return node.operands[0] if keeps and len(node.operands) == 1 else None
 
-    def _first(self, length: Length | None) -> Node | None:
-        """The tensor whose number of images this length is."""
+    def _tensor_of_batch(self, length: Length | None) -> Node | None:
+        """The tensor whose batch this length is."""
         if length is None or not length.same(Length(Fraction(1), length.of[:1])) or not length.of:
             return None
-        (whole,) = length.of
-        return self.base if whole == 0 else whole[0] if isinstance(whole, tuple) and whole[1] == 0 else None
+        (symbol,) = length.of
+        if symbol == 0:
+            return self.base
+        return symbol[0] if isinstance(symbol, tuple) and symbol[1] == 0 else None
 
     def value(self, item: Any) -> Any:
-        """A Length, a tuple of them, or None for what is neither."""
+        """A Length, a tuple of them, or None for anything else."""
         if isinstance(item, (tuple, list)):
             return tuple(map(self.value, item))
         if isinstance(item, int) and not isinstance(item, bool):
@@ -155,20 +162,21 @@ class _Code:
         if not isinstance(item, fx.Node):
             return None
         if item.op == "call_method" and item.target == "size":
-            whole = self.shape(item.args[0])
-            place = item.kwargs.get("dim", item.args[1] if len(item.args) > 1 else None)
-            return whole if place is None else _entry(whole, place)
+            shape = self.shape(item.args[0])
+            dim = item.kwargs.get("dim", item.args[1] if len(item.args) > 1 else None)
+            return shape if dim is None else _item(shape, dim)
         if item.target is getattr and item.args[1] == "shape":
             return self.shape(item.args[0])
         if item.target is len:
-            return _entry(self.shape(item.args[0]), 0)
+            return _item(self.shape(item.args[0]), 0)
         if item.op == "call_function" and len(item.args) == 2:
-            return self._computed(item)
+            return self._result(item)
         return None
 
-    def _computed(self, step: fx.Node) -> Any:
+    def _result(self, step: fx.Node) -> Any:
+        """The value of an operator of two arguments."""
         if step.target is operator.getitem:
-            return _entry(self.value(step.args[0]), step.args[1])
+            return _item(self.value(step.args[0]), step.args[1])
         a, b = map(self.value, step.args)
         if isinstance(a, tuple) and isinstance(b, tuple) and step.target is operator.add:
             return (*a, *b)
@@ -180,13 +188,12 @@ class _Code:
         return None
 
 
-def _keeps_first(name: str, node: Node) -> bool:
-    """Whether it puts dimensions in another order, all but the first."""
-    if name not in ("permute", "transpose"):
-        return False
-    rank = len(node.shape)
-    dims = [dim % rank for each in node.args[1:] for dim in (each if isinstance(each, (tuple, list)) else (each,))]
-    return dims[:1] == [0] if name == "permute" else len(dims) == 2 and 0 not in dims
+def _item(values: Any, index: Any) -> Any:
+    if not isinstance(values, tuple) or not isinstance(index, (int, slice)):
+        return None
+    if isinstance(index, slice) and any(isinstance(part, fx.Node) for part in (index.start, index.stop, index.step)):
+        return None
+    return values[index]
 
 
 def _batched_rank(name: str) -> int | None:
@@ -194,41 +201,44 @@ def _batched_rank(name: str) -> int | None:
     return facts(name).spatial + 2 if name in CONVOLUTIONS else None
 
 
-def _told(node: Node) -> Lengths:
-    """The lengths of a tensor that is no part of a fold: unknown, but for the channels that a layer reads or makes."""
-    counted, whole = _counted(node), same_size_origin(node)
-    unknown = [Length(Fraction(1), ((whole, dim),)) for dim in range(len(node.shape))]
-    return tuple(Length.constant(size) if dim in counted else unknown[dim] for dim, size in enumerate(node.shape))
-
-
-def _counted(node: Node, joins: int = 2) -> set[int]:
-    """The dimensions that are as long for every input; it is looked behind so many `joins`."""
-    alike = [node]
-    while (before := same_size_input(alike[-1])) is not None:
-        alike.append(before)
-    layers = [*alike, *(reader for each in alike for reader in each.readers if reader.operands[:1] == (each,))]
-    names = [each.op for each in layers if each.function is not None and _of_torch(each)]
+def _keeps_first_dimension(node: Node) -> bool:
+    """Whether it permutes dimensions, all but the first."""
+    if node.op not in ("permute", "transpose"):
+        return False
     rank = len(node.shape)
-    dims = [facts(name).channels for name in names if _batched_rank(name) in (None, rank)]
-    found = {dim % rank for dim in dims if dim is not None}
-    whole = alike[-1]
-    if joins and whole.op in BROADCASTING:
-        for each in whole.inputs:  # the result is as long as one of them, if that is longer than 1
-            # What is computed from tensors that the model holds may have been repeated as often as the input is long.
-            held = range(len(each.shape)) if each.tensor is not None else ()
-            told = held if each.constant else _counted(each, joins - 1)
-            found |= {rank - len(each.shape) + dim for dim in told if each.shape[dim] > 1}
-    return found
+    dims = [dim % rank for arg in node.args[1:] for dim in (arg if isinstance(arg, (tuple, list)) else (arg,))]
+    return dims[:1] == [0] if node.op == "permute" else len(dims) == 2 and 0 not in dims
 
 
-def _of_torch(node: Node) -> bool:
-    """Whether a module of torch calls it: how many groups there are does not depend on the input."""
+def _lengths_outside(node: Node) -> Lengths:
+    """The lengths of a tensor outside the fold: unknown, except for channels that a layer reads or computes."""
+    known, origin = _known_dimensions(node), same_size_origin(node)
+    return tuple(
+        Length.constant(size) if dim in known else Length(Fraction(1), ((origin, dim),))
+        for dim, size in enumerate(node.shape)
+    )
+
+
+def _known_dimensions(node: Node, joins: int = 2) -> set[int]:
+    """The dimensions that have the same length for every input; the search passes so many `joins`."""
+    same_size = [node]
+    while (before := same_size_input(same_size[-1])) is not None:
+        same_size.append(before)
+    readers = (reader for tensor in same_size for reader in tensor.readers if reader.operands[:1] == (tensor,))
+    layers = [layer for layer in (*same_size, *readers) if layer.function is not None and _is_called_by_torch(layer)]
+    rank = len(node.shape)
+    dims = [facts(layer.op).channels for layer in layers if _batched_rank(layer.op) in (None, rank)]
+    known = {dim % rank for dim in dims if dim is not None}
+    origin = same_size[-1]
+    if joins and origin.op in BROADCASTING:
+        for operand in origin.inputs:  # the result is as long as an operand that is longer than 1
+            # A constant that is computed may have been repeated as often as the input is long.
+            held = range(len(operand.shape)) if operand.tensor is not None else ()
+            operand_dims = held if operand.constant else _known_dimensions(operand, joins - 1)
+            known |= {rank - len(operand.shape) + dim for dim in operand_dims if operand.shape[dim] > 1}
+    return known
+
+
+def _is_called_by_torch(node: Node) -> bool:
+    """Whether a module of torch runs it, so that its number of groups does not depend on the input."""
     return node.call is not None and not has_user_code(node.call.module)
-
-
-def _entry(whole: Any, place: Any) -> Any:
-    if not isinstance(whole, tuple) or not isinstance(place, (int, slice)):
-        return None
-    if isinstance(place, slice) and any(isinstance(part, fx.Node) for part in (place.start, place.stop, place.step)):
-        return None
-    return whole[place]

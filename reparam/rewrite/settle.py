@@ -87,7 +87,7 @@ class _Rounds:
                 self.basis = self.best = planned, edits
         elif not edits.constraints:
             self.best, self.why = (planned, edits), FUSED
-        elif edits.unfusable:
+        elif edits.constraints.unfusable:
             self.constraints |= Constraints(unfusable=edits.constraints.unfusable)
         else:
             self.why = IN_THE_WAY
@@ -95,7 +95,7 @@ class _Rounds:
     def _planned(self) -> Plan | None:
         """The next plan to try; None where there is nothing left to try."""
         if self.basis is None:
-            return plan(self.record, self.judge, self.constraints, fixed=self.fixed, only=self.only)
+            return plan(self.record, self.judge, self.constraints, fixed_size=self.fixed, only=self.only)
         folds = self.basis[0].folds
         left = None if self.only is None else max(0, self.only - len(folds))
         return fused(self.record, self.basis[0], self.judge, self.constraints.unfusable, left)
