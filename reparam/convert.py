@@ -263,7 +263,7 @@ def _convert(
     fixed = of_one_size(target, request.inputs, recorded) if request.fixed_size else ()
 
     def candidates(judge: Cost) -> None:
-        fused(recorded, plan(recorded, judge, fixed=fixed), judge, ())
+        fused(recorded, plan(recorded, judge, fixed_size=fixed), judge, ())
 
     judge = _judge(request.cost, target, request.inputs, candidates, say)
     say("planning")
