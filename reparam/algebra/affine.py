@@ -569,7 +569,7 @@ def _layer_axes(axes: Iterable[Axis]) -> tuple[Axis, ...]:
     """The axes, if one layer of torch can have them."""
     result = tuple(axes)
     if any(axis.input_dilation > 1 for axis in result) and any(axis.stride > 1 for axis in result):
-        raise Refusal("it would be a transposed convolution with a stride on its output, and no layer is")
+        raise Refusal("it would be a transposed convolution with a stride as well, which no layer has")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Sums, scalings and what changes nothing."""
+"""Sums, scalings, and operations that change no value."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from reparam.rules.table import (
 )
 
 
-def _into(m: Any, x: Tensor) -> Tensor:
-    """A branch that others are written into."""
+def _accumulate(m: Any, x: Tensor) -> Tensor:
+    """A branch that another is added to in place."""
     y: Tensor = m.inner[0](x)
     y += m.inner[1](x)
     y *= 0.5
@@ -37,7 +37,7 @@ def _into(m: Any, x: Tensor) -> Tensor:
     return y.neg_()
 
 
-def _times(x: AffineConv, factor: float) -> AffineConv:
+def _scaled(x: AffineConv, factor: float) -> AffineConv:
     return x if factor == 1 else x.scale_shift(scale=per_channel(factor, x))
 
 
@@ -61,7 +61,7 @@ def _times(x: AffineConv, factor: float) -> AffineConv:
                 nn.Identity(),
             )
         ),
-        Case(Op(_into, nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=2), shift=torch.randn(4, 1, 1))),
+        Case(Op(_accumulate, nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=2), shift=torch.randn(4, 1, 1))),
         Case(Op(lambda m, x: 1.5 + x + m.s, s=torch.randn(1, 4, 1, 1))),
         Case(
             Op(lambda m, x: m.inner[0](x).add_(m.inner[1](x)), nn.Linear(4, 3), nn.Linear(4, 3, bias=False)), spatial=0
@@ -91,9 +91,9 @@ def add(input: Value, other: Value, *, alpha: float = 1) -> AffineConv:
     """A sum of branches, or a shift by a constant."""
     if isinstance(input, AffineConv) and isinstance(other, AffineConv):
         x, y = same_layout(input, other)
-        return x + _times(y, alpha)
+        return x + _scaled(y, alpha)
     if isinstance(other, AffineConv):
-        return add(_times(other, alpha), input)
+        return add(_scaled(other, alpha), input)
     x = layout_for_constant(affine(input), other)
     if isinstance(other, (int, float)) and other == 0:
         return x
@@ -189,7 +189,7 @@ def mul(input: Value, other: Value) -> AffineConv:
 def div(input: Value, other: Value, *, rounding_mode: str | None = None) -> AffineConv:
     """A division by a number or by one constant per channel."""
     if rounding_mode is not None:
-        raise Refusal("it rounds")
+        raise Refusal("it rounds the quotient")
     if isinstance(other, (AffineConv, PendingBorder)):
         raise Refusal("it divides by something that depends on the input")
     x = layout_for_constant(affine(input), other)
@@ -225,7 +225,7 @@ def neg(input: Value) -> AffineConv:
     keeps=lambda: [(Case(Op(lambda m, x: F.pad(x, [1, 1], value=1.0).clone())), "value")],
 )
 def unchanged(input: Value, *, memory_format: torch.memory_format | None = None) -> AffineConv:
-    """The same values in another place."""
+    """A copy, or the tensor itself."""
     return affine(input)
 
 
@@ -247,19 +247,19 @@ def unchanged(input: Value, *, memory_format: torch.memory_format | None = None)
     keeps=lambda: [(Case(Op(lambda m, x: torch.stack([x, x]).sum(1))), "stack")],
 )
 def stack(tensors: Value, dim: int = 0) -> Stack:
-    """Branches side by side, waiting for their sum."""
+    """Branches side by side; a value once they are summed."""
     items = tuple(map(affine, tensors))
     return Stack(items, dim % (len(items[0].anchor.shape) + 1))
 
 
-def _summed(input: Value, dim: Value, keepdim: bool) -> tuple[AffineConv, int]:
-    """The sum of a stack over the dimension along which it was stacked, and the number of branches."""
+def _sum_of_stack(input: Value, dim: Value, keepdim: bool) -> tuple[AffineConv, int]:
+    """The sum of a stack over its own dimension, and the number of branches."""
     if not isinstance(input, Stack):
-        raise Refusal("it reduces something other than a stack of branches")
+        raise Refusal("it sums over something other than a stack of branches")
     rank = len(input.items[0].anchor.shape) + 1
     dims = [] if dim is None else [d % rank for d in as_ints(dim, 1)]
     if dims != [input.dim] or keepdim:
-        raise Refusal("it reduces another dimension than that of the stack, or keeps it (keepdim=True)")
+        raise Refusal("it reduces a dimension other than that of the stack, or keeps it (keepdim=True)")
     return reduce(add, input.items), len(input.items)
 
 
@@ -280,7 +280,7 @@ def _summed(input: Value, dim: Value, keepdim: bool) -> tuple[AffineConv, int]:
 )
 def stack_sum(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv:
     """The sum over the dimension along which branches were stacked."""
-    return _summed(input, dim, keepdim)[0]
+    return _sum_of_stack(input, dim, keepdim)[0]
 
 
 @rule(
@@ -298,8 +298,8 @@ def stack_sum(input: Value, dim: Value = None, keepdim: bool = False) -> AffineC
 def mean(input: Value, dim: Value = None, keepdim: bool = False) -> AffineConv | View:
     """The mean over the dimension along which branches were stacked, or over pixels."""
     if isinstance(input, Stack):
-        total, count = _summed(input, dim, keepdim)
-        return _times(total, 1 / count)
+        total, count = _sum_of_stack(input, dim, keepdim)
+        return _scaled(total, 1 / count)
     x = affine(input)
     rank = len(x.anchor.shape)
     dims = set(range(rank)) if dim is None else {d % rank for d in as_ints(dim, 1)}

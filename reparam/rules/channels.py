@@ -1,4 +1,4 @@
-"""Channels (and pixels) put together and taken apart."""
+"""Channels and pixels: concatenated, split, selected, reordered, repeated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reparam.rules.table import Case, Op, Value, affine, as_ints, channel_dimens
 
 
 def _along_channels(x: AffineConv, dim: int, what: str) -> AffineConv:
-    """x, refused where `dim` is not its channels."""
+    """x. Raises Refusal if `dim` does not hold its channels."""
     if dimension(dim, x) != channel_dimension(x):
         raise Refusal(f"it {what} along a dimension that is not the channels")
     return x
@@ -44,15 +44,15 @@ def _along_channels(x: AffineConv, dim: int, what: str) -> AffineConv:
     ],
 )
 def cat(tensors: Value, dim: int = 0) -> AffineConv:
-    """Convolutions of one anchor side by side are one convolution with more rows."""
+    """Convolutions of one tensor, concatenated, are one convolution with more output channels."""
     items = [affine(x) for x in tensors]
-    # The anchor itself has no layout of its own: it takes that of the first other item.
+    # The anchor can be read in either layout: it takes that of the first other item.
     spatial = next((len(x.axes) for x in items if not x.identity), len(items[0].axes))
     return reduce(AffineConv.cat, [_along_channels(x.with_layout(spatial), dim, "concatenates") for x in items])
 
 
 def _sections(count: int, sizes: Value) -> list[int]:
-    """The length of each part; a single number is that of all but the last."""
+    """The length of each part; a single number is the length of all but the last."""
     if isinstance(sizes, int):
         return [min(sizes, count - start) for start in range(0, count, sizes)]
     return list(sizes)
@@ -73,7 +73,7 @@ def _sections(count: int, sizes: Value) -> list[int]:
     keeps=lambda: [(Case(Op(lambda m, x: x.split(2, 2)[0]), smallest=4), "not the channels")],
 )
 def split(tensor: Value, split_size_or_sections: Value, dim: int = 0) -> tuple[AffineConv, ...]:
-    """Each part takes its rows."""
+    """Each part is a range of channels."""
     x = _along_channels(affine(tensor), dim, "splits")
     sizes = _sections(x.out_channels, split_size_or_sections)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -93,7 +93,7 @@ def split(tensor: Value, split_size_or_sections: Value, dim: int = 0) -> tuple[A
     keeps=lambda: [(Case(Op(lambda m, x: x.chunk(2, 3)[0]), smallest=4), "not the channels")],
 )
 def chunk(input: Value, chunks: int, dim: int = 0) -> tuple[AffineConv, ...]:
-    """Equal parts, the last one smaller."""
+    """Parts of equal length, the last one shorter."""
     x = _along_channels(affine(input), dim, "splits")
     return split(x, -(-x.out_channels // chunks), dim)
 
@@ -129,17 +129,17 @@ def chunk(input: Value, chunks: int, dim: int = 0) -> tuple[AffineConv, ...]:
     keeps=lambda: [
         (Case(nn.Sequential(Op(lambda m, x: x[0]), nn.Conv2d(4, 4, 1))), "dimension 0 of 3"),
         (Case(nn.Sequential(Op(lambda m, x: x[:, :, :2]), nn.Conv2d(4, 4, (2, 1))), smallest=3), "neighbours"),
-        (Case(Op(lambda m, x: x[:, :, :0])), "nothing"),
+        (Case(Op(lambda m, x: x[:, :, :0])), "empty"),
         (Case(Op(lambda m, x: x[:, 0])), "drops the channels"),
         (Case(Op(lambda m, x: x[:, 0, 1:]), smallest=2), "drops the channels"),
         (Case(Op(lambda m, x: x[:, :, [2, 0]]), smallest=3), "picks pixels"),
         (Case(Op(lambda m, x: x[:, [0, 1], [0, 1]]), smallest=3), "together with pixels"),
-        (Case(Op(lambda m, x: x[:, m.index], index=torch.tensor(2))), "plain list"),
+        (Case(Op(lambda m, x: x[:, m.index], index=torch.tensor(2))), "flat list"),
         (Case(Op(lambda m, x: x[:, :, : torch.tensor(3)])), "computed"),
     ],
 )
 def getitem(x: Value, index: Value) -> AffineConv | View | Rearranged:
-    """An entry of a tuple, a range of channels, a crop, pixels or tokens by their number, channels of one group."""
+    """An entry of a tuple, some channels, a crop, or pixels, tokens or groups of channels by their index."""
     if isinstance(x, tuple):
         return cast(AffineConv | View, x[index])
     value = affine(x)
@@ -150,19 +150,19 @@ def getitem(x: Value, index: Value) -> AffineConv | View | Rearranged:
     entries[at : at + 1] = [slice(None)] * (rank - named)
     bounds = [bound for part in entries if isinstance(part, slice) for bound in (part.start, part.stop, part.step)]
     if not all(bound is None or isinstance(bound, int) for bound in bounds):
-        raise Refusal("it slices at a position that is computed from a tensor", "a fixed position would fold")
+        raise Refusal("it slices at a position that is computed from a tensor", "a constant position would fold")
     picks = [dim for dim, part in enumerate(entries) if type(part) is int]
     if picks and all(part == slice(None) for part in entries if type(part) is not int):
         return Rearranged(value, tuple(Select(dim, entries[dim] % value.shape()[dim]) for dim in reversed(picks)))
-    if not all(_shifts(value, dim, part) for dim, part in enumerate(entries)):
-        return _picked(value, entries)
+    if not all(_is_slice_of_value(value, dim, part) for dim, part in enumerate(entries)):
+        return _selected(value, entries)
     for dim, part in enumerate(entries):
-        value = _sliced(value, dim, part)
+        value = _slice_dim(value, dim, part)
     return value
 
 
-def _shifts(x: AffineConv, dim: int, part: Value) -> bool:
-    """Whether it takes channels, or such pixels that a convolution may take in their stead, whatever their number."""
+def _is_slice_of_value(x: AffineConv, dim: int, part: Value) -> bool:
+    """Whether the index of a dimension selects channels, or crops and strides pixels in the same way at every size."""
     if dim == channel_dimension(x):
         return isinstance(part, (slice, list, Constant))
     if not isinstance(part, slice):
@@ -171,8 +171,8 @@ def _shifts(x: AffineConv, dim: int, part: Value) -> bool:
     return part == slice(None) or (dim > 1 and bool(x.axes) and ends)
 
 
-def _picked(x: AffineConv, entries: Sequence[Value]) -> View:
-    """Pixels, tokens or entries of the batch, whichever these are: dimensions go or come, the channels stay whole."""
+def _selected(x: AffineConv, entries: Sequence[Value]) -> View:
+    """Some pixels, tokens or entries of the batch: dimensions may be dropped or added, the channels stay whole."""
     shape: list[int] = []
     dims, channel = iter(enumerate(x.shape())), 0
     for part in entries:
@@ -183,16 +183,16 @@ def _picked(x: AffineConv, entries: Sequence[Value]) -> View:
         if dim == channel_dimension(x):
             channel = len(shape)
             if part != slice(None):
-                raise Refusal("it drops the channels, or picks some of them together with pixels")
+                raise Refusal("it drops the channels, or selects some of them together with pixels")
         if isinstance(part, slice):
             shape.append(len(range(size)[part]))
         elif type(part) is not int:
             raise Refusal(
                 "its index is computed, or picks pixels by a list",
-                "numbers, slices, and a list or constant tensor of channels, would fold",
+                "numbers, slices, or a list or constant tensor of channels would fold",
             )
     if 0 in shape:
-        raise Refusal("it takes nothing at this size")
+        raise Refusal("its result is empty at this size")
     return View(x, tuple(shape), channel)
 
 
@@ -205,10 +205,10 @@ def _picked(x: AffineConv, entries: Sequence[Value]) -> View:
     keeps=lambda: [(Case(Op(lambda m, x: x.select(1, 0))), "drops the channels")],
 )
 def select(input: Value, dim: int, index: Value) -> Rearranged:
-    """One of the dimensions that channels were cut into, at one place."""
+    """One index of a dimension that channels were split into."""
     x = affine(input)
     if not isinstance(index, int):
-        raise Refusal("it picks a place that is computed from a tensor", "a fixed place would fold")
+        raise Refusal("it selects an index that is computed from a tensor", "a constant index would fold")
     at = dimension(dim, x)
     return Rearranged(x, (Select(at, index % x.shape()[at]),))
 
@@ -222,30 +222,30 @@ def select(input: Value, dim: int, index: Value) -> Rearranged:
     keeps=lambda: [(Case(Op(lambda m, x: x.unbind(1)[0])), "drops the channels")],
 )
 def unbind(input: Value, dim: int = 0) -> tuple[Rearranged, ...]:
-    """One of the dimensions that channels were cut into, at every place."""
+    """Every index of a dimension that channels were split into."""
     x = affine(input)
     at = dimension(dim, x)
-    return tuple(Rearranged(x, (Select(at, place),)) for place in range(x.shape()[at]))
+    return tuple(Rearranged(x, (Select(at, entry),)) for entry in range(x.shape()[at]))
 
 
-def _listed(index: Value, count: int) -> list[int]:
-    """The channels that a list or a constant tensor (of places, or a mask) names."""
-    if isinstance(index, list) and not all(isinstance(place, int) for place in index):
-        raise Refusal("its index is computed", "an index that is written out or stored would fold")
-    found = index.value() if isinstance(index, Constant) else torch.tensor(index)
-    if found.dim() != 1:
-        raise Refusal("its index is no plain list of channels", "one dimension of places, or a mask, would fold")
-    places = found.nonzero().flatten() if found.dtype == torch.bool else found
-    return [int(place) % count for place in places.tolist()]
+def _channel_list(index: Value, count: int) -> list[int]:
+    """The channels in an index: a list, or a constant tensor of numbers or of a mask."""
+    if isinstance(index, list) and not all(isinstance(channel, int) for channel in index):
+        raise Refusal("its index is computed", "literal numbers, or a buffer, would fold")
+    tensor = index.value() if isinstance(index, Constant) else torch.tensor(index)
+    if tensor.dim() != 1:
+        raise Refusal("its index is not a flat list of channels", "an index or mask of one dimension would fold")
+    channels = tensor.nonzero().flatten() if tensor.dtype == torch.bool else tensor
+    return [int(channel) % count for channel in channels.tolist()]
 
 
-def _sliced(x: AffineConv, dim: int, part: Value) -> AffineConv:
+def _slice_dim(x: AffineConv, dim: int, part: Value) -> AffineConv:
     if dim == channel_dimension(x):
-        return x.take(range(x.out_channels)[part] if isinstance(part, slice) else _listed(part, x.out_channels))
+        return x.take(range(x.out_channels)[part] if isinstance(part, slice) else _channel_list(part, x.out_channels))
     return x.slice(dim - 2, part.start or 0, -(part.stop or 0), part.step or 1) if part != slice(None) else x
 
 
-# --- channels in another order, or several times
+# --- channels reordered or repeated
 
 
 @rule(
@@ -255,9 +255,9 @@ def _sliced(x: AffineConv, dim: int, part: Value) -> AffineConv:
 )
 def narrow(input: Value, dim: int, start: int, length: int) -> AffineConv:
     """A range of channels."""
-    x = _along_channels(affine(input), dim, "takes a part")
+    x = _along_channels(affine(input), dim, "takes a range")
     if not isinstance(start, int):
-        raise Refusal("it starts at a position that is computed from a tensor", "a fixed position would fold")
+        raise Refusal("it starts at a position that is computed from a tensor", "a constant position would fold")
     return x.take(range(x.out_channels)[start % x.out_channels :][:length])
 
 
@@ -274,8 +274,8 @@ def narrow(input: Value, dim: int, start: int, length: int) -> AffineConv:
 )  # fmt: skip
 def index_select(input: Value, dim: int, index: Value) -> AffineConv:
     """Channels in the order of a constant index."""
-    x = _along_channels(affine(input), dim, "picks entries")
-    return x.take(_listed(constant(index, "index"), x.out_channels))
+    x = _along_channels(affine(input), dim, "selects entries")
+    return x.take(_channel_list(constant(index, "index"), x.out_channels))
 
 
 @rule(
@@ -294,7 +294,7 @@ def flip(input: Value, *dims: Value) -> AffineConv:
     """Channels in reverse order."""
     x = affine(input)
     for dim in dims if isinstance(dims[0], int) else dims[0]:
-        x = _along_channels(x, dim, "reverses pixels")
+        x = _along_channels(x, dim, "reverses entries")
     return x.take(range(x.out_channels)[::-1])
 
 
@@ -323,13 +323,13 @@ def fliplr(input: Value) -> AffineConv:
     ],
 )
 def roll(input: Value, shifts: Value, dims: Value = ()) -> AffineConv:
-    """Channels moved on, the last ones to the front."""
+    """Channels shifted, the last ones to the front."""
     x = affine(input)
-    places = as_ints(dims, 1)
-    if not places:
-        raise Refusal("it moves the entries of the whole tensor on", "moving channels on (dims=1) would fold")
-    for dim, shift in zip(places, as_ints(shifts, len(places)), strict=True):
-        x = _along_channels(x, dim, "moves pixels on")
+    rolled = as_ints(dims, 1)
+    if not rolled:
+        raise Refusal("it rolls the whole tensor as one row of entries", "rolling channels (dims=1) would fold")
+    for dim, shift in zip(rolled, as_ints(shifts, len(rolled)), strict=True):
+        x = _along_channels(x, dim, "rolls entries")
         x = x.take([(row - shift) % x.out_channels for row in range(x.out_channels)])
     return x
 
@@ -345,19 +345,19 @@ def roll(input: Value, shifts: Value, dims: Value = ()) -> AffineConv:
 def tensor_split(
     input: Value, indices_or_sections: Value = None, dim: int = 0, *, indices: Value = None, sections: Value = None
 ) -> tuple[AffineConv, ...]:
-    """Parts of almost equal length, or cut at the given places."""
+    """Parts of almost equal length, or split at the given positions."""
     x = _along_channels(affine(input), dim, "splits")
     given = next((g for g in (indices_or_sections, indices, sections) if g is not None), None)
     if isinstance(given, int):
         longer, short = x.out_channels % given, x.out_channels // given
         given = [i * short + min(i, longer) for i in range(1, given)]
     if not isinstance(given, (tuple, list)):
-        raise Refusal("where it splits is computed from a tensor", "fixed places would fold")
+        raise Refusal("it splits at positions that are computed from a tensor", "constant positions would fold")
     return tuple(x.take(range(x.out_channels)[a:b]) for a, b in zip([0, *given], [*given, None], strict=True))
 
 
-def _several(x: AffineConv, times: Value) -> AffineConv:
-    """The channels so many times one after another; `times` is spelled for every dimension."""
+def _repeated_channels(x: AffineConv, times: Value) -> AffineConv:
+    """All channels several times, one copy after another; `times` holds a number for each dimension."""
     counts = list(times[0] if isinstance(times[0], (tuple, list)) else times)
     counts = [1] * (len(x.anchor.shape) - len(counts)) + counts
     channel = channel_dimension(x)
@@ -381,7 +381,7 @@ def _several(x: AffineConv, times: Value) -> AffineConv:
 )
 def repeat(input: Value, *repeats: Value) -> AffineConv:
     """All channels several times, one copy after another."""
-    return _several(affine(input), repeats)
+    return _repeated_channels(affine(input), repeats)
 
 
 @rule(
@@ -390,7 +390,7 @@ def repeat(input: Value, *repeats: Value) -> AffineConv:
     keeps=lambda: [
         (Case(Op(lambda m, x: x.repeat_interleave(2, dim=3))), "not the channels"),
         (Case(Op(lambda m, x: x.repeat_interleave(2))), "whole tensor"),
-        (Case(Op(lambda m, x: x.repeat_interleave(m.n, dim=1), n=torch.tensor([1, 2, 0, 1]))), "equally often"),
+        (Case(Op(lambda m, x: x.repeat_interleave(m.n, dim=1), n=torch.tensor([1, 2, 0, 1]))), "more often"),
     ],
 )
 def repeat_interleave(
@@ -398,10 +398,10 @@ def repeat_interleave(
 ) -> AffineConv:
     """Each channel several times, one after another."""
     if dim is None:
-        raise Refusal("it repeats the entries of the whole tensor", "repeating channels (dim=1) would fold")
+        raise Refusal("it repeats the whole tensor as one row of entries", "repeating channels (dim=1) would fold")
     x = _along_channels(affine(input), dim, "repeats")
     if not isinstance(repeats, int):
-        raise Refusal("it does not repeat all channels equally often")
+        raise Refusal("it may repeat some channels more often than others", "one number of repeats would fold")
     return x.take([row for row in range(x.out_channels) for _ in range(repeats)])
 
 
@@ -409,19 +409,22 @@ def repeat_interleave(
     "expand",
     folds=lambda: [Case(Op(lambda m, x: m.inner[0](x).expand(-1, 3, -1, -1), nn.Conv2d(4, 1, 3, padding=1)))],
     keeps=lambda: [
-        (Case(Op(lambda m, x: x.expand(len(x), 4, x.shape[2], x.shape[3])), channels=1), "written out"),
+        (Case(Op(lambda m, x: x.expand(len(x), 4, x.shape[2], x.shape[3])), channels=1), "literals"),
         (Case(Op(lambda m, x: x.expand(2, -1, -1, -1, -1))), "dimension"),
     ],
 )
 def expand(input: Value, *sizes: Value) -> AffineConv:
-    """A single channel many times."""
+    """A single channel several times."""
     x = affine(input)
     wanted = list(sizes[0] if isinstance(sizes[0], (tuple, list)) else sizes)
     channel = channel_dimension(x)
     if len(wanted) > len(x.anchor.shape):
         raise Refusal("it adds a dimension")
     if any(size != -1 for i, size in enumerate(wanted) if i != channel):
-        raise Refusal("its sizes are written out, which at other sizes is another function", "-1 would fold")
+        raise Refusal(
+            "its sizes are literals, so it is another function for other inputs",
+            "-1 for every dimension but the channels would fold",
+        )
     count = wanted[channel]
     return x if count in (-1, x.out_channels) else x.take([0] * count)
 
@@ -438,9 +441,9 @@ def expand(input: Value, *sizes: Value) -> AffineConv:
     ],
 )  # fmt: skip
 def channel_shuffle(input: Value, groups: int) -> AffineConv:
-    """Channels as a table of `groups` rows, read column by column."""
+    """Channels as a matrix of `groups` rows, transposed."""
     x = affine(input)
     if not x.axes:
-        raise Refusal("it shuffles dimension 1, and the channels are on the last")
+        raise Refusal("it shuffles dimension 1, but the channels are on the last")
     width = x.out_channels // groups
     return x.take([row for first in range(width) for row in range(first, x.out_channels, width)])

@@ -12,8 +12,8 @@ from reparam.algebra.lazy import Lazy
 from reparam.rules.table import Case, Op, Value, affine, as_ints, constant, optional_constant, rule
 
 
-def _pads(padding: Value, spans: list[int]) -> list[tuple[int, int]]:
-    """(front, end) per axis. torch puts the odd pixel of "same" at the end."""
+def _conv_padding(padding: Value, spans: list[int]) -> list[tuple[int, int]]:
+    """(front, end) per axis; for "same", torch puts the odd pixel at the end."""
     if padding == "valid":
         return [(0, 0)] * len(spans)
     if padding == "same":
@@ -62,13 +62,13 @@ def conv(
     dilation: Value = 1,
     groups: int = 1,
 ) -> AffineConv:
-    """A convolution pads its input with zeros, and composes with it."""
+    """Padding with zeros, then an unpadded convolution."""
     kernel = constant(weight, "kernel")
     spatial = len(kernel.shape) - 2
     outer = AffineConv.conv(
         kernel, optional_constant(bias, "bias"), as_ints(stride, spatial), as_ints(dilation, spatial), groups
     )
-    pads = _pads(padding, [axis.span for axis in outer.axes])
+    pads = _conv_padding(padding, [axis.span for axis in outer.axes])
     return affine(affine(input).with_layout(spatial).pad(pads)).then(outer)
 
 
@@ -105,14 +105,14 @@ def conv_transpose(
     groups: int = 1,
     dilation: Value = 1,
 ) -> AffineConv:
-    """A transposed convolution is one of its input with zeros between the pixels, by the kernel turned round.
+    """A convolution of the input with zeros between its pixels, by the flipped kernel.
 
-    `padding` takes away from the border that is as wide as the kernel (Dumoulin, Visin 2016, relationship 14).
+    The input is padded by span - 1 zeros, of which `padding` takes some away (Dumoulin, Visin 2016, relationship 14).
     """
     given = constant(weight, "kernel")
     ins, outs, *taps = given.shape
-    turned = Lazy(lambda: transposed(given.value(), groups))
-    kernel = Constant((outs * groups, ins // groups, *taps), turned)
+    flipped = Lazy(lambda: transposed(given.value(), groups))
+    kernel = Constant((outs * groups, ins // groups, *taps), flipped)
     outer = AffineConv.conv(kernel, optional_constant(bias, "bias"), None, as_ints(dilation, len(taps)), groups)
     fronts = [axis.span - 1 - cut for axis, cut in zip(outer.axes, as_ints(padding, len(taps)), strict=True)]
     pads = [(front, front + more) for front, more in zip(fronts, as_ints(output_padding, len(taps)), strict=True)]

@@ -1,4 +1,4 @@
-"""Linear layers and matrix products with one factor that does not depend on the input."""
+"""Linear layers, and products with a constant matrix."""
 
 from __future__ import annotations
 
@@ -38,45 +38,50 @@ def linear(input: Value, weight: Value, bias: Value = None) -> AffineConv:
     return affine(input).with_layout(0).then(AffineConv.conv(kernel, optional_constant(bias, "bias")))
 
 
-def _mapped(x: AffineConv, dim: int, matrix: Constant) -> AffineConv:
+def _apply_matrix(x: AffineConv, dim: int, matrix: Constant) -> AffineConv:
     """A matrix of shape (in, out) applied along dimension `dim`."""
-    seen = channels_at(x, dim)
-    shape = (*reversed(matrix.shape), *[1] * len(seen.axes))
+    inner = channels_at(x, dim)
+    shape = (*reversed(matrix.shape), *[1] * len(inner.axes))
     kernel = Lazy(lambda: matrix.value().to(torch.float64).T.reshape(shape))
-    return seen.then(AffineConv.conv(Constant(shape, kernel)))
+    return inner.then(AffineConv.conv(Constant(shape, kernel)))
 
 
-def _transposed(matrix: Constant) -> Constant:
+def _transpose(matrix: Constant) -> Constant:
     return Constant(matrix.shape[::-1], Lazy(lambda: matrix.value().T))
 
 
-def _matrix(factor: Constant, x: AffineConv) -> Constant:
-    """The one matrix that a constant factor holds, be it repeated for every entry of a batch."""
+def _single_matrix(factor: Constant, x: AffineConv) -> Constant:
+    """The matrix that a constant factor holds, perhaps once for each entry of the batch.
+
+    Raises Refusal if these differ.
+    """
     rank = len(x.anchor.shape)
     if min(len(factor.shape), rank) < 2:
         raise Refusal("one factor is a vector, so a dimension is dropped", "a matrix of one column would fold")
     batch = (*[1] * (rank - len(factor.shape)), *factor.shape[:-2])
-    one = all(size == 1 for size in batch)
-    if len(factor.shape) > rank or not (one or batch == x.shape()[:-2]):
+    unbatched = all(size == 1 for size in batch)
+    if len(factor.shape) > rank or not (unbatched or batch == x.shape()[:-2]):
         raise Refusal("the constant factor adds dimensions or entries to the batch", "a single matrix would fold")
 
     def first() -> Tensor:
         return factor.value().flatten(0, -3)[0] if len(factor.shape) > 2 else factor.value()
 
-    if not one and not bool((factor.value() == first()).all()):
-        raise Refusal("the constant factor holds another matrix for every entry of the batch")
+    if not unbatched and not bool((factor.value() == first()).all()):
+        raise Refusal(
+            "the constant factor holds a different matrix for each entry of the batch", "a single matrix would fold"
+        )
     return Constant(factor.shape[-2:], Lazy(first))
 
 
 def _product(input: Value, other: Value) -> AffineConv:
     if isinstance(input, Constant) and not isinstance(other, Constant):
         x = affine(other)
-        matrix = _matrix(input, x)
-        return _mapped(x, len(x.anchor.shape) - 2, _transposed(matrix))
+        matrix = _single_matrix(input, x)
+        return _apply_matrix(x, len(x.anchor.shape) - 2, _transpose(matrix))
     x = affine(input)
     if not isinstance(other, Constant):
         raise Refusal("both factors depend on the input")
-    return _mapped(x, len(x.anchor.shape) - 1, _matrix(other, x))
+    return _apply_matrix(x, len(x.anchor.shape) - 1, _single_matrix(other, x))
 
 
 @rule(
@@ -106,7 +111,7 @@ def _product(input: Value, other: Value) -> AffineConv:
     ],
 )  # fmt: skip
 def matmul(input: Value, other: Value) -> AffineConv:
-    """A product with a constant matrix: a map of the last dimension, or of dimension 1 of three."""
+    """A product with a constant matrix: a map of the last dimension, or of the second of three."""
     return _product(input, other)
 
 
@@ -142,7 +147,7 @@ def addmm(input: Value, mat1: Value, mat2: Value, *, beta: float = 1, alpha: flo
     keeps=lambda: [(Case(Op(lambda m, x: torch.inner(x, m.w), w=torch.randn(4)), spatial=0), "matrix")],
 )
 def inner(input: Value, other: Value) -> AffineConv:
-    """Sums of products along the last dimension of both."""
+    """A sum of products along the last dimension of both."""
     x, weight = affine(input), constant(other, "second factor")
     if len(weight.shape) != 2:
         raise Refusal("its second factor is not a matrix", "a matrix would fold")
@@ -178,48 +183,47 @@ def einsum(equation: str, *operands: Value) -> AffineConv:
     factors = [*operands[0]] if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else [*operands]
     weights = [factor for factor in factors if isinstance(factor, Constant)]
     if len(factors) != 2 or len(weights) != 1:
-        raise Refusal("it is a product of something else than the input and one constant")
+        raise Refusal("it is not a product of the input and one constant")
     weight, at = weights[0], factors.index(weights[0])
     x = affine(factors[1 - at])
-    ranks = [len(each.shape) if isinstance(each, Constant) else len(x.anchor.shape) for each in factors]
+    ranks = [len(f.shape) if isinstance(f, Constant) else len(x.anchor.shape) for f in factors]
     labels, result = _labels(equation, ranks)
     mine, theirs = labels[1 - at], labels[at]
     shared = [label for label in theirs if label in mine]
     if len(shared) != 1 or len({*mine}) < len(mine) or len({*theirs}) < len(theirs) or len(theirs) > 2:
-        raise Refusal("input and constant have not just one dimension in common")
+        raise Refusal("the input and the constant do not share just one dimension")
     dim, (channel,) = mine.index(shared[0]), shared
     if weight.shape[theirs.index(channel)] != x.shape()[dim] or x.shape()[dim] == 1:
         raise Refusal("one of its factors broadcasts, or would at another size", "more than one channel would fold")
     if channel in result:
         if theirs != shared or result != mine:
-            raise Refusal("it sums over entries of the constant, or gives the dimensions another order")
-        seen = channels_at(x, dim)
-        return seen.scale_shift(scale=Lazy(lambda: weight.value().to(torch.float64)))
+            raise Refusal("it sums over entries of the constant, or puts the dimensions in another order")
+        return channels_at(x, dim).scale_shift(scale=Lazy(lambda: weight.value().to(torch.float64)))
     new = [label for label in theirs if label != channel]
     if len(new) != 1 or result != [new[0] if label == channel else label for label in mine]:
         raise Refusal(
-            "it sums over more than that dimension, or gives the dimensions another order",
+            "it sums over more than the shared dimension, or puts the dimensions in another order",
             "a result with its dimensions in the order of the input would fold",
         )
-    return _mapped(x, dim, weight if theirs[0] == channel else _transposed(weight))
+    return _apply_matrix(x, dim, weight if theirs[0] == channel else _transpose(weight))
 
 
 def _labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
-    """The labels of every factor and of the result; an ellipsis stands for numbers, counted from the end."""
-    given, arrow, asked = equation.replace(" ", "").partition("->")
-    terms = given.split(",")
-    hidden = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    """The labels of every factor and of the result; an ellipsis becomes numbers, counted from the end."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    counts = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
 
     def spelled(term: str, dots: int) -> list[str]:
         front, ellipsis, end = term.partition("...")
         return [*front, *(str(i) for i in range(dots, 0, -1) if ellipsis), *end]
 
-    labels = [spelled(term, dots) for term, dots in zip(terms, hidden, strict=True)]
-    dots = max((dots for term, dots in zip(terms, hidden, strict=True) if "..." in term), default=0)
+    labels = [spelled(term, dots) for term, dots in zip(terms, counts, strict=True)]
+    dots = max((dots for term, dots in zip(terms, counts, strict=True) if "..." in term), default=0)
     if arrow:
-        return labels, spelled(asked, dots)
-    every = [label for term in labels for label in term]
-    once = sorted(label for label in every if every.count(label) == 1 and label.isalpha())
+        return labels, spelled(right, dots)
+    all_labels = [label for term in labels for label in term]
+    once = sorted(label for label in all_labels if all_labels.count(label) == 1 and label.isalpha())
     return labels, [*spelled("..." if dots else "", dots), *once]
 
 
@@ -231,7 +235,7 @@ def _labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[
              channels_last=True),
     ],
     keeps=lambda: [
-        (Case(Op(lambda m, x: torch.tensordot(x, m.w, ([1], [0])), w=torch.randn(4, 3))), "another place"),
+        (Case(Op(lambda m, x: torch.tensordot(x, m.w, ([1], [0])), w=torch.randn(4, 3))), "another dimension"),
         (Case(Op(lambda m, x: torch.tensordot(x, m.w, 1), w=torch.randn(1, 3)), spatial=1, channels=1,
               channels_last=True), "single row"),
         (Case(Op(lambda m, x: torch.tensordot(x, m.w), w=torch.randn(7, 4, 3)), spatial=1, smallest=7, fixed=True,
@@ -240,18 +244,18 @@ def _labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[
     ],
 )  # fmt: skip
 def tensordot(a: Value, b: Value, dims: Value = 2, out: Value = None) -> AffineConv:
-    """Sums of products along the last dimension and one of a constant matrix."""
+    """A sum of products along the last dimension and one of a constant matrix."""
     pairs = (
         [(-1, 0)] * (dims == 1)
         if isinstance(dims, int)
         else list(zip(*map(partial(as_ints, count=1), dims), strict=True))
     )
     if not isinstance(b, Constant) or isinstance(a, Constant) or len(b.shape) != 2 or len(pairs) != 1:
-        raise Refusal("it sums over something else than one dimension of the input and of a constant matrix")
+        raise Refusal("it does not sum over one dimension of the input and of a constant matrix")
     x, ((mine, theirs),) = affine(a), pairs
     rank = len(x.anchor.shape)
     if b.shape[theirs] == 1:
-        raise Refusal("a single row broadcasts over other sizes of the input", "more than one channel would fold")
+        raise Refusal("a single row broadcasts at other sizes of the input", "more than one channel would fold")
     if mine % rank != rank - 1:
-        raise Refusal("it moves the channels to another place", "summing over the last dimension would fold")
-    return _mapped(x, rank - 1, b if theirs % 2 == 0 else _transposed(b))
+        raise Refusal("it moves the channels to another dimension", "summing over the last dimension would fold")
+    return _apply_matrix(x, rank - 1, b if theirs % 2 == 0 else _transpose(b))

@@ -1,4 +1,4 @@
-"""Normalisations, as far as their scale and shift are known before the input is seen."""
+"""Batch norm, and the scale and shift of norms that depend on the input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, constant, optional_constant, rule
 
 
-def _functional(m: Any, x: Tensor) -> Tensor:
+def _functional_norm(m: Any, x: Tensor) -> Tensor:
     return F.batch_norm(x, m.mean, m.var, None, m.beta, eps=0.1)
 
 
@@ -28,7 +28,7 @@ def _functional(m: Any, x: Tensor) -> Tensor:
         Case(nn.BatchNorm2d(4, affine=False)),
         Case(nn.BatchNorm3d(4), spatial=3),
         Case(nn.SyncBatchNorm(4)),
-        Case(Op(_functional, mean=torch.randn(4), var=torch.rand(4), beta=torch.randn(4))),
+        Case(Op(_functional_norm, mean=torch.randn(4), var=torch.rand(4), beta=torch.randn(4))),
         Case(nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6)), smallest=3),
         Case(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, stride=2)), smallest=3),
         Case(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), spatial=0),
@@ -69,8 +69,8 @@ def batch_norm(
     scale = Lazy(gain)
 
     def shift() -> Tensor:
-        moved = -mean.value() * scale()
-        return moved if beta is None else moved + beta.value()
+        centred = -mean.value() * scale()
+        return centred if beta is None else centred + beta.value()
 
     return affine(input).channels_first().scale_shift(scale, Lazy(shift))
 
@@ -85,7 +85,7 @@ def batch_norm(
     keeps=lambda: [(Case(nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1))), "bias")],
 )
 def normalised(input: Value, weight: Value, bias: Value, dim: int) -> AffineConv:
-    """The scale and shift per channel of `layer_norm`, `rms_norm`, `group_norm` and `instance_norm`; the rest stays."""
+    """The weight and bias of `layer_norm`, `rms_norm`, `group_norm` and `instance_norm`; the normalisation stays."""
     gamma, beta = optional_constant(weight, "weight"), optional_constant(bias, "bias")
     x = affine(input).with_layout(0) if dim == -1 else affine(input).channels_first()
     return x.scale_shift(None if gamma is None else gamma.value, None if beta is None else beta.value)

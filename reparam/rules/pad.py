@@ -1,4 +1,4 @@
-"""Paddings with a constant or with copies of pixels, and borders filled by assignment."""
+"""Padding with a constant or with copies of pixels, and borders filled by assignment."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, as_ints, per_channel, rule
 
 
-def _border(m: Any) -> Tensor:
+def _norm_of_zero(m: Any) -> Tensor:
     """What batch norm makes of zero."""
     norm = m.inner[0]
     value: Tensor = norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return value.view(1, -1, 1, 1)
 
 
-def _three_faces(m: Any, x: Tensor) -> Tensor:
-    """Zero padding of which three faces are overwritten with what batch norm makes of zero, and one stays."""
+def _fill_three_faces(m: Any, x: Tensor) -> Tensor:
+    """Zero padding; three faces are overwritten with what batch norm makes of zero, one is not."""
     y = F.pad(m.inner[0](x), [1, 1, 1, 1])
-    y[:, :, 0:1, :] = _border(m)
-    y[:, :, -1:, :] = _border(m)
-    y[:, :, :, :1] = _border(m)
+    y[:, :, 0:1, :] = _norm_of_zero(m)
+    y[:, :, -1:, :] = _norm_of_zero(m)
+    y[:, :, :, :1] = _norm_of_zero(m)
     return y
 
 
-def _bordered(m: Any, x: Tensor) -> Tensor:
-    """The same with all four."""
-    y = _three_faces(m, x)
-    y[..., -1:] = _border(m)
+def _fill_four_faces(m: Any, x: Tensor) -> Tensor:
+    """All four faces are overwritten."""
+    y = _fill_three_faces(m, x)
+    y[..., -1:] = _norm_of_zero(m)
     return y
 
 
-def _wrong_face(m: Any, x: Tensor) -> Tensor:
-    """The same with another number in the last."""
-    y = _three_faces(m, x)
-    y[..., -1:] = _border(m) + 1
+def _fill_wrong_face(m: Any, x: Tensor) -> Tensor:
+    """All four faces are overwritten, the last one with another number."""
+    y = _fill_three_faces(m, x)
+    y[..., -1:] = _norm_of_zero(m) + 1
     return y
 
 
-def _one_pixel(m: Any, x: Tensor) -> Tensor:
-    """A corner alone is overwritten."""
+def _fill_corner(m: Any, x: Tensor) -> Tensor:
+    """Only a corner is overwritten."""
     y = F.pad(m.inner[0](x), [1, 1, 1, 1])
-    y[:, :, :1, :1] = _border(m)
+    y[:, :, :1, :1] = _norm_of_zero(m)
     return y
 
 
@@ -78,15 +78,15 @@ def _one_pixel(m: Any, x: Tensor) -> Tensor:
         (Case(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(4, 4, 3))), "value"),
         (Case(Op(lambda m, x: F.pad(x, [0, 0, 0, 0, 0, 0, 1, 1]))), "batch"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 2), nn.ReflectionPad2d(1)), smallest=3), "neighbouring"),
-        (Case(nn.Sequential(nn.ReplicationPad2d(1), nn.ReflectionPad2d(1))), "padded"),
-        (Case(nn.Sequential(nn.ReflectionPad2d(2), nn.ZeroPad2d(1)), smallest=3), "reflect padding has made"),
+        (Case(nn.Sequential(nn.ReplicationPad2d(1), nn.ReflectionPad2d(1))), "pads"),
+        (Case(nn.Sequential(nn.ReflectionPad2d(2), nn.ZeroPad2d(1)), smallest=3), "border of reflect"),
         (Case(nn.ReplicationPad2d((1, -1, 0, 0)), smallest=2), "crops"),
         (Case(Op(lambda m, x: F.pad(x, [0, 0, 1, 1], "circular")), spatial=1, smallest=3), "copies channels"),
         (Case(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.ZeroPad2d(1)), smallest=3), "border"),
     ],
 )
 def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -> AffineConv | PendingBorder:
-    """Padding with a constant, where negative amounts crop, or by reflection, replication or wrapping round."""
+    """Padding with a constant (negative amounts crop), or by reflection, replication or wrapping around."""
     inside = affine(input)
     amounts = as_ints(pad, 2)
     pads = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
@@ -94,7 +94,7 @@ def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -
         inside = inside.channels_first()
     batch = pads[len(inside.axes) + 1 :]
     if any(map(any, batch)):
-        raise Refusal("it pads the batch, or a dimension that is neither channels nor space")
+        raise Refusal("it pads the batch, or a dimension that is neither channels nor spatial")
     missing = len(inside.axes) - len(pads)
     spatial = [(0, 0)] * missing + pads[: len(inside.axes)][::-1]
     front, end = (*pads, *[(0, 0)] * missing, (0, 0))[len(inside.axes)]
@@ -102,7 +102,7 @@ def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -
         if front or end:
             raise Refusal(f"its {mode} padding copies channels")
         if any(side < 0 for sides in spatial for side in sides):
-            raise Refusal(f"its {mode} padding crops as well", "padding and cropping one after the other would fold")
+            raise Refusal(f"its {mode} padding crops as well", "padding first and cropping then would fold")
         return inside.pad_with_copies(spatial, mode)
     number = None if not value else per_channel(value, inside)
     if not front and not end:
@@ -111,8 +111,8 @@ def pad(input: Value, pad: Value, mode: str = "constant", value: Value = None) -
     return affine(inside.take(kept).pad(spatial, number)).pad_channels(max(front, 0), max(end, 0), number)
 
 
-def _face(index: Value, axes: int) -> tuple[int, int, int]:
-    """(axis, end, width) of the one face that an index selects."""
+def _indexed_face(index: Value, axes: int) -> tuple[int, int, int]:
+    """(axis, end, width) of the face that an index selects. Raises Refusal if it selects anything else."""
     entries = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in entries:
         at = entries.index(Ellipsis)
@@ -126,24 +126,24 @@ def _face(index: Value, axes: int) -> tuple[int, int, int]:
                 return dim - 2, 0, stop
             case (int(start), None, None | 1) if start < 0:
                 return dim - 2, 1, -start
-    raise Refusal("it writes into a part that is not one face of the border")
+    raise Refusal("it writes into something other than one face of the border")
 
 
 @rule(
     "setitem",
     folds=lambda: [
-        Case(Op(_bordered, nn.BatchNorm2d(4))),
-        Case(nn.Sequential(Op(_bordered, nn.BatchNorm2d(4)), nn.Conv2d(4, 3, 3, bias=False))),
+        Case(Op(_fill_four_faces, nn.BatchNorm2d(4))),
+        Case(nn.Sequential(Op(_fill_four_faces, nn.BatchNorm2d(4)), nn.Conv2d(4, 3, 3, bias=False))),
     ],
     keeps=lambda: [
-        (Case(nn.Sequential(Op(_three_faces, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "padding holds"),
-        (Case(nn.Sequential(Op(_wrong_face, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "padding holds"),
-        (Case(Op(_one_pixel, nn.BatchNorm2d(4))), "one face"),
+        (Case(nn.Sequential(Op(_fill_three_faces, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "padding holds"),
+        (Case(nn.Sequential(Op(_fill_wrong_face, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3))), "padding holds"),
+        (Case(Op(_fill_corner, nn.BatchNorm2d(4))), "one face"),
     ],
 )
 def setitem(x: Value, index: Value, value: Value) -> AffineConv | PendingBorder:
-    """A face of a padded map overwritten with one value per channel."""
+    """One face of a padding overwritten with one value per channel."""
     if not isinstance(x, PendingBorder):
-        raise Refusal("it writes into a tensor that is not a border waiting for its value")
-    axis, side, width = _face(index, len(x.inside.axes))
+        raise Refusal("it writes into a tensor that was not padded just before")
+    axis, side, width = _indexed_face(index, len(x.inside.axes))
     return x.fill(axis, side, width, per_channel(value, x.inside))

@@ -36,7 +36,7 @@ def pixel_unshuffle(input: Value, downscale_factor: int) -> AffineConv:
     ],
 )  # fmt: skip
 def pixel_shuffle(input: Value, upscale_factor: int) -> Rearranged:
-    """Every r * r channels moved into a block of pixels: a map of single pixels may stand before it."""
+    """Every r * r channels moved into a block of pixels: a 1x1 convolution after it can move before it."""
     x, r = affine(input).with_layout(2), upscale_factor
     _, channels, high, wide = x.shape()
     cut = Reshape((channels // (r * r), r, r), 1, 2)

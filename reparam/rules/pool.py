@@ -1,4 +1,4 @@
-"""Average pools: depthwise convolutions with one and the same weight at every tap."""
+"""Average pools: depthwise convolutions with the same weight at every tap."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _average(
         )
     if ceil_mode and any(step > 1 for step in strides):
         raise Refusal("ceil_mode=True adds windows that depend on the size of the input", "ceil_mode=False would fold")
-    shape, share = (x.out_channels, 1, *taps), 1 / (divisor or math.prod(taps))
-    kernel = Constant(shape, Lazy(lambda: torch.full(shape, share, dtype=torch.float64)))
+    shape, weight = (x.out_channels, 1, *taps), 1 / (divisor or math.prod(taps))
+    kernel = Constant(shape, Lazy(lambda: torch.full(shape, weight, dtype=torch.float64)))
     outer = AffineConv.conv(kernel, stride=strides, groups=x.out_channels)
     pooled = affine(x.with_layout(spatial).pad([(p, p) for p in pads])).then(outer)
     return replace(pooled, mean=x.identity and not any(pads) and divisor is None)
@@ -58,7 +58,7 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> AffineConv:
-    """The mean over a window that always counts the same number of pixels."""
+    """The mean over a window, always divided by the same number of pixels."""
     return _average(affine(input), 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
@@ -87,7 +87,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> AffineConv:
-    """The mean over a window that always counts the same number of pixels."""
+    """The mean over a window, always divided by the same number of pixels."""
     return _average(affine(input), 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
@@ -107,5 +107,5 @@ def avg_pool3d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> AffineConv:
-    """The mean over a window that always counts the same number of pixels."""
+    """The mean over a window, always divided by the same number of pixels."""
     return _average(affine(input), 3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)

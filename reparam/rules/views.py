@@ -1,4 +1,4 @@
-"""Operations that treat all channels alike: reshapes, transposes and means that leave every channel whole."""
+"""Operations that do the same to every channel: reshapes, transposes, pools and resizes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from reparam.errors import Refusal
 from reparam.rules.table import Case, Op, Value, affine, as_ints, channel_dimension, rule
 
 
-def _permuted(x: AffineConv, order: Sequence[int]) -> AffineConv | Rearranged:
+def _permute(x: AffineConv, order: Sequence[int]) -> AffineConv | Rearranged:
     rank = len(x.anchor.shape)
     places = tuple(dim % rank for dim in order)
     return x if places == tuple(range(rank)) else Rearranged(x, (Permute(places),))
 
 
-def _reshaped(x: AffineConv, shape: Sequence[int]) -> AffineConv | Rearranged:
-    """The same elements in the same order."""
+def _reshape(x: AffineConv, shape: Sequence[int]) -> AffineConv | Rearranged:
+    """The same entries in the same order."""
     before = x.shape()
     known = math.prod(size for size in shape if size != -1)
     after = tuple(math.prod(before) // max(known, 1) if size == -1 else size for size in shape)
     if tuple(shape) == (-1, before[channel_dimension(x)]) and after == before:
-        return x  # at every size; any other shape that is written out is that of one size
+        return x  # at every input size; other literal shapes hold for one size alone
     return Rearranged(x, (Reshape(after, 0, len(before)),))
 
 
@@ -49,11 +49,11 @@ def _reshaped(x: AffineConv, shape: Sequence[int]) -> AffineConv | Rearranged:
     ],
 )
 def transpose(input: Value, dim0: int, dim1: int) -> AffineConv | Rearranged:
-    """Two dimensions exchanged."""
+    """Two dimensions swapped."""
     x = affine(input)
     order = list(range(len(x.anchor.shape)))
     order[dim0], order[dim1] = order[dim1], order[dim0]
-    return _permuted(x, order)
+    return _permute(x, order)
 
 
 @rule(
@@ -66,7 +66,7 @@ def transpose(input: Value, dim0: int, dim1: int) -> AffineConv | Rearranged:
 )
 def permute(input: Value, *dims: Value) -> AffineConv | Rearranged:
     """Dimensions in another order."""
-    return _permuted(affine(input), dims[0] if isinstance(dims[0], (tuple, list, torch.Size)) else dims)
+    return _permute(affine(input), dims[0] if isinstance(dims[0], (tuple, list, torch.Size)) else dims)
 
 
 @rule(
@@ -79,12 +79,12 @@ def permute(input: Value, *dims: Value) -> AffineConv | Rearranged:
     keeps=lambda: [(Case(nn.Sequential(Op(lambda m, x: x.movedim(2, 3)), nn.Conv2d(4, 4, 3))), "neighbours")],
 )
 def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Rearranged:
-    """Dimensions moved to other places, the others in their order."""
+    """Some dimensions moved, the others in their order."""
     x = affine(input)
     rank = len(x.anchor.shape)
     moved = {to % rank: dim % rank for dim, to in zip(as_ints(source, 1), as_ints(destination, 1), strict=True)}
     others = iter([dim for dim in range(rank) if dim not in moved.values()])
-    return _permuted(x, [moved[at] if at in moved else next(others) for at in range(rank)])
+    return _permute(x, [moved[at] if at in moved else next(others) for at in range(rank)])
 
 
 @rule(
@@ -109,14 +109,17 @@ def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Rea
                 smallest=7,
                 fixed=True,
             ),
-            "joins them",
+            "merges them",
         ),
-        (Case(nn.Sequential(nn.Linear(4, 4), Op(lambda m, x: x.view(len(x), -1, 2, 2))), channels_last=True), "apart"),
+        (
+            Case(nn.Sequential(nn.Linear(4, 4), Op(lambda m, x: x.view(len(x), -1, 2, 2))), channels_last=True),
+            "splits channels",
+        ),
     ],
 )
 def reshape(input: Value, *shape: Value) -> AffineConv | Rearranged:
-    """The same elements under another shape."""
-    return _reshaped(affine(input), shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
+    """The same entries in another shape."""
+    return _reshape(affine(input), shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
 
 
 @rule(
@@ -128,12 +131,12 @@ def reshape(input: Value, *shape: Value) -> AffineConv | Rearranged:
     keeps=lambda: [
         (
             Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 49, 2)), smallest=7, fixed=True),
-            "joins them",
+            "merges them",
         )
     ],
 )
 def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> AffineConv | Rearranged:
-    """Neighbouring dimensions made one."""
+    """Neighbouring dimensions merged into one."""
     x = affine(input)
     shape = x.shape()
     start, end = start_dim % len(shape), end_dim % len(shape)
@@ -155,11 +158,11 @@ def flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> AffineConv |
         )
     ],
     keeps=lambda: [
-        (Case(nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))), channels_last=True), "cuts channels apart"),
+        (Case(nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))), channels_last=True), "splits channels up"),
     ],
 )
 def unflatten(input: Value, dim: int, sizes: Value) -> Rearranged:
-    """One dimension cut into several."""
+    """One dimension split into several."""
     x = affine(input)
     at = dim % len(x.shape())
     count = x.shape()[at]
@@ -228,7 +231,7 @@ def squeeze(input: Value, dim: Value = None) -> Rearranged:
     ],
 )
 def adaptive_avg_pool(input: Value, output_size: Value) -> View:
-    """A mean over as many windows as asked for, whatever the size: linear in pixels, the same for every channel."""
+    """A mean over a given number of windows: linear in the pixels, the same for every channel."""
     x = affine(input)
     shape = x.shape()
     if not x.axes:
@@ -259,7 +262,7 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> View:
-    """New pixels are means of old ones, with weights that sum to 1 and are the same for every channel."""
+    """Every new pixel is a mean of old ones, with weights that are the same for every channel."""
     x = affine(input)
     if not x.axes:
         raise Refusal("it resizes channels")
