@@ -372,8 +372,8 @@ class AffineConv:
         for axis, pad in zip(self.axes, pads, strict=True):
             if any(pad) and not (axis.single and not self.bias_per_pixel):
                 raise Refusal(
-                    f"its {mode} padding follows an operation that reads neighbouring pixels, pads or strides: the same "
-                    "padding of that operation's input gives other values",
+                    f"its {mode} padding follows an operation that reads neighbouring pixels, pads or strides: the "
+                    "same padding of that operation's input gives other values",
                     f"{mode} padding before that operation would fold",
                 )
         axes = tuple(

@@ -76,7 +76,7 @@ class Digit:
 
 @dataclass(frozen=True)
 class Reshape:
-    """The same entries in the same order: dimensions `start` to `stop` (excluded) replaced by dimensions of `lengths`."""
+    """The same entries in the same order: dimensions `start` to `stop` - 1 replaced by dimensions of `lengths`."""
 
     lengths: tuple[int, ...]
     start: int
@@ -135,7 +135,7 @@ class IndexMap:
         """The map after one more move."""
         match move:
             case Reshape(lengths, start, stop):
-                dims = _split([digit for dim in self.dims[start:stop] for digit in dim], lengths)
+                dims = _split_digits([digit for dim in self.dims[start:stop] for digit in dim], lengths)
                 return replace(self, dims=(*self.dims[:start], *map(_merged, dims), *self.dims[stop:]))
             case Permute(order):
                 return replace(self, dims=tuple(self.dims[dim] for dim in order))
@@ -166,7 +166,7 @@ class IndexMap:
     def lengths(self, sources: Sequence[Length]) -> tuple[Length, ...]:
         """The lengths of the dimensions, from those of the original ones."""
         return tuple(
-            math.prod((_length(digit, sources) for digit in dim), start=Length.constant(1)) for dim in self.dims
+            math.prod((_digit_length(digit, sources) for digit in dim), start=Length.constant(1)) for dim in self.dims
         )
 
     def as_convolution(self, value: AffineConv) -> AffineConv | None:
@@ -237,7 +237,7 @@ def lengths_of(value: AffineConv) -> tuple[Length, ...]:
     )
 
 
-def _length(digit: Digit, sources: Sequence[Length]) -> Length:
+def _digit_length(digit: Digit, sources: Sequence[Length]) -> Length:
     if not digit.grows:
         return Length.constant(digit.size)
     whole = sources[digit.source]
@@ -265,7 +265,7 @@ def _merged(digits: Sequence[Digit]) -> tuple[Digit, ...]:
     return tuple(result)
 
 
-def _split(digits: list[Digit], shape: Sequence[int]) -> list[list[Digit]]:
+def _split_digits(digits: list[Digit], shape: Sequence[int]) -> list[list[Digit]]:
     """The digits in their order, dealt out to the dimensions of a shape.
 
     A growing digit of recorded length 1 goes to the dimension that follows it.

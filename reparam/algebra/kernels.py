@@ -72,9 +72,9 @@ def regroup(kernel: Tensor, groups: int, target: int) -> Tensor:
 def add_embedded(
     total: Tensor, window: Sequence[Axis], target: int, kernel: Tensor, axes: Sequence[Axis], groups: int
 ) -> Tensor:
-    """Add a kernel of `groups` and the geometry `axes`, in place, to `total` of `target` groups and the larger `window`.
+    """Add a kernel of `groups` and the geometry `axes` to `total`, which has `target` groups and the larger `window`.
 
-    It allocates nothing as large as `total`.
+    In place: it allocates nothing as large as `total`.
     """
     _diagonal(_taps_of(total, axes, window), groups, target).add_(_blocks(kernel, groups, target))
     return total
@@ -103,7 +103,7 @@ def _blocks(kernel: Tensor, groups: int, target: int) -> Tensor:
 
 
 def finest_groups(kernel: Tensor, groups: int) -> tuple[int, Tensor]:
-    """The most groups, a multiple of `groups`, between which the kernel is exactly zero, and the kernel in those groups.
+    """The most groups, a multiple of `groups`, between which the kernel is exactly zero; and the kernel in those.
 
     Shuffles and slices may leave more groups than their laws know of. A block of zeros is no group.
     """

@@ -1,4 +1,4 @@
-"""From a value to the layers that compute it: nn.Conv and nn.ConvTranspose allow fewer paddings than an `AffineConv`."""
+"""From a value to the layers that compute it: those of torch allow fewer paddings than an `AffineConv`."""
 
 from __future__ import annotations
 

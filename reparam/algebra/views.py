@@ -142,7 +142,7 @@ class View:
         shape, channel = track_channel(self.shape, self.channel, moves)
         if channel is not None and (self.whole or self.moves is None):
             all_moves = None if self.moves is None else (*self.moves, *moves)
-            if all_moves is not None and _in_place(self.inside, all_moves):
+            if all_moves is not None and _all_in_place(self.inside, all_moves):
                 return self.inside
             return replace(self, shape=shape, channel=channel, steps=steps, moves=all_moves)
         if self.moves is not None:
@@ -168,7 +168,7 @@ class View:
         if outer.in_channels == 1:  # the steps made this dimension of length 1: behind them it would be 1 again
             raise Refusal("it reads as channels a dimension of length 1 that holds none of the channels")
         order = sorted(range(len(places)), key=places.__getitem__)
-        mapped = self.inside.take(order).then(_repeated(outer.with_axes(len(self.inside.axes)), self._parts))
+        mapped = self.inside.take(order).then(_repeat_each_channel(outer.with_axes(len(self.inside.axes)), self._parts))
         if order == list(range(len(places))):
             return mapped
         if outer.out_channels != outer.in_channels:
@@ -203,7 +203,7 @@ def track_channel(
     for move in moves:
         match move:
             case Reshape():
-                shape, channel = move.shape(shape), _after_reshape(shape, channel, move)
+                shape, channel = move.shape(shape), _channel_after_reshape(shape, channel, move)
             case Permute(order):
                 shape, channel = tuple(shape[dim] for dim in order), None if channel is None else order.index(channel)
             case Select(dim):
@@ -212,7 +212,7 @@ def track_channel(
     return shape, channel
 
 
-def _after_reshape(before: Sequence[int], channel: int | None, move: Reshape) -> int | None:
+def _channel_after_reshape(before: Sequence[int], channel: int | None, move: Reshape) -> int | None:
     """The dimension of the channels after a reshape: they stay whole if equally many entries stand before them."""
     if channel is None or channel < move.start:
         return channel
@@ -223,7 +223,7 @@ def _after_reshape(before: Sequence[int], channel: int | None, move: Reshape) ->
     return next((move.start + i for i in candidates if math.prod(move.lengths[:i]) == outer), None)
 
 
-def _repeated(outer: AffineConv, times: int) -> AffineConv:
+def _repeat_each_channel(outer: AffineConv, times: int) -> AffineConv:
     """A map of channels of which each comes `times` times, side by side: it maps every copy by itself."""
     groups = outer.groups * times if outer.pointwise else outer.groups
     channels = outer.out_channels * times
@@ -239,7 +239,7 @@ def _composed(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> 
     return second if first is None else first if second is None else tuple(second[place] for place in first)
 
 
-def _in_place(value: AffineConv, moves: Sequence[Move]) -> bool:
+def _all_in_place(value: AffineConv, moves: Sequence[Move]) -> bool:
     """Whether all entries are back in their places after some moves."""
     try:
         return IndexMap.of(value, moves) == IndexMap.of(value)

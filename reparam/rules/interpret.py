@@ -64,7 +64,7 @@ class Interpretation:
         self._origins: dict[Callable[[Interpretation, Node], bool], dict[Node, Node | None]] = {}
         for node in nodes:
             if not node.constant and node not in opaque and self._has_rule(node):
-                self._place(node)
+                self._place_in_tree(node)
 
     def value(self, base: Node, node: Node) -> Value:
         """`node` as a value of `base`, one of its dominators; None where it is none."""
@@ -98,11 +98,11 @@ class Interpretation:
 
     def _value_or_none(self, node: Node, values: Mapping[Node, Value]) -> Value:
         try:
-            return self._value(node, values)
+            return self._apply(node, values)
         except Refusal:
             return None
 
-    def _value(self, node: Node, values: Mapping[Node, Value]) -> Value:
+    def _apply(self, node: Node, values: Mapping[Node, Value]) -> Value:
         """`apply_rule`; tensors whose pixels were rearranged are joined where all of them start from one such tensor.
 
         The join is then a value of that tensor, and stands behind its `View`.
@@ -119,7 +119,7 @@ class Interpretation:
             return False
         return all(operand in self.dominator or _is_feature_map(operand) for operand in node.operands)
 
-    def _place(self, node: Node) -> None:
+    def _place_in_tree(self, node: Node) -> None:
         """Put the node below the nearest common dominator of its operands, if it is a value of that."""
         anchors = {self._start(self.anchor, operand) for operand in node.operands}
         if len(anchors) > 1:
@@ -128,7 +128,7 @@ class Interpretation:
             return
         nearest = self._common_dominator(node.operands)
         farthest = max((self._start(self.base, operand) for operand in node.operands), key=self._depth_of)
-        for base in self._bases(farthest, nearest):
+        for base in self._candidate_bases(farthest, nearest):
             if self._is_value_of(node, base):
                 self.dominator[node], self.base[node], self.anchor[node] = nearest, base, anchors.pop()
                 self._depth[node] = self._depth_of(nearest) + 1
@@ -138,7 +138,7 @@ class Interpretation:
         """Where a reader of `operand` starts: at the operand itself, if it is an anchor or a barrier."""
         return operand if operand in self.barriers else starts.get(operand, operand)
 
-    def _bases(self, farthest: Node, nearest: Node) -> list[Node]:
+    def _candidate_bases(self, farthest: Node, nearest: Node) -> list[Node]:
         """The dominators from `farthest` to `nearest`: the `REACH` nearest of them, and the farthest."""
         chain = [nearest]
         while self._depth_of(chain[-1]) > self._depth_of(farthest):
@@ -153,7 +153,7 @@ class Interpretation:
                 if operand is not base:
                     self.value(base, operand)
         try:
-            value = self._value(node, values)
+            value = self._apply(node, values)
         except Refusal as refusal:
             self.refusals.setdefault(node, refusal)
             return False
@@ -245,7 +245,7 @@ def _to_values(argument: Any, values: Mapping[Node, Value], fixed_size: Collecti
     """An argument of a call, with a value in the place of every node."""
     if isinstance(argument, Node):
         if argument.constant:
-            return Constant(argument.shape, _number(argument))
+            return Constant(argument.shape, _constant_number(argument))
         if argument in values:
             return values[argument]
         return anchor_value(argument, fixed_size) if _is_feature_map(argument) else None
@@ -258,7 +258,7 @@ def _to_values(argument: Any, values: Mapping[Node, Value], fixed_size: Collecti
     return argument
 
 
-def _number(constant: Node) -> Number:
+def _constant_number(constant: Node) -> Number:
     """A constant in float64; a parameter or buffer is copied, so that laws may write into it."""
     tensor = constant.tensor
     if tensor is None or not tensor.is_floating_point():

@@ -73,7 +73,7 @@ def _single_matrix(factor: Constant, x: AffineConv) -> Constant:
     return Constant(factor.shape[-2:], Lazy(first))
 
 
-def _product(input: Value, other: Value) -> AffineConv:
+def _matrix_product(input: Value, other: Value) -> AffineConv:
     if isinstance(input, Constant) and not isinstance(other, Constant):
         x = affine(other)
         matrix = _single_matrix(input, x)
@@ -112,7 +112,7 @@ def _product(input: Value, other: Value) -> AffineConv:
 )  # fmt: skip
 def matmul(input: Value, other: Value) -> AffineConv:
     """A product with a constant matrix: a map of the last dimension, or of the second of three."""
-    return _product(input, other)
+    return _matrix_product(input, other)
 
 
 @rule(
@@ -133,7 +133,7 @@ def matmul(input: Value, other: Value) -> AffineConv:
 )  # fmt: skip
 def addmm(input: Value, mat1: Value, mat2: Value, *, beta: float = 1, alpha: float = 1) -> AffineConv:
     """beta * input + alpha * product."""
-    product = mul(_product(mat1, mat2), alpha)
+    product = mul(_matrix_product(mat1, mat2), alpha)
     if beta == 0:
         return product
     if isinstance(input, Constant):

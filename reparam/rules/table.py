@@ -85,7 +85,7 @@ class Rule:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise Refusal(f"its rule does not know this way of calling it ({error})") from None
+            raise Refusal(f"no rule covers this way of calling it ({error})") from None
         return self.apply(*bound.args, **bound.kwargs)
 
 

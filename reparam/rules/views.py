@@ -109,7 +109,7 @@ def movedim(input: Value, source: Value, destination: Value) -> AffineConv | Rea
                 smallest=7,
                 fixed=True,
             ),
-            "merges them",
+            "merged with",
         ),
         (
             Case(nn.Sequential(nn.Linear(4, 4), Op(lambda m, x: x.view(len(x), -1, 2, 2))), channels_last=True),
@@ -131,7 +131,7 @@ def reshape(input: Value, *shape: Value) -> AffineConv | Rearranged:
     keeps=lambda: [
         (
             Case(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 49, 2)), smallest=7, fixed=True),
-            "merges them",
+            "merged with",
         )
     ],
 )
