@@ -92,7 +92,7 @@ def general(reason: str) -> str:
     """The reason of a refusal without the numbers and names of one network, so that reasons can be counted."""
     reason = re.sub(r"\(.*?\)", "(...)", reason)
     reason = re.sub(r"(?<=the forward of )(the model itself|\S+)( \(\.\.\.\))?|(?<=parameters of )\S+", "M", reason)
-    reason = re.sub(r"(for every input.*?\b(?:stops|goes on with|calls)\b|does not reach|, where) .*", r"\1 ...", reason)
+    reason = re.sub(r"(for every input.*?\b(stops|goes on with|calls)|does not reach|, where)\b.*", r"\1 ...", reason)
     return re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "N", reason)
 
 
