@@ -22,13 +22,12 @@ TARGET = Path(__file__).with_name("ops.md")
 HEAD = """\
 # Operations that fold
 
-Every operation in this table becomes part of one convolution, exactly, unless it is refused for one of the reasons
-beside it. Modules have no rows of their own: a module is what it calls, so `nn.BatchNorm2d`, `nn.SyncBatchNorm` and
-`F.batch_norm` are one row, as are `x + y`, `x.add_(y)` and `torch.add(x, y)`. An operation that is not listed is left
-as it is, and folding starts anew behind it. [How to add one](adding-an-op.md); [why it is exact](algebra.md).
+Each operation in this table becomes part of one convolution, exactly, or is refused for a reason such as those in the
+last column. Modules have no rows of their own: a module is what it calls, so `nn.BatchNorm2d`, `nn.SyncBatchNorm` and
+`F.batch_norm` are one row, as are `x + y`, `x.add_(y)` and `torch.add(x, y)`. An operation that is not listed stays as
+it is, and folding starts again after it. [How to add one](adding-an-op.md); [why it is exact](algebra.md).
 
-This page is written by `python docs/generate_ops.py` from the rules; the reasons are what their examples are refused
-for.
+`python docs/generate_ops.py` writes this page from the rules and their examples.
 
 | torch names | what it is | refused |
 |---|---|---|
@@ -49,11 +48,11 @@ def _row(entry: Rule) -> str:
 
 
 def _reason(case: Case, word: str) -> str:
-    """What an example is refused for, at a size and with numbers that a trained model could have."""
+    """Why an example is refused, with weights and statistics that a trained model could have."""
     model = draw_statistics(draw_constants(double(case.module).eval()))
     x = case.input(3, (10, 13, 4), torch.Generator().manual_seed(0))
-    found = record(model, Inputs((x,)))
-    refusals = Interpretation(found.nodes, found.barriers).refusals.values()
+    recorded = record(model, Inputs((x,)))
+    refusals = Interpretation(recorded.nodes, recorded.barriers).refusals.values()
     return next(refusal.reason for refusal in refusals if word in refusal.reason)
 
 

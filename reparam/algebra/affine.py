@@ -574,4 +574,5 @@ def _layer_axes(axes: Iterable[Axis]) -> tuple[Axis, ...]:
 
 
 def _layout(spatial: int) -> str:
-    return f"channels first with {spatial} spatial axes" if spatial else "channels last"
+    axes = "1 spatial axis" if spatial == 1 else f"{spatial} spatial axes"
+    return f"channels first with {axes}" if spatial else "channels last"
