@@ -121,7 +121,13 @@ def reparameterize(
         )
         return _wrapped(model, inner, inplace)
     inputs = guessed_inputs(_copied(model)) if example_inputs is None else Inputs.of(example_inputs)
-    request = _Request(model, inputs, patterns, judge, prune, fixed_size, level, inplace)
+    options = {
+        "keep": patterns,
+        "cost": cost if isinstance(cost, str) else cost.name,
+        "prune": prune,
+        "fixed_size": fixed_size,
+    }
+    request = _Request(model, inputs, patterns, judge, prune, fixed_size, level, inplace, options)
     folded, waiting = _folded(request, say)
     if not inplace:
         return folded
@@ -132,7 +138,7 @@ def reparameterize(
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """The arguments of `reparameterize`, checked."""
+    """The arguments of `reparameterize`, checked. options: what provenance says of them."""
 
     model: nn.Module
     inputs: Inputs
@@ -142,16 +148,12 @@ class _Request:
     fixed_size: bool
     level: Level
     inplace: bool
+    options: Mapping[str, Any]
 
     @property
     def refills(self) -> bool:
         """Whether new weights are computed when the old ones have been freed: nothing runs the new model before."""
         return self.inplace and self.level != FULL and not self.prune
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What provenance says of the call."""
-        return {"keep": self.keep, "cost": self.cost.name, "prune": self.prune, "fixed_size": self.fixed_size}
 
     def verify(self, emitted: Emitted) -> Verification:
         """The comparison of a converted model with the original."""
