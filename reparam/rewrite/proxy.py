@@ -1,4 +1,4 @@
-"""TODO."""
+"""Proxies that record item assignment and answer what does not depend on the input."""
 
 from __future__ import annotations
 
