@@ -1,7 +1,8 @@
-"""Training-time blocks, written to be read: forward only, with torch alone.
+"""Training-time blocks of published multi-branch networks, in plain torch.
 
-Nothing here knows how a block is folded; that the blocks fold is a matter of what they compute. Networks can be built
-of them, and they serve as worked examples of the published multi-branch designs.
+Take numbers of channels and a geometry. Give modules for training, whose forward is the published one. They import
+nothing else of the package, have no deploy mode and do not know that they fold: they fold because of what they compute,
+like any block of a user. `draw_statistics` and `draw_constants` give untrained models the numbers of trained ones.
 """
 
 from reparam.nn.acnet import ACBlock

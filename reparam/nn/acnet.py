@@ -21,9 +21,11 @@ from reparam.nn.layers import (
 class ACBlock(BranchSum):
     """`activation(norm(conv kxk) + norm(conv kx1) + norm(conv 1xk))`.
 
-    `padding` is in pixels on every side, `kernel_size // 2` for None; `activation` is called without arguments to make
-    the activation, None is none. Along their axis of one pixel the kx1 and the 1xk convolution see the centre of the
-    kxk window; with `padding < kernel_size // 2` they do so by a crop, as published.
+    The kx1 and the 1xk convolution are aligned with the centre of the kxk window; if `padding < kernel_size // 2`, by a
+    crop, as published.
+
+    padding: pixels on every side; None for `kernel_size // 2`.
+    activation: called without arguments to make the activation; None for none.
 
     Input (N, in_channels, H, W), output (N, out_channels, H', W') with
     `H' = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1`, and so for W'; dtype as the parameters.

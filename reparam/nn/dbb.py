@@ -25,7 +25,7 @@ from reparam.nn.padded_norm import PaddedBatchNorm2d
 
 
 class DiverseBranchBlock(BranchSum):
-    """`activation(dense + pointwise + bottleneck + average)`, where every convolution is without bias:
+    """`activation(dense + pointwise + bottleneck + average)`; no convolution has a bias:
 
     - dense: conv kxk, norm
     - pointwise: conv 1x1, norm
@@ -33,13 +33,15 @@ class DiverseBranchBlock(BranchSum):
       starts as the identity where `internal_channels == in_channels`
     - average: conv 1x1, norm padded with its own bias, average over kxk pixels, norm
 
-    In a depthwise block (`in_channels == out_channels == groups`) a 1x1 convolution is a mere scale. As published, it
-    has no pointwise branch, and its average is taken of the input. `internal_channels` None is `in_channels`, and twice
-    that in a depthwise block.
+    In a depthwise block (`in_channels == out_channels == groups`) a 1x1 convolution is only a scale. As published, such
+    a block has no pointwise branch, and averages the input itself.
 
-    `padding` is in pixels on every side, `kernel_size // 2` for None; `activation` is called without arguments to make
-    the activation, None is none. With any other padding, or a dilation, the pointwise convolution and the average
-    (of neighbouring pixels, whatever the dilation) still see the centre of the kxk window, by a crop if need be.
+    With any padding and dilation, the pointwise convolution and the average (of neighbouring pixels, never dilated) are
+    aligned with the centre of the kxk window, by a crop if necessary.
+
+    internal_channels: of the bottleneck; None for `in_channels`, twice that in a depthwise block.
+    padding: pixels on every side; None for `kernel_size // 2`.
+    activation: called without arguments to make the activation; None for none.
 
     Input (N, in_channels, H, W), output (N, out_channels, H', W') with
     `H' = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1`, and so for W'; dtype as the parameters.

@@ -29,11 +29,11 @@ class Residual(nn.Module):
 def demo_network(num_classes: int = 10) -> nn.Sequential:
     """A multi-branch classifier of 24 blocks, in train mode and untrained.
 
-    Input (N, 3, H, W) of float32 images, H and W of at least 1 (96 is what its four halvings are made for); output
-    (N, num_classes) logits. Its statistics are those of fresh norms: `draw_constants` and `draw_statistics` make them
+    Input (N, 3, H, W) of float32 images, H and W of at least 1 (it halves them four times, so 96 is a good size);
+    output (N, num_classes) logits. Its norms have fresh statistics: `draw_constants` and `draw_statistics` make them
     look trained.
 
-    Raises ValueError where num_classes is not a positive integer.
+    Raises ValueError if num_classes is not a positive integer.
     """
     check_positive("demo_network", num_classes=num_classes)
     stages: dict[str, nn.Module] = {
@@ -50,7 +50,7 @@ def demo_network(num_classes: int = 10) -> nn.Sequential:
 
 
 def _dbb_stage(in_channels: int, channels: int) -> nn.Sequential:
-    """Dense, with internal channels of its own, grouped and depthwise."""
+    """Four blocks: dense, with fewer internal channels, grouped, depthwise."""
     return nn.Sequential(
         DiverseBranchBlock(in_channels, channels, 3, stride=2, activation=nn.ReLU),
         DiverseBranchBlock(channels, channels, 3, internal_channels=channels // 2, activation=nn.ReLU),
@@ -60,7 +60,7 @@ def _dbb_stage(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _acnet_stage(in_channels: int, channels: int) -> nn.Sequential:
-    """Strided, plain and dilated, the last two as the body of a residual."""
+    """Strided, plain, then a plain and a dilated block as the body of a residual."""
     return nn.Sequential(
         ACBlock(in_channels, channels, 3, stride=2, activation=nn.ReLU),
         ACBlock(channels, channels, 3, activation=nn.ReLU),
@@ -75,7 +75,7 @@ def _acnet_stage(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _mobileone_stage(in_channels: int, channels: int) -> nn.Sequential:
-    """Pairs of a depthwise 3x3 and a pointwise block; the first pair halves the image and widens it."""
+    """Pairs of a depthwise 3x3 and a pointwise block; the first pair halves the image and adds channels."""
     return nn.Sequential(
         MobileOneBlock(in_channels, in_channels, 3, stride=2, groups=in_channels),
         MobileOneBlock(in_channels, channels, 1),

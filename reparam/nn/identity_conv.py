@@ -16,13 +16,14 @@ from reparam.nn.layers import check_groups
 class IdentityBasedConv1x1(nn.Module):
     """A 1x1 convolution without bias whose kernel is `weight + id_tensor`.
 
-    `weight`, a parameter of shape (channels, channels / groups, 1, 1), starts at zero, so the layer starts as the
-    identity; `id_tensor`, of the same shape, is the identity kernel for these groups. It is a buffer, so that it
-    follows the module's device and dtype, and not part of the state dict, since `groups` says what it is.
+    weight: a parameter of shape (channels, channels / groups, 1, 1). It starts at zero, so the layer starts as the
+        identity.
+    id_tensor: the identity kernel for these groups, of the same shape. It is a buffer to follow the module's device and
+        dtype, and not in the state dict, because `groups` determines it.
 
     Input and output: (N, channels, H, W), of the dtype of the weight.
 
-    Raises ValueError where channels or groups are not positive integers or groups does not divide channels.
+    Raises ValueError if channels or groups are not positive integers, or groups does not divide channels.
     """
 
     id_tensor: Tensor

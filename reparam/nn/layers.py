@@ -1,9 +1,9 @@
-"""What the blocks are built from: a sum of named branches, a convolution with its norm, and how windows line up.
+"""Parts of the blocks: a sum of named branches, a convolution with its norm, and the alignment of windows.
 
-Every branch of a block has to land on the pixels of the block's largest window. With k taps, a dilation d and a
-padding p that window reads `d * (k - 1) + 1` pixels from `stride * n - p` on, and its centre is tap `k // 2`. A smaller
-window (the 1x1 branch, the average, the identity) therefore needs more or less padding than p, possibly a crop, and
-where k is even not the same amount on both sides. `margins` is that one piece of arithmetic.
+All branches of a block have to align with its largest window. With k taps, dilation d and padding p, that window reads
+`d * (k - 1) + 1` pixels from `stride * n - p` on, and its centre is tap `k // 2`. A smaller window (the 1x1 branch, the
+average, the identity) needs another padding than p, perhaps a crop, and for an even k a different one at the two ends.
+`margins` computes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Margins = tuple[int, int]
 
 
 def chain(**steps: nn.Module | None) -> nn.Sequential:
-    """The steps one after another under their names; a step that is None is left out."""
+    """The steps in order, under their names, without those that are None."""
     return nn.Sequential(OrderedDict((name, step) for name, step in steps.items() if step is not None))
 
 
@@ -32,15 +32,15 @@ def conv_norm(
     groups: int = 1,
     align: nn.Module | None = None,
 ) -> nn.Sequential:
-    """A convolution without bias and its batch norm, after `align` where one is given."""
+    """`align` if given, a convolution without bias, and its batch norm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
     return chain(align=align, conv=conv, norm=nn.BatchNorm2d(out_channels))
 
 
 def margins(kernel_size: int, padding: int, dilation: int, taps: int = 1) -> Margins:
-    """Pixels to add before and after an axis (negative: to cut) so that a dense window of `taps` lines up.
+    """Pixels to add before and after an axis (negative: to crop) to align a window of `taps`, dilation 1.
 
-    Its centre, tap `taps // 2`, then lies on the centre of the block's window, and it has as many positions.
+    The centres of both windows, taps `taps // 2` and `kernel_size // 2`, then coincide, and both have as many outputs.
     """
     before = padding - dilation * (kernel_size // 2) + taps // 2
     both = 2 * padding - (dilation * (kernel_size - 1) + 1) + taps
@@ -48,12 +48,12 @@ def margins(kernel_size: int, padding: int, dilation: int, taps: int = 1) -> Mar
 
 
 def pad_or_crop(rows: Margins, columns: Margins) -> nn.ZeroPad2d | None:
-    """Zeros around an image, or a crop where a margin is negative; None where there is nothing to do."""
+    """Zeros around an image, or a crop where a margin is negative; None if all margins are 0."""
     return nn.ZeroPad2d((*columns, *rows)) if any(rows + columns) else None
 
 
 class BranchSum(nn.Module):
-    """`activation(sum of the branches)`: the forward that all blocks share. Branches given as None are left out."""
+    """`activation(sum of the branches)`: the forward of all blocks, without the branches that are None."""
 
     def __init__(self, branches: dict[str, nn.Module | None], activation: Activation) -> None:
         super().__init__()
@@ -73,11 +73,11 @@ def check_positive(where: str, **sizes: object) -> None:
     """Raises ValueError for a size that is not an integer of at least 1."""
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{where}: {name}={size!r}, but it is a number of things; give an integer of at least 1")
+            raise ValueError(f"{where}: {name}={size!r} is not a positive integer; give an integer of at least 1")
 
 
 def check_groups(where: str, groups: int, **channels: int) -> None:
-    """Raises ValueError where channels cannot be dealt out evenly to the groups."""
+    """Raises ValueError if the groups do not divide the channels."""
     check_positive(where, groups=groups, **channels)
     for name, count in channels.items():
         if count % groups:
@@ -93,7 +93,7 @@ def check_padding(where: str, padding: object, kernel_size: int) -> int:
         return kernel_size // 2
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(
-            f"{where}: padding={padding!r}, but it is a number of pixels; "
+            f"{where}: padding={padding!r} is not a number of pixels; "
             f"give an integer of at least 0, or None for kernel_size // 2"
         )
     return padding

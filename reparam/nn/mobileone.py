@@ -21,13 +21,15 @@ from reparam.nn.layers import (
 
 
 class MobileOneBlock(BranchSum):
-    """`activation(sum of norm(conv kxk), branches times, + norm(conv 1x1) + norm(x))`.
+    """`activation(sum of `branches` norm(conv kxk), + norm(conv 1x1) + norm(x))`.
 
-    The 1x1 convolution (the paper's scale branch) is there where `kernel_size > 1`, the norm of the input (its skip)
-    where in_channels equal out_channels and the stride is 1. Padding is `kernel_size // 2` pixels on every side;
-    `activation` is called without arguments to make the activation, None is none. A depthwise block has
-    `groups == in_channels == out_channels`, a pointwise one `kernel_size == 1`. The paper's optional
+    The 1x1 convolution (the paper's scale branch) exists if `kernel_size > 1`, the norm of the input (its skip) if
+    in_channels equal out_channels and the stride is 1. The padding is `kernel_size // 2` pixels on every side. A
+    depthwise block has `groups == in_channels == out_channels`, a pointwise one `kernel_size == 1`. The paper's optional
     squeeze-and-excitation is not part of the block.
+
+    branches: the number of kxk convolutions.
+    activation: called without arguments to make the activation; None for none.
 
     Input (N, in_channels, H, W), output (N, out_channels, H', W') with
     `H' = (H + 2 * (kernel_size // 2) - kernel_size) // stride + 1`, and so for W'; dtype as the parameters.

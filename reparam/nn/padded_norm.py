@@ -1,4 +1,4 @@
-"""A batch norm that pads its output with what it makes of a zero.
+"""A batch norm that pads its output with its value for a zero input.
 
 Ding, Zhang, Han, Ding: Diverse Branch Block, CVPR 2021, https://arxiv.org/abs/2103.13425
 """
@@ -13,17 +13,17 @@ from reparam.nn.layers import Margins, check_positive
 
 
 class PaddedBatchNorm2d(nn.Module):
-    """Batch norm, then a border that holds per channel the value `beta - mean * gamma / sqrt(var + eps)`.
+    """Batch norm, then a border that holds `beta - mean * gamma / sqrt(var + eps)` per channel.
 
-    This is what the norm gives where its input is zero. A convolution without bias in front of it gives zero on zero
-    padding, so conv -> this norm equals zero padding -> conv -> plain norm, and the next convolution need not pad.
-    As published, the border is computed from the running statistics, in training too.
+    That is the norm of a zero. So `conv without bias -> this norm` equals `zero padding -> conv -> plain norm`, and the
+    next convolution does not pad. As published, the border is computed from the running statistics, in training as
+    well.
 
-    `margins` are the pixels added before and after each of the two spatial axes; a negative number is a crop.
+    margins: pixels to add before and after each of the two spatial axes; a negative number crops.
 
     Input (N, channels, H, W), output (N, channels, H + sum(margins), W + sum(margins)), of the input's dtype.
 
-    Raises ValueError where channels is not a positive integer.
+    Raises ValueError if channels is not a positive integer.
     """
 
     def __init__(self, channels: int, margins: Margins) -> None:
@@ -33,11 +33,11 @@ class PaddedBatchNorm2d(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def border(self) -> Tensor:
-        """What the norm makes of a zero, of shape (channels, 1, 1)."""
+        """The norm of a zero, of shape (channels, 1, 1)."""
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        # The quotient comes first: autograd then keeps it, and not the buffer, which the next forward changes in place.
+        # Divide first: autograd then saves the quotient, and not the buffer, which the next forward changes in place.
         shift = norm.running_mean / torch.sqrt(norm.running_var + norm.eps)
         return (norm.bias - norm.weight * shift).reshape(-1, 1, 1)
 

@@ -22,12 +22,14 @@ from reparam.nn.layers import (
 
 
 class RepVGGBlock(BranchSum):
-    """`activation(norm(conv kxk) + norm(conv 1x1) + norm(x))`, the last where in_channels equal out_channels and
-    the stride is 1.
+    """`activation(norm(conv kxk) + norm(conv 1x1) + norm(x))`, the last if in_channels equal out_channels and the stride
+    is 1.
 
-    `padding` is in pixels on every side, `kernel_size // 2` for None; `activation` is called without arguments to make
-    the activation, None is none. The 1x1 convolution and the identity are padded or cropped so that they see the centre
-    of the kxk window, which is nothing to do in the published case: odd kernel, dilation 1, padding `kernel_size // 2`.
+    The 1x1 convolution and the identity are padded or cropped to align with the centre of the kxk window. In the
+    published case (odd kernel, dilation 1, padding `kernel_size // 2`) there is nothing to align.
+
+    padding: pixels on every side; None for `kernel_size // 2`.
+    activation: called without arguments to make the activation; None for none.
 
     Input (N, in_channels, H, W), output (N, out_channels, H', W') with
     `H' = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1`, and so for W'; dtype as the parameters.

@@ -1,7 +1,7 @@
-"""Numbers that a trained model would have, for a model that was never trained.
+"""Random numbers like those of a trained model, for an untrained one.
 
-A fresh batch norm is almost the identity and a fresh `IdentityBasedConv1x1` is exactly that: whatever is done wrong to
-them does not show. Drawn numbers make it show. Use both functions before comparing two forms of an untrained model:
+A fresh batch norm is almost the identity, and a fresh `IdentityBasedConv1x1` is: a wrong fold of either changes nothing.
+With random numbers it does. Call both functions before you compare two forms of an untrained model:
 
     draw_constants(model)
     draw_statistics(model, inputs=(images,))
@@ -22,22 +22,22 @@ _FLIPPED = 0.1  # the share of negative gammas
 
 
 def draw_statistics(model: Model, seed: int = 0, inputs: tuple[Any, ...] = ()) -> Model:
-    """Draws the numbers of every batch norm in `model`, in place, and returns the model.
+    """Draws the statistics and parameters of every batch norm in `model`, in place, and returns the model.
 
-    A batch norm is any module with tensors `running_mean` and `running_var`, or any of torch's own that go without
-    them; gamma and beta are its `weight` and `bias` of the same length, where it has them. Nothing else is touched.
+    A batch norm is any module with tensors `running_mean` and `running_var`, or any batch norm of torch without them;
+    gamma and beta are its `weight` and `bias`, if they have the same length. Nothing else is changed.
 
     - gamma: uniform in 0.5 .. 1.2, one in ten negative; beta: normal, deviation 0.3
     - without `inputs`, running_mean: normal, deviation 0.3; running_var: uniform in 0.5 .. 1.5
-    - with `inputs`, the arguments of one forward, the statistics belong to what each norm really sees there: its mean,
-      off by 0.3 deviations, and its variance times 0.5 .. 1.5. Activations then keep their scale at any depth and in
-      half precision. Without, a network keeps the gain of its weights: a deep one with many branches in each block
-      (timm's mobileone_s0: 4e13) is far from overflow in float32, but not in float16.
+    - with `inputs`, the arguments of one forward, the statistics fit what each norm receives there: its mean, off by
+      0.3 deviations, and its variance times 0.5 .. 1.5. Activations then keep their scale at any depth, also in half
+      precision. Without inputs, the gain of the weights accumulates: in a deep network with many branches per block
+      (timm's mobileone_s0: 4e13) it overflows in float16, though not in float32.
 
     The same seed gives the same numbers, up to rounding, on any device and in any dtype. The forward runs in eval mode,
-    without gradients; each module then has its own mode again.
+    without gradients; afterwards each module has its own mode again.
 
-    Raises ValueError for a lazy norm that has not seen an input yet.
+    Raises ValueError for a lazy norm that has not received an input yet.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = {name: module for name, module in model.named_modules() if _is_batch_norm(module)}
@@ -52,10 +52,10 @@ def draw_statistics(model: Model, seed: int = 0, inputs: tuple[Any, ...] = ()) -
 def draw_constants(model: Model, seed: int = 0) -> Model:
     """Adds small normal numbers to every parameter whose elements are all equal, in place, and returns the model.
 
-    These are the parameters that training has not told apart yet: the zero weight of `IdentityBasedConv1x1`, zero
-    biases, layer scales of 1e-5, the ones of a norm. The deviation is 0.1, for a weight with inputs (two axes or more)
-    0.1 / sqrt(inputs per output). A parameter with differing elements is left as it is; a single number counts as
-    constant. The same seed gives the same numbers, up to rounding, on any device and in any floating dtype.
+    Such parameters are untrained: the zero weight of `IdentityBasedConv1x1`, zero biases, layer scales of 1e-5, the ones
+    of a norm. The deviation is 0.1, for a weight with inputs (two dimensions or more) 0.1 / sqrt(inputs per output).
+    Parameters with different elements do not change; a single number counts as equal. The same seed gives the same
+    numbers, up to rounding, on any device and in any floating dtype.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -71,8 +71,8 @@ def _is_constant(parameter: Tensor) -> bool:
 
 
 def _running(module: nn.Module) -> list[Tensor]:
-    found = (getattr(module, name, None) for name in ("running_mean", "running_var"))
-    return [tensor for tensor in found if isinstance(tensor, Tensor)]
+    tensors = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
 
 def _tracks(module: nn.Module) -> bool:
@@ -88,7 +88,7 @@ def _draw_norm(name: str, norm: nn.Module, generator: torch.Generator) -> None:
     if any(isinstance(tensor, Tensor) and is_lazy(tensor) for tensor in tensors):
         raise ValueError(
             f"draw_statistics: {name or 'the model'} ({type(norm).__name__}) does not know its number of channels "
-            f"before its first input; run the model once, then draw"
+            f"before its first input; run the model once first"
         )
     draws: list[Callable[[Tensor, torch.Generator], Tensor]] = [_mean, _variance, _gamma, _beta]
     present = [(tensor, draw) for tensor, draw in zip(tensors, draws, strict=True) if isinstance(tensor, Tensor)]
@@ -98,13 +98,13 @@ def _draw_norm(name: str, norm: nn.Module, generator: torch.Generator) -> None:
 
 
 def _measure(model: nn.Module, norms: list[nn.Module], inputs: tuple[Any, ...]) -> None:
-    """Turns drawn statistics, which are for an input of mean 0 and variance 1, into those for the real one."""
+    """Scales drawn statistics, which fit an input of mean 0 and variance 1, to the input that each norm receives."""
 
     def fit(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0].detach().float()
         axes = [axis for axis in range(x.ndim) if axis != 1]
         mean, variance = x.mean(axes), x.var(axes, correction=0)
-        # A channel that is the same everywhere (dead, or a single pixel) has no scale of its own.
+        # A channel that is constant (dead, or a single pixel) has no scale.
         variance = torch.where(variance > 1e-8, variance, torch.ones_like(variance))
         running_mean, running_var = _running(norm)
         running_mean.copy_(mean + running_mean * variance.sqrt())
@@ -122,7 +122,7 @@ def _measure(model: nn.Module, norms: list[nn.Module], inputs: tuple[Any, ...]) 
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn in float64 on the CPU: the dtype and the device must not change which numbers come.
+    # In float64 on the CPU, so that the numbers do not depend on the dtype and the device.
     return torch.randn(like.shape, generator=generator, dtype=torch.float64)
 
 
