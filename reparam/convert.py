@@ -45,17 +45,17 @@ from reparam.plan import cost as costs
 from reparam.plan.cost import Cost, MeasuredCost, Setting
 from reparam.plan.fold import Fold, Fusion
 from reparam.plan.horizontal import fused
-from reparam.plan.liveness import Dead, boundary, dead_weight
+from reparam.plan.liveness import Dead, dead_weight, with_pinned
 from reparam.plan.plan import Plan, plan
 from reparam.report.evidence import Evidence
 from reparam.report.kernels import weights_of
 from reparam.report.quantisation import Ranges, Weights
 from reparam.report.report import report
 from reparam.rewrite.apply import Emitted, emit
-from reparam.rewrite.origin import Origin, digests, key_map, named, skeleton
+from reparam.rewrite.origin import Origin, digests, key_map, keys_by_tensor, skeleton
 from reparam.rewrite.prune import REMOVED, Pruner
 from reparam.rewrite.settle import Settled, settle
-from reparam.rewrite.weights import Waiting, aliases, fill, loosened, own, same
+from reparam.rewrite.weights import Refill, aliases, copy_aliases, release_graph, run_refills, shared_tensors
 
 
 @torch.inference_mode(mode=False)  # a recording follows writes by tensor versions, which inference mode does not keep
@@ -128,11 +128,11 @@ def reparameterize(
         "fixed_size": fixed_size,
     }
     request = _Request(model, inputs, patterns, judge, prune, fixed_size, level, inplace, options)
-    folded, waiting = _folded(request, say)
+    folded, refills = _folded(request, say)
     if not inplace:
         return folded
     _become(model, folded)
-    fill(waiting)
+    run_refills(refills)
     return model
 
 
@@ -160,16 +160,16 @@ class _Request:
         return verify_models(self.model, emitted.model, self.inputs, exact=emitted.exact, fixed_size=self.fixed_size)
 
 
-def _folded(request: _Request, say: Callable[[str], object]) -> tuple[nn.Module, list[Waiting]]:
+def _folded(request: _Request, say: Callable[[str], object]) -> tuple[nn.Module, list[Refill]]:
     """The folded model with its report and provenance, and the weights that are computed when the old ones are freed.
 
     Everything else that the conversion knows refers to the old weights and is forgotten here.
     """
     model = request.model
     checks = _FoldChecks(request.level != NONE)
-    lent = same(model) if request.inplace else aliases(model)
+    memo = shared_tensors(model) if request.inplace else aliases(model)
     with _collector_paused():
-        conversion = _convert(_copied(model, lent), request, say, checks)
+        conversion = _convert(_copied(model, memo), request, say, checks)
     stopped = borders(conversion.plan.walk, conversion.plan.live)
     verification = None
     if request.level != NONE:
@@ -201,10 +201,10 @@ def _folded(request: _Request, say: Callable[[str], object]) -> tuple[nn.Module,
             origin = Origin(skeleton(model), digests(model), conversion.keys, request.inputs.outline(), request.options)
             folded.reparam_origin = origin  # type: ignore[assignment]
     if request.inplace:
-        loosened(conversion.record)
+        release_graph(conversion.record)
     else:
-        own(folded, lent.values())
-    return folded, conversion.emitted.waiting
+        copy_aliases(folded, memo.values())
+    return folded, conversion.emitted.refills
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,8 +260,7 @@ def _convert(
     """
     pinned = _matching(target, request.keep)
     say("recording a run")
-    recorded = record(target, request.inputs)
-    recorded.barriers.update(boundary(recorded, pinned))
+    recorded = with_pinned(record(target, request.inputs), pinned)
     fixed = of_one_size(target, request.inputs, recorded) if request.fixed_size else ()
 
     def candidates(judge: Cost) -> None:
@@ -273,7 +272,7 @@ def _convert(
     say(f"folding {len(settled.plan.folds)} regions")
     dead = dead_weight(target, recorded, settled.plan.live)
     pruner = Pruner(target, dead)
-    before = named(target)
+    before = keys_by_tensor(target)
     emitted = emit(
         target, recorded, settled.edits, settled.plan.live, look, request.level == FULL, later=request.refills
     )

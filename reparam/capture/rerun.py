@@ -46,7 +46,7 @@ def _other_batches(model: nn.Module, inputs: Inputs) -> Iterator[Record]:
             continue
 
 
-def _told(now: Record) -> list[Any]:
+def run_key(now: Record) -> list[Any]:
     """What a run did, in a form that is equal for runs that did the same."""
     order = {node: i for i, node in enumerate(now.nodes)}
 

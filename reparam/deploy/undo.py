@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reparam.deploy.artefact import origin_of
 from reparam.deploy.checkpoint import fit, read_checkpoint
 from reparam.errors import InputError
-from reparam.rewrite.origin import Origin, digests, filled
+from reparam.rewrite.origin import Origin, digests, materialized
 
 
 def undo(
@@ -43,7 +43,7 @@ def undo(
         )
     placed = deployed if isinstance(deployed, nn.Module) else model
     device = next((tensor.device for tensor in placed.parameters()), None) if placed is not None else None
-    restored = filled(origin.skeleton, device or torch.device("cpu"))
+    restored = materialized(origin.skeleton, device or torch.device("cpu"))
     _load(restored, original_state)
     if check:
         _require_same(restored, origin)

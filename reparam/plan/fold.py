@@ -327,8 +327,8 @@ def stretches(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> lis
 
 def _run_layers(value: AffineConv, x: Tensor) -> Tensor:
     """Compute a value as its layers will: the paddings beside it first."""
-    frames, value = layer_form(value)
-    for mode, sides in frames:
+    paddings, value = layer_form(value)
+    for mode, sides in paddings:
         x = pad_in_mode(x, sides, mode)
     return value(x)
 

@@ -8,7 +8,7 @@ whatever name. A module is dead if everything in it is.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,12 @@ def only_size_needed(node: Node, live: Collection[Node]) -> bool:
     return node.size_read and not node.constant and not any(reader in live for reader in node.readers)
 
 
-def boundary(record: Record, modules: Collection[nn.Module]) -> set[Node]:
-    """The tensors that calls of these modules take and return."""
+def with_pinned(record: Record, modules: Collection[nn.Module]) -> Record:
+    """The record with the tensors that calls of these modules take and return among its barriers."""
     calls = [call for call in record.calls if call.module in set(modules)]
-    return {node for call in calls for node in nodes_in((call.args, call.kwargs, call.result)) if not node.constant}
+    trees = ((call.args, call.kwargs, call.result) for call in calls)
+    boundary = {node for tree in trees for node in nodes_in(tree) if not node.constant}
+    return replace(record, barriers=record.barriers | boundary)
 
 
 def has_unknown_origin(node: Node) -> bool:

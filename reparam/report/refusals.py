@@ -14,7 +14,7 @@ from reparam.plan.liveness import has_unknown_origin, is_script
 from reparam.report.evidence import Evidence
 from reparam.report.outcome import RefusalLine
 from reparam.report.steps import operation_name
-from reparam.rewrite.origin import enclosing
+from reparam.rewrite.origin import paths_around
 
 
 def refusal_lines(evidence: Evidence) -> tuple[RefusalLine, ...]:
@@ -129,7 +129,7 @@ def _unrecorded_lines(model: nn.Module, nodes: Iterable[Node]) -> Iterator[Refus
     """The outermost modules of TorchScript; without any, the operations that read a tensor of unknown origin."""
     scripts = dict.fromkeys(name for name, module in model.named_modules() if is_script(module))
     for name in scripts:
-        if scripts.keys().isdisjoint(enclosing(name)):
+        if scripts.keys().isdisjoint(paths_around(name)):
             reason = "it runs outside Python, where nothing can be recorded"
             remedy = "convert the model before torch.jit.script or torch.jit.trace"
             yield RefusalLine(name or "the model itself", "TorchScript", reason, remedy)

@@ -1,7 +1,7 @@
-"""A module with a new forward: the same class to everyone who asks, other code when it is called.
+"""A module with a new forward.
 
-The instance keeps its attributes, methods and `isinstance`; its class becomes a subclass of its own that holds one
-method. It pickles and deep-copies by that method's text, so nothing has to be traced again, and `code` shows it.
+The instance keeps its attributes and methods. Its class becomes a subclass with the same name and one method, so
+`isinstance` holds. It pickles and deep-copies by the text of that method, which its attribute `code` shows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import fx, nn
 
 @dataclass(frozen=True)
 class Code:
-    """The text of a forward and what its names stand for: (name, imported module's name or picklable object)."""
+    """The text of a forward, and its global names: (name, name of an imported module) and (name, picklable object)."""
 
     text: str
     modules: tuple[tuple[str, str], ...]
@@ -28,19 +28,20 @@ class Code:
 
     @staticmethod
     def of(graph: fx.Graph) -> Code:
-        """The forward that a graph prints as."""
+        """The code of a graph."""
         for node in graph.nodes:
-            node.type = None  # annotations would need the names of the user's module
+            node.type = None  # annotations may use names of the user's file
         printed = graph.python_code("self")
         text = printed.src[printed.src.index("def forward(") :].strip() + "\n"
-        constants = compile(text, "<forward>", "exec").co_consts  # default arguments are among them
-        names = next(each for each in constants if isinstance(each, CodeType)).co_names
+        constants = compile(text, "<forward>", "exec").co_consts  # the code of the function, and default arguments
+        names = next(constant for constant in constants if isinstance(constant, CodeType)).co_names
         used = {name: printed.globals[name] for name in names if name in printed.globals}
-        modules = tuple((n, v.__name__) for n, v in used.items() if isinstance(v, ModuleType))
-        return Code(text, modules, tuple((n, v) for n, v in used.items() if not isinstance(v, ModuleType)))
+        modules = tuple((name, value.__name__) for name, value in used.items() if isinstance(value, ModuleType))
+        objects = tuple((name, value) for name, value in used.items() if not isinstance(value, ModuleType))
+        return Code(text, modules, objects)
 
     def forward(self) -> Callable[..., Any]:
-        """The function."""
+        """The function that the text defines. Its lines show up in tracebacks."""
         scope: dict[str, Any] = {"__builtins__": builtins, **dict(self.objects)}
         scope.update({name: importlib.import_module(path) for name, path in self.modules})
         file = f"<reparam forward {hash(self.text) & 0xFFFFFFFF:08x}>"
@@ -56,7 +57,7 @@ def set_forward(module: nn.Module, code: Code) -> None:
 
 
 def code_of(module: nn.Module) -> Code | None:
-    """The forward that an instance has been given; None where it has that of its class."""
+    """The forward that `set_forward` gave an instance; None if it has that of its class."""
     code: Code | None = getattr(type(module), "_rewritten_code", None)
     return code
 
@@ -64,14 +65,14 @@ def code_of(module: nn.Module) -> Code | None:
 def _subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     try:
         return _shared_subclass(base, code)  # type: ignore[arg-type]
-    except TypeError:  # an object in the code cannot be hashed: no sharing
+    except TypeError:  # an object in the code is not hashable
         return _shared_subclass.__wrapped__(base, code)
 
 
 @cache
 def _shared_subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     def reduce_ex(self: nn.Module, protocol: Any) -> Any:
-        return _rebuilt, (base, code), self.__dict__
+        return _new_instance, (base, code), self.__dict__
 
     members = {
         "forward": code.forward(),
@@ -87,7 +88,7 @@ def _shared_subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     return subclass
 
 
-def _rebuilt(base: type[nn.Module], code: Code) -> nn.Module:
+def _new_instance(base: type[nn.Module], code: Code) -> nn.Module:
     subclass = _subclass(base, code)
     module: nn.Module = subclass.__new__(subclass)
     return module

@@ -1,6 +1,6 @@
-"""What stands where in the code of a forward while it is edited, looked up and not searched for.
+"""An index of the steps of a trace, kept up to date while the trace is edited.
 
-A single forward may hold a thousand pieces: to walk through all of it for each of them would take quadratic time.
+A forward may hold a thousand pieces: searching all of it for each of them would take quadratic time.
 """
 
 from __future__ import annotations
@@ -14,95 +14,84 @@ from reparam.capture.graph import Node, tuple_item
 from reparam.rewrite.trace import Trace
 
 
-class Places:
-    """The steps of a trace by what they stand for, what stands at each, and the names that its module has left."""
+class StepIndex:
+    """The steps that compute or hand on each node, in order, and the names that are free in the module."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self._order: dict[fx.Node, int] = {}
-        self._standing: dict[Node, list[fx.Node]] = defaultdict(list)
-        self._seen: dict[Node, list[fx.Node]] = defaultdict(list)
-        self._held: dict[fx.Node, list[Node]] = defaultdict(list)
+        self._by_operation: dict[Node, list[fx.Node]] = defaultdict(list)
+        self._by_tensor: dict[Node, list[fx.Node]] = defaultdict(list)
+        self._nodes_at: dict[fx.Node, list[Node]] = defaultdict(list)
         for position, step in enumerate(trace.graph.nodes):
             self._order[step] = position
-            node = _first_of(trace, step)
+            node = _operation_of(trace, step)
             if node is not None:
-                self._standing[node].append(step)
-        for step, seen in trace.tree.items():
-            if isinstance(seen, Node):
-                self._seen[seen].append(step)
-        for node, place in trace.at.items():
-            self._held[place].append(node)
+                self._by_operation[node].append(step)
+        for step, value in trace.tree.items():
+            if isinstance(value, Node):
+                self._by_tensor[value].append(step)
+        for node, step in trace.at.items():
+            self._nodes_at[step].append(node)
         module = trace.module
-        self._taken = {*module._modules, *vars(module), *module._parameters, *module._buffers, *dir(type(module))}
+        self._used_names = {*module._modules, *vars(module), *module._parameters, *module._buffers, *dir(type(module))}
         self._count: dict[str, int] = defaultdict(int)
 
-    def standing(self, nodes: Collection[Node]) -> list[fx.Node]:
-        """The steps that stand for any of the nodes (see `stands_for`), in their order."""
-        steps = (step for node in nodes for step in self._standing.get(node, ()) if stands_for(self.trace, step, nodes))
+    def steps_of(self, nodes: Collection[Node]) -> list[fx.Node]:
+        """The steps that compute the nodes and nothing else (see `computes_only`), in order."""
+        steps = (
+            step for n in nodes for step in self._by_operation.get(n, ()) if computes_only(self.trace, step, nodes)
+        )
         return sorted(steps, key=self._order.__getitem__)
 
-    def read(self, base: Node, nodes: Collection[Node]) -> fx.Node:
-        """A tensor as the nodes read it: behind what has changed nothing in this run (`contiguous`)."""
-        inputs = {each for step in self.standing(nodes) for each in step.all_input_nodes}
-        read = [step for step in self._seen.get(base, ()) if self.trace.tree.get(step) is base and step in inputs]
-        return read[0] if len(read) == 1 else self.trace.at[base]
+    def read_as(self, base: Node, nodes: Collection[Node]) -> fx.Node:
+        """The step from which the nodes read a tensor: perhaps one that handed it on as it was (`contiguous`)."""
+        read = {operand for step in self.steps_of(nodes) for operand in step.all_input_nodes}
+        steps = [step for step in self._by_tensor.get(base, ()) if self.trace.tree.get(step) is base and step in read]
+        return steps[0] if len(steps) == 1 else self.trace.at[base]
 
-    def shows(self, step: fx.Node, node: Node) -> None:
+    def set_node(self, step: fx.Node, node: Node) -> None:
         """From now on the step computes this node."""
         self.trace.tree[step] = node
-        self._seen[node].append(step)
+        self._by_tensor[node].append(step)
 
-    def moved(self, before: fx.Node, after: fx.Node) -> None:
-        """Whatever stood at one step stands at the other, and all that read the one read the other."""
+    def replace(self, before: fx.Node, after: fx.Node) -> None:
+        """One step takes the place of another for everything that reads it."""
         before.replace_all_uses_with(after)
-        nodes = self._held.pop(before, [])
+        nodes = self._nodes_at.pop(before, [])
         self.trace.at.update(dict.fromkeys(nodes, after))
-        self._held[after] += nodes
+        self._nodes_at[after] += nodes
 
     def free_name(self, name: str) -> str:
-        """A name for a new module, taken from now on."""
+        """A name for a new module, which is used from now on."""
         free = name
-        while free in self._taken:
+        while free in self._used_names:
             self._count[name] += 1
             free = f"{name}_{self._count[name]}"
-        self._taken.add(free)
+        self._used_names.add(free)
         return free
 
 
-def stands_for(trace: Trace, step: fx.Node, nodes: Collection[Node]) -> bool:
-    """Whether a step of the trace is one of these operations, an inner call of nothing but these, or hands them on."""
-    own = _inside(trace, step)
-    if own:
-        return all(node in nodes for node in own)
-    seen = _first_of(trace, step)
-    return seen is not None and seen in nodes and trace.at.get(seen) is not None and step.op != "placeholder"
+def computes_only(trace: Trace, step: fx.Node, nodes: Collection[Node]) -> bool:
+    """Whether a step computes nothing but these operations, or hands on the result of one."""
+    inner = _operations_inside(trace, step)
+    if inner:
+        return all(node in nodes for node in inner)
+    node = _operation_of(trace, step)
+    return node is not None and node in nodes and trace.at.get(node) is not None and step.op != "placeholder"
 
 
-def _inside(trace: Trace, step: fx.Node) -> list[Node]:
+def _operations_inside(trace: Trace, step: fx.Node) -> list[Node]:
+    """The operations of the call that a step makes."""
     return [node for node in trace.inner[step].nodes() if not node.constant] if step in trace.inner else []
 
 
-def _first_of(trace: Trace, step: fx.Node) -> Node | None:
-    """The operation that a step is or hands on; of an inner call, one of those in it."""
-    own = _inside(trace, step)
-    if own:
-        return own[0]
-    seen = trace.tree.get(step)
-    if isinstance(seen, list):  # the parts of a tuple
-        seen = next((part.inputs[0] for part in seen if isinstance(part, Node) and part.function is tuple_item), None)
-    return seen if isinstance(seen, Node) else None
-
-
-def prefixes(paths: Collection[str]) -> set[str]:
-    """The paths and those of all modules around them."""
-    return {path[:end] for path in paths for end in _ends(path)}
-
-
-def _ends(path: str) -> list[int]:
-    return [*(i for i, letter in enumerate(path) if letter == "."), len(path)]
-
-
-def named(path: str, used: Collection[str], around: Collection[str]) -> bool:
-    """Whether something that is used, `around` being its prefixes, is that module, in it or around it."""
-    return path in around or not prefixes([path]).isdisjoint(used)
+def _operation_of(trace: Trace, step: fx.Node) -> Node | None:
+    """The operation that a step computes or hands on; the first one of a call."""
+    inner = _operations_inside(trace, step)
+    if inner:
+        return inner[0]
+    value = trace.tree.get(step)
+    if isinstance(value, list):  # the items of a tuple
+        value = next((i.inputs[0] for i in value if isinstance(i, Node) and i.function is tuple_item), None)
+    return value if isinstance(value, Node) else None

@@ -1,4 +1,4 @@
-"""A value as a module of torch: nn.Conv1d to 3d, nn.ConvTranspose1d to 3d, nn.Linear, with numbers rounded once."""
+"""Values as layers of torch: nn.Conv1d to 3d, nn.ConvTranspose1d to 3d, nn.Linear. Numbers are rounded once."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
-_PADS: dict[str, Sequence[Callable[[Any], nn.Module]]] = {  # of 1, 2 and 3 axes
+_PADS: dict[str, Sequence[Callable[[Any], nn.Module]]] = {  # for 1, 2 and 3 axes
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 }
 
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class BiasMap(nn.Module):
-    """x + bias, one number per channel and pixel: what zero padding made of biases, for images of one size alone.
+    """x + bias, with one bias per channel and pixel, for images of one size: the biases of zero-padded convolutions.
 
     bias: (1, channels, *sizes).
     """
@@ -42,51 +42,53 @@ class BiasMap(nn.Module):
         self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, channels, *sizes). Raises ValueError if x has any other size: a map of one pixel would broadcast."""
-        # A choice, not a condition in front of `raise`: checks go with the code that is folded away, this one must not.
-        return x + (self.bias if x.shape[2:] == self.bias.shape[2:] else self._refused(x))
+        """x: (N, channels, *sizes). Raises ValueError for other sizes, also where the bias would broadcast."""
+        # An expression, because a statement `if ...: raise` would count as a check, which is folded away with its code.
+        return x + (self.bias if x.shape[2:] == self.bias.shape[2:] else self._wrong_size(x))
 
-    def _refused(self, x: Tensor) -> Tensor:
-        sizes = ["x".join(map(str, each.shape[2:])) for each in (x, self.bias)]
+    def _wrong_size(self, x: Tensor) -> Tensor:
+        given, expected = ("x".join(map(str, tensor.shape[2:])) for tensor in (x, self.bias))
         raise ValueError(
-            f"a map of {sizes[0]} pixels where {sizes[1]} were folded in: this model was converted with "
-            "fixed_size=True; convert it for the new size, or without"
+            f"the input of this layer has {given} pixels instead of {expected}: the model was converted with "
+            "fixed_size=True; convert it for the new size, or without fixed_size"
         )
 
 
-def plain(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:
-    """The convolution as a module of torch, in the dtype, device and memory format of `like`, and its exact weights.
+def plain_layer(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:
+    """The layer that computes a value, and the float64 value of each of its weights.
 
-    One-sided padding widens the kernel with zeros, or, where that would more than double it or the padding copies
-    pixels, is a module of its own; so is a bias that differs between pixels.
+    like: a weight whose dtype, device and memory format the layer takes.
+
+    Padding that the layer cannot do itself (see `layer_form`) becomes a padding module before it, and a bias per pixel
+    a `BiasMap` behind it.
     """
-    frames, value = layer_form(value)
-    bias = None if value.bias is None else value.bias()  # first: it may take other kernels, which are gone then
+    paddings, value = layer_form(value)
+    bias = None if value.bias is None else value.bias()  # first: it may consume other kernels
     kernel = value.kernel() if value.axes else regroup(value.kernel(), value.groups, 1)
     groups, kernel = finest_groups(kernel, value.groups) if value.axes else (1, kernel)
     kernel = transposed(kernel, groups) if value.is_transposed else kernel
-    biased = value.bias is not None and not value.bias_per_pixel
+    has_bias = value.bias is not None and not value.bias_per_pixel
     geometry: dict[str, Any] = {}
     if value.axes:
         geometry = {
             "kernel_size": tuple(axis.taps for axis in value.axes),
             "dilation": tuple(axis.dilation for axis in value.axes),
             "groups": groups,
-            **(_transposed(value.axes) if value.is_transposed else _direct(value)),
+            **(_transposed_geometry(value.axes) if value.is_transposed else _direct_geometry(value)),
         }
-    kinds = _TRANSPOSED if value.is_transposed else _PLAIN
-    sizes = value.in_channels, value.out_channels
-    module: nn.Module = kinds[len(value.axes)](*sizes, bias=biased, device="meta", **geometry)
-    exact: dict[Tensor, Tensor] = {_rounded(module, "weight", kernel, like): kernel}
-    steps = [*(_PADS[mode][len(value.axes) - 1](tuple(sides)) for mode, sides in frames), module]
+    constructors = _TRANSPOSED if value.is_transposed else _PLAIN
+    channels = value.in_channels, value.out_channels
+    layer: nn.Module = constructors[len(value.axes)](*channels, bias=has_bias, device="meta", **geometry)
+    exact: dict[Tensor, Tensor] = {_add_rounded(layer, "weight", kernel, like): kernel}
+    modules = [*(_PADS[mode][len(value.axes) - 1](tuple(sides)) for mode, sides in paddings), layer]
     if bias is not None:
-        steps += [] if biased else [BiasMap()]
-        number = bias if biased else bias[None]
-        exact[_rounded(steps[-1], "bias", number, like)] = number
-    return (nn.Sequential(*steps) if len(steps) > 1 else module).eval(), exact
+        modules += [] if has_bias else [BiasMap()]
+        exact_bias = bias if has_bias else bias[None]
+        exact[_add_rounded(modules[-1], "bias", exact_bias, like)] = exact_bias
+    return (nn.Sequential(*modules) if len(modules) > 1 else layer).eval(), exact
 
 
-def _direct(value: AffineConv) -> dict[str, Any]:
+def _direct_geometry(value: AffineConv) -> dict[str, Any]:
     """The geometry of nn.Conv."""
     return {
         "stride": tuple(axis.stride for axis in value.axes),
@@ -95,7 +97,7 @@ def _direct(value: AffineConv) -> dict[str, Any]:
     }
 
 
-def _transposed(axes: Sequence[Axis]) -> dict[str, Any]:
+def _transposed_geometry(axes: Sequence[Axis]) -> dict[str, Any]:
     """The geometry of nn.ConvTranspose."""
     return {
         "stride": tuple(axis.input_dilation for axis in axes),
@@ -104,19 +106,26 @@ def _transposed(axes: Sequence[Axis]) -> dict[str, Any]:
     }
 
 
-def _rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:
-    """In order of memory: torch's convolutions choose that of their result by the strides of the weight."""
-    form = _memory_format(like) if like.dim() == number.dim() else torch.contiguous_format
-    rounded = torch.empty_like(number, dtype=like.dtype, device=like.device, memory_format=form).copy_(number)
+def _add_rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:
+    """Add a parameter to a module: a number in the dtype, device and memory format of `like`.
+
+    The memory format counts: torch's convolutions choose the layout of their result by the strides of the weight.
+    """
+    memory_format = _memory_format(like) if like.dim() == number.dim() else torch.contiguous_format
+    rounded = torch.empty_like(number, dtype=like.dtype, device=like.device, memory_format=memory_format)
+    rounded.copy_(number)
     parameter = nn.Parameter(rounded, requires_grad=False)
     module.register_parameter(name, parameter)
     return parameter
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:
-    """Channels last where the strides are those alone: a kernel of one pixel is in both orders, and means the one."""
-    last = _LAST.get(weight.dim())
-    if last is None or weight.stride() != torch.empty_like(weight, memory_format=last, device="meta").stride():
+    """The memory format that the strides show. A kernel of one pixel is in both formats and counts as contiguous."""
+    channels_last = _CHANNELS_LAST.get(weight.dim())
+    if channels_last is None or weight.stride() != _strides_in(weight, channels_last):
         return torch.contiguous_format
-    plain = torch.empty_like(weight, memory_format=torch.contiguous_format, device="meta")
-    return torch.contiguous_format if weight.stride() == plain.stride() else last
+    return torch.contiguous_format if weight.stride() == _strides_in(weight, torch.contiguous_format) else channels_last
+
+
+def _strides_in(weight: Tensor, memory_format: torch.memory_format) -> tuple[int, ...]:
+    return torch.empty_like(weight, memory_format=memory_format, device="meta").stride()

@@ -1,8 +1,8 @@
-"""Dead weight removed, as far as that is proven: the attribute stays and is None, as torch spells an absent bias.
+"""Removal of dead weight, as far as it is proven safe. The attribute stays and is None, like a missing bias of torch.
 
-Calls whose result nobody needs are taken out of code that can be traced for every input. Then the model runs without
-the weight, and has to do what it did before, step by step. What it would miss stays, and so does what code could need
-for another input: every forward around it has to be traced, unless it never looks at sizes or numbers.
+First, calls whose result nobody needs are taken out of code that can be traced for every input. Then the model runs
+without the weight, and has to take the same steps as before. What it would miss stays. So does what code may need for
+another input: every forward around it has to be traced, unless its control flow depends on no number.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 from reparam.capture.graph import Call, Node, Record, has_user_code
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.capture.rerun import _told
+from reparam.capture.rerun import run_key
 from reparam.errors import ModelError, Refusal
-from reparam.plan.liveness import Dead, alive, boundary, is_dead_call
-from reparam.rewrite.apply import swept, written
+from reparam.plan.liveness import Dead, alive, is_dead_call, with_pinned
 from reparam.rewrite.proofs import Proofs
+from reparam.rewrite.steps import erase_removed, write_forward
 from reparam.rewrite.trace import Trace
 
 REMOVED = "removed"
@@ -29,73 +29,76 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 class Pruner:
-    """Where a model holds its dead weight; `prune` removes it later, when the model has been edited."""
+    """Notes where a model holds its dead weight, before it is edited. `prune` removes it from the edited model."""
 
     def __init__(self, model: nn.Module, dead: Sequence[Dead]) -> None:
         self.dead = dead
-        self.places: dict[int, list[tuple[nn.Module, str, str]]] = defaultdict(list)
+        self.holders: dict[int, list[tuple[nn.Module, str, str]]] = defaultdict(list)  # module, registry, name
         for module in model.modules():
             for registry in _REGISTRIES:
-                for name, held in vars(module).get(registry, {}).items():
-                    self.places[id(held)].append((module, registry, name))
+                for name, member in vars(module).get(registry, {}).items():
+                    self.holders[id(member)].append((module, registry, name))
 
     def prune(self, model: nn.Module, inputs: Inputs, pinned: Collection[nn.Module]) -> dict[Dead, str]:
-        """Remove what can be removed; what became of each: `REMOVED`, or why it stays."""
-        now = record(model, inputs)
-        now.barriers.update(boundary(now, pinned))
-        watched = {*pinned, *now.hooked}
-        fates = {each: "kept: a hook or `keep` watches it" for each in self.dead if each.modules() & watched}
-        live = alive(now)
-        for call, computed in _computing(now, [each for each in self.dead if each not in fates], live).items():
+        """Remove what can be removed. Returns the fate of each: `REMOVED`, or why it stays.
+
+        Requires the edited model. Leaves it with the same results. Raises ModelError if the model does not run.
+        """
+        before = with_pinned(record(model, inputs), pinned)
+        all_pinned = {*pinned, *before.hooked}
+        fates = {dead: "kept: it is pinned by a hook or `keep=`" for dead in self.dead if dead.modules() & all_pinned}
+        live = alive(before)
+        unpinned = [dead for dead in self.dead if dead not in fates]
+        for call, computed in _calls_computing(unpinned, before, live).items():
             try:
-                _without(call, now, live)
+                _erase_dead_operations(call, before, live)
             except Refusal as refusal:
                 fates.update(dict.fromkeys(computed, f"kept: {refusal.reason}"))
         now = record(model, inputs)
         proofs = Proofs(now)
-        for each in self.dead:
-            if reason := self._needed(each, now, proofs):
-                fates.setdefault(each, f"kept: {reason}")
-        free = [each for each in self.dead if each not in fates]
-        removed = self._removed(free, model, inputs, _told(now))
-        return {each: fates.get(each, REMOVED if each in removed else "kept: code asks for it") for each in self.dead}
+        for dead in self.dead:
+            if reason := self._why_needed(dead, now, proofs):
+                fates.setdefault(dead, f"kept: {reason}")
+        removable = [dead for dead in self.dead if dead not in fates]
+        removed = self._remove(removable, model, inputs, run_key(now))
+        return {dead: fates.get(dead, REMOVED if dead in removed else "kept: code asks for it") for dead in self.dead}
 
-    def _needed(self, each: Dead, now: Record, proofs: Proofs) -> str:
-        """Why code may need it, for this input or another; empty if it is proven that none does."""
-        readers, modules = now.readers(), each.modules()
-        if any(id(tensor) in readers for tensor in each.tensors) or any(call.module in modules for call in now.calls):
+    def _why_needed(self, dead: Dead, now: Record, proofs: Proofs) -> str:
+        """Why code may need it, for this input or another; empty if no code does."""
+        readers, modules = now.readers(), dead.modules()
+        if any(id(tensor) in readers for tensor in dead.tensors) or any(call.module in modules for call in now.calls):
             return "the code that computes it could not be taken apart"
-        around, waiting = set[nn.Module](), [module for module, _, _ in self.places[id(each.member)]]
-        while waiting:
-            module = waiting.pop()
+        around, pending = set[nn.Module](), [module for module, _, _ in self.holders[id(dead.member)]]
+        while pending:
+            module = pending.pop()
             if module not in around:
                 around.add(module)
-                waiting += [parent for parent, _, _ in self.places[id(module)]]
+                pending += [parent for parent, _, _ in self.holders[id(module)]]
         return next((doubt for call in now.calls if call.module in around and (doubt := _doubt(call, proofs))), "")
 
-    def _removed(self, dead: Sequence[Dead], model: nn.Module, inputs: Inputs, before: list[Any]) -> set[Dead]:
-        """All of it, if the model does the same without; else what can be removed of either half."""
+    def _remove(self, dead: Sequence[Dead], model: nn.Module, inputs: Inputs, before: list[Any]) -> set[Dead]:
+        """Remove all of it if the model does the same without; otherwise what can be removed of either half."""
         if not dead:
             return set()
-        self._put(dead, absent=True)
+        self._set_members(dead, present=False)
         with suppress(ModelError):
-            if _told(record(model, inputs)) == before:
+            if run_key(record(model, inputs)) == before:
                 return set(dead)
-        self._put(dead, absent=False)
+        self._set_members(dead, present=True)
         if len(dead) == 1:
             return set()
         half = len(dead) // 2
-        first = self._removed(dead[:half], model, inputs, before)
-        return first | self._removed(dead[half:], model, inputs, before)
+        removed = self._remove(dead[:half], model, inputs, before)
+        return removed | self._remove(dead[half:], model, inputs, before)
 
-    def _put(self, dead: Iterable[Dead], absent: bool) -> None:
-        for each in dead:
-            for module, registry, name in self.places[id(each.member)]:
-                vars(module)[registry][name] = None if absent else each.member
+    def _set_members(self, dead: Iterable[Dead], present: bool) -> None:
+        for item in dead:
+            for module, registry, name in self.holders[id(item.member)]:
+                vars(module)[registry][name] = item.member if present else None
 
 
 def _doubt(call: Call, proofs: Proofs) -> str:
-    """Why it may take another way for another input; empty if it looks at none, or can be traced."""
+    """Why code may do something else for another input; empty if its control flow does not depend on it."""
     if proofs.looks(call):
         try:
             proofs.trace(call, frozenset({call.module}))
@@ -104,23 +107,23 @@ def _doubt(call: Call, proofs: Proofs) -> str:
     return ""
 
 
-def _computing(now: Record, dead: Iterable[Dead], live: Collection[Node]) -> dict[Call, list[Dead]]:
-    """The calls whose own code computes something dead, with what that is."""
+def _calls_computing(dead: Iterable[Dead], now: Record, live: Collection[Node]) -> dict[Call, list[Dead]]:
+    """The live calls in whose code something dead is computed, with what that is."""
     found: dict[Call, list[Dead]] = defaultdict(list)
     readers = now.readers()
-    for each in dead:
-        modules = each.modules()
+    for item in dead:
+        modules = item.modules()
         calls = [call for call in now.calls if call.module in modules]
-        calls += [node.call for tensor in each.tensors for node in readers.get(id(tensor), ()) if node.call]
-        outer = [next((around for around in call.stack() if not is_dead_call(around, live)), None) for call in calls]
-        for call in dict.fromkeys(outer):
+        calls += [node.call for tensor in item.tensors for node in readers.get(id(tensor), ()) if node.call]
+        live_calls = (next((outer for outer in call.stack() if not is_dead_call(outer, live)), None) for call in calls)
+        for call in dict.fromkeys(live_calls):
             if call is not None:
-                found[call].append(each)
+                found[call].append(item)
     return found
 
 
-def _without(call: Call, now: Record, live: Collection[Node]) -> None:
-    """Take what is dead out of the code of one call."""
+def _erase_dead_operations(call: Call, now: Record, live: Collection[Node]) -> None:
+    """Take the dead operations out of the code of one call. Raises Refusal where that is not possible."""
     path = call.path or "the model itself"
     calls = sum(other.module is call.module for other in now.calls)
     if calls > 1:
@@ -128,5 +131,5 @@ def _without(call: Call, now: Record, live: Collection[Node]) -> None:
     if not has_user_code(call.module):
         raise Refusal(f"{path}, which computes it, is a layer of torch")
     trace = Trace(call, {call.module})
-    swept(trace, set(), set(now.nodes) - set(live))
-    written(trace)
+    erase_removed(trace, set(), set(now.nodes) - set(live))
+    write_forward(trace)

@@ -1,7 +1,7 @@
 """Plan and lower in turn, until a plan is found that can be written back.
 
-A plan does not know what code allows. Lowering finds that out and answers with constraints; the next plan respects
-them. Each round adds at least one constraint on a finite graph and none is ever lifted, so the rounds end.
+A plan does not know what code allows. Lowering finds that out and answers with constraints, which the next plan
+respects. Each round adds a constraint on a finite graph and none is ever removed, so the rounds end.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ IN_THE_WAY = "the edit of a fusion is in the way of another fold"
 class Settled:
     """A plan that can be written back, and its edits.
 
-    choices: what was chosen one by one, so that the first so many can be chosen again (see `only`).
-    rounds: how many plans were lowered; why: what ended the rounds.
+    choices: the folds and then the fusions, in the order in which they were chosen (see `only` of `settle`).
+    rounds: the number of plans that were lowered; why: what ended the rounds.
     """
 
     plan: Plan
@@ -42,17 +42,21 @@ class Settled:
 
 
 def settle(
-    record: Record, judge: Cost, pinned: Collection[nn.Module], fixed: Collection[Node] = (), only: int | None = None
+    record: Record,
+    cost_model: Cost,
+    pinned: Collection[nn.Module],
+    fixed_size: Collection[Node] = (),
+    only: int | None = None,
 ) -> Settled:
-    """The cheapest plan by `judge` that can be written back; fusions come on top of a plan that already can.
+    """The cheapest plan by `cost_model` that can be written back, and its edits.
 
-    Requires a record of an unchanged model. Leaves both as they are. Raises nothing: what cannot be folded is among the
-    refusals of the plan.
+    Requires a record of the model as it is. Leaves model and record as they are. Raises nothing: what cannot be folded
+    is among the refusals of the plan.
 
-    pinned: modules that keep their place and identity. fixed: nodes whose recorded sizes are the only ones.
-    only: so many of the folds, in order, and then of the fusions, if given.
+    pinned: modules that keep their place and identity. fixed_size: nodes whose recorded sizes are the only ones.
+    only: at most so many of the choices, the first ones, if given.
     """
-    rounds = _Rounds(record, Proofs(record), judge, pinned, fixed, only)
+    rounds = _Rounds(record, Proofs(record), cost_model, pinned, fixed_size, only)
     while not rounds.why:
         rounds.next()
     return rounds.settled()
@@ -60,14 +64,16 @@ def settle(
 
 @dataclass(eq=False)
 class _Rounds:
+    """First plans without fusions until one can be written back, the basis; then fusions on top of it."""
+
     record: Record
     proofs: Proofs
-    judge: Cost
+    cost_model: Cost
     pinned: Collection[nn.Module]
-    fixed: Collection[Node]
+    fixed_size: Collection[Node]
     only: int | None
     constraints: Constraints = field(default_factory=Constraints)
-    basis: tuple[Plan, Edits] | None = None  # what can be written back without fusions
+    basis: tuple[Plan, Edits] | None = None
     best: tuple[Plan, Edits] | None = None
     count: int = 0
     why: str = ""
@@ -75,36 +81,36 @@ class _Rounds:
     def next(self) -> None:
         """Lower one more plan, and learn from it."""
         with cache_scope():
-            planned = self._planned()
-            if planned is None:
+            candidate = self._candidate()
+            if candidate is None:
                 self.why = NO_FUSION_PAYS
                 return
             self.count += 1
-            edits = lower(self.record, planned, self.proofs, self.pinned, self.constraints.barriers)
+            edits = lower(self.record, candidate, self.proofs, self.pinned, self.constraints.barriers)
         if self.basis is None:
             self.constraints |= edits.constraints
             if not edits.constraints:
-                self.basis = self.best = planned, edits
+                self.basis = self.best = candidate, edits
         elif not edits.constraints:
-            self.best, self.why = (planned, edits), FUSED
+            self.best, self.why = (candidate, edits), FUSED
         elif edits.constraints.unfusable:
             self.constraints |= Constraints(unfusable=edits.constraints.unfusable)
         else:
             self.why = IN_THE_WAY
 
-    def _planned(self) -> Plan | None:
-        """The next plan to try; None where there is nothing left to try."""
+    def _candidate(self) -> Plan | None:
+        """The next plan to try; None where none is left."""
         if self.basis is None:
-            return plan(self.record, self.judge, self.constraints, fixed_size=self.fixed, only=self.only)
-        folds = self.basis[0].folds
-        left = None if self.only is None else max(0, self.only - len(folds))
-        return fused(self.record, self.basis[0], self.judge, self.constraints.unfusable, left)
+            return plan(self.record, self.cost_model, self.constraints, fixed_size=self.fixed_size, only=self.only)
+        basis, _ = self.basis
+        fusions_left = None if self.only is None else max(0, self.only - len(basis.folds))
+        return fused(self.record, basis, self.cost_model, self.constraints.unfusable, fusions_left)
 
     def settled(self) -> Settled:
         assert self.basis is not None
         assert self.best is not None
-        planned, edits = self.best
+        best, edits = self.best
         choices: list[Fold | Fusion] = [*self.basis[0].folds]
-        choices += dict.fromkeys(fusion for fold in planned.folds for fusion in fold.shared)
-        told = replace(planned, refusals={**planned.refusals, **self.constraints.refusals})
-        return Settled(told, edits, choices, self.count, self.why)
+        choices += dict.fromkeys(fusion for fold in best.folds for fusion in fold.shared)
+        with_refusals = replace(best, refusals={**best.refusals, **self.constraints.refusals})
+        return Settled(with_refusals, edits, choices, self.count, self.why)

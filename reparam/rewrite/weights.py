@@ -1,8 +1,8 @@
-"""New weights that wait for the memory of the old ones.
+"""Memory of weights: refills of a model that is converted in place, and copies that share parameters.
 
-A model that is changed in place never needs both: everything that can fail has been done when the first old weight is
-given up. By then every kernel has been worked out once, to be looked at, and forgotten; now each is worked out again
-and kept, and what only it was made of goes with it.
+A conversion in place never holds old and new weights together. First everything that can fail is done, with new layers
+that have no weights: each kernel is computed once, checked and freed. Then the old weights are given up one layer after
+another, and the kernels are computed again and kept.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Record
 from reparam.errors import ModelError
-from reparam.rewrite.layers import plain
+from reparam.rewrite.layers import plain_layer
 
 
 @dataclass(frozen=True, eq=False)
-class Waiting:
-    """A plain module whose parameters are on the meta device, and what they are made of (see `plain`)."""
+class Refill:
+    """A layer whose parameters are on the meta device, and the arguments of `plain_layer` that make them."""
 
-    module: nn.Module
+    layer: nn.Module
     value: AffineConv
     like: Tensor
 
-    def fill(self) -> None:
-        """Give the module its numbers."""
+    def run(self) -> None:
+        """Give the layer its weights."""
         with cache_scope():
-            made, _ = plain(self.value, self.like)
-        for empty, full in zip(self.module.modules(), made.modules(), strict=True):
+            full_layer, _ = plain_layer(self.value, self.like)
+        for empty, full in zip(self.layer.modules(), full_layer.modules(), strict=True):
             empty._parameters.update(full._parameters)
 
 
-def loosened(record: Record) -> None:
-    """Let a constant hold nothing but what it is computed from, and every other node nothing at all.
+def release_graph(record: Record) -> None:
+    """Cut the references between the nodes of a record, except from a constant to what it is computed from.
 
-    Kernels know the tensor that they start from, and from any node of a record the whole model can be reached.
+    A kernel refers to the node that it starts from, and through that to the whole record and all weights.
     """
     for node in {*record.nodes, *(operand for reader in record.nodes for operand in reader.inputs)}:
         node.readers, node.call = [], None
@@ -47,40 +47,41 @@ def loosened(record: Record) -> None:
             node.inputs, node.args, node.kwargs = (), (), {}
 
 
-def fill(waiting: list[Waiting]) -> None:
-    """Fill one module after the other, and forget it. Raises ModelError if memory runs out: half is done then.
+def run_refills(refills: list[Refill]) -> None:
+    """Run and remove each refill, the largest layer first. The list is empty afterwards.
 
-    The largest comes first, and every other kernel fits where its own has been.
+    Raises ModelError if memory runs out: the model has then lost its weights.
     """
-    gc.collect()  # modules and calls hold one another
-    waiting.sort(key=lambda each: sum(parameter.numel() for parameter in each.module.parameters()))
+    gc.collect()  # modules and calls refer to one another
+    refills.sort(key=lambda refill: sum(parameter.numel() for parameter in refill.layer.parameters()))
     try:
-        while waiting:
-            waiting.pop().fill()
+        while refills:
+            refills.pop().run()
     except Exception as error:
         raise ModelError(
-            f"the new weights cannot be made: {type(error).__name__}: {error}; the model has lost its old ones and has "
-            "to be loaded again. With inplace=False it would have stayed as it was"
+            f"the new weights cannot be computed: {type(error).__name__}: {error}; the model has lost its weights and "
+            "has to be loaded again. With inplace=False it would have stayed as it was"
         ) from error
 
 
-def same(model: nn.Module) -> Mapping[int, Tensor]:
-    """The tensors of a model as they are, for a copy that will become the model itself; by id."""
-    return {id(each): each for each in (*model.parameters(), *model.buffers()) if not each.is_inference()}
+def shared_tensors(model: nn.Module) -> Mapping[int, Tensor]:
+    """The tensors of a model by id, as the memo of a deep copy that will become the model itself."""
+    tensors = (*model.parameters(), *model.buffers())
+    return {id(tensor): tensor for tensor in tensors if not tensor.is_inference()}
 
 
 def aliases(model: nn.Module) -> Mapping[int, Tensor]:
-    """Other parameters in the same memory, for a copy that will be a model of its own; by the id of the model's.
+    """New parameters in the memory of the model's, by the id of these, as the memo of a deep copy of the model.
 
-    Buffers are copied: a forward may write to them.
+    Buffers are not among them, so they are copied: a forward may write to them.
     """
-    held = (each for each in model.parameters() if type(each) is nn.Parameter and not each.is_inference())
-    return {id(each): nn.Parameter(each.data, each.requires_grad) for each in held}
+    own = (p for p in model.parameters() if type(p) is nn.Parameter and not p.is_inference())
+    return {id(parameter): nn.Parameter(parameter.data, parameter.requires_grad) for parameter in own}
 
 
-def own(model: nn.Module, lent: Iterable[Tensor]) -> None:
-    """Give those of the parameters of `model` that were lent memory of their own."""
-    ids = {id(each) for each in lent}
+def copy_aliases(model: nn.Module, aliases: Iterable[Tensor]) -> None:
+    """Give the parameters of `model` that are among the aliases memory of their own."""
+    ids = {id(alias) for alias in aliases}
     for parameter in model.parameters():
         if id(parameter) in ids:
             parameter.data = parameter.data.clone()

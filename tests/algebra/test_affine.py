@@ -24,7 +24,7 @@ from reparam.algebra.axis import ZEROS, Axis
 from reparam.algebra.layer_form import widened
 from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
-from reparam.rewrite.layers import plain
+from reparam.rewrite.layers import plain_layer
 
 Function = Callable[[Tensor], Tensor]
 
@@ -368,7 +368,7 @@ def test_cat_is_exact_wherever_there_is_one(data: st.DataObject, spatial: int) -
         truth = torch.cat([u(x), v(x)], 1)
         assert torch.equal(law(x), truth)
         assert torch.equal(widened(law)(x), truth)
-        assert torch.equal(plain(law, x)[0](x), truth)
+        assert torch.equal(plain_layer(law, x)[0](x), truth)
 
 
 def test_sums_of_other_tensors_layouts_and_channels_are_refused() -> None:
@@ -474,7 +474,7 @@ def test_copied_borders_are_refused_of_necessity(before: Axis, mode: str) -> Non
 def test_a_layer_takes_every_size_and_gives_the_same(pair: tuple[AffineConv, AffineConv], summed: bool) -> None:
     """What torch runs in the end, at the smallest size first: a value, and the sum of two."""
     v = pair[0] + pair[1] if summed else pair[0]
-    module, _ = plain(v, torch.empty(0, dtype=torch.float64))
+    module, _ = plain_layer(v, torch.empty(0, dtype=torch.float64))
     for x in images(v):
         assert torch.equal(module(x), v(x))
 

@@ -45,7 +45,7 @@ def test_a_wrong_edit_is_caught_and_named(monkeypatch: pytest.MonkeyPatch, inpla
     from reparam.rewrite import apply as emit
 
     model = trained(nn.Sequential(Network(), nn.Linear(5, 3), nn.Identity(), nn.Linear(3, 2)))
-    right = emit.plain
+    right = emit.plain_layer
 
     def wrong(value: Any, like: Tensor) -> Any:
         module, exact = right(value, like)
@@ -56,7 +56,7 @@ def test_a_wrong_edit_is_caught_and_named(monkeypatch: pytest.MonkeyPatch, inpla
                 parameter.data.mul_(1.001)
         return module, exact
 
-    monkeypatch.setattr(emit, "plain", wrong)
+    monkeypatch.setattr(emit, "plain_layer", wrong)
     before = snapshot(model)
     word = r"Guilty: (3|1|0\.head|the model)" if guilty == "head" else r"Guilty: 0\.blocks\.1"
     with pytest.raises(VerificationError, match=word):

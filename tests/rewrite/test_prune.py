@@ -435,7 +435,7 @@ def test_kept_and_hooked_modules_stay() -> None:
     assert "aux.0.weight" in reparam.reparameterize(model, X, prune=True).state_dict()
     never = trained(Training())
     pruned = reparam.reparameterize(never, X, keep=["aux"], prune=True)
-    assert [d.fate for d in pruned.reparam_report.dead] == ["kept: a hook or `keep` watches it"]
+    assert [d.fate for d in pruned.reparam_report.dead] == ["kept: it is pinned by a hook or `keep=`"]
 
 
 def test_verification_names_a_wrong_pruning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,12 @@ import reparam
 import reparam.algebra.kernels as kernels
 import reparam.algebra.lazy as lazy
 import reparam.rewrite.apply as emit
-import reparam.rewrite.weights as waiting
 from reparam.algebra.affine import AffineConv, Anchor, Constant
 from reparam.algebra.lazy import Fresh, Lazy, Uncached, cache_scope, writable
 from reparam.errors import ModelError
 from reparam.nn import RepVGGBlock
-from reparam.rewrite.weights import aliases, own
+from reparam.rewrite import weights
+from reparam.rewrite.weights import aliases, copy_aliases
 from tests.helpers import Block, distance, image, trained
 
 X = image(2, 8, 9, 11)
@@ -210,13 +210,13 @@ def test_the_kernels_of_one_fold_are_gone_before_those_of_the_next(
     monkeypatch: pytest.MonkeyPatch, verify: Any
 ) -> None:
     model = network().float()
-    right, found = emit.plain, []
+    right, found = emit.plain_layer, []
 
     def plain(*arguments: Any) -> Any:
         found.append(doubles())
         return right(*arguments)
 
-    monkeypatch.setattr(emit, "plain", plain)
+    monkeypatch.setattr(emit, "plain_layer", plain)
     reparam.reparameterize(model, X.float(), verify=verify)
     assert len(found) == 4
     kernel = 8 * 8 * 9
@@ -266,7 +266,7 @@ def test_parameters_that_modules_also_keep_in_lists() -> None:
     folded = reparam.reparameterize(model, torch.randn(3, 2, 4))
     assert [id(each) for each in folded._flat_weights] == [id(each) for each in folded.parameters()]
     assert distance(lambda x: model(x)[0], lambda x: folded(x)[0], torch.randn(3, 2, 4)) == 0
-    own(folded, aliases(model).values())
+    copy_aliases(folded, aliases(model).values())
 
 
 # --- in place
@@ -341,13 +341,13 @@ def test_in_place_old_and_new_weights_are_never_held_at_once(monkeypatch: pytest
     x = image(2, 64, 9, 11).float()
     model = trained(nn.Sequential(*layers, nn.Conv2d(64, 64, 1), nn.ReLU()), x.double()).float()
     del layers
-    right, found = waiting.plain, []
+    right, found = weights.plain_layer, []
 
     def plain(*arguments: Any) -> Any:
         found.append(held())
         return right(*arguments)
 
-    monkeypatch.setattr(waiting, "plain", plain)
+    monkeypatch.setattr(weights, "plain_layer", plain)
     gc.collect()
     before, kernel = held(), 4 * 64 * 64 * 9
     reparam.reparameterize(model, x, verify=verify, inplace=True)
@@ -365,7 +365,7 @@ def test_in_place_a_module_that_others_hold_stays() -> None:
 
 
 def test_in_place_out_of_memory_says_that_the_model_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, made = waiting.plain, []
+    right, made = weights.plain_layer, []
 
     def plain(*arguments: Any) -> Any:
         if made:
@@ -373,8 +373,8 @@ def test_in_place_out_of_memory_says_that_the_model_is_lost(monkeypatch: pytest.
         made.append(right(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(waiting, "plain", plain)
-    with pytest.raises(ModelError, match="can't allocate memory; the model has lost its old ones and has to be loaded"):
+    monkeypatch.setattr(weights, "plain_layer", plain)
+    with pytest.raises(ModelError, match="can't allocate memory; the model has lost its weights and has to be loaded"):
         reparam.reparameterize(network(), X, verify=False, inplace=True)
 
 

@@ -92,7 +92,7 @@ def _per_axis(name: str, value: Any, rank: int) -> Any:
 
 
 def of_fold(value: AffineConv, shape: Sequence[int]) -> Sample:
-    """The layer that computes a deployable value from a tensor of `shape`, padded where padding copies pixels."""
+    """The layer that computes a value in layer form from a tensor of `shape`, padded where padding copies pixels."""
     read = Shaped(tuple(shape))
     if not value.axes:
         return Sample(F.linear, (read, Shaped((value.out_channels, value.in_channels))))

@@ -71,12 +71,12 @@ def of_fold(value: AffineConv) -> Iterator[Work]:
         return
     output, shape = value.shape(), value.anchor.shape
     written, read = math.prod(output), math.prod(shape)
-    frames, value = layer_form(value)
-    frames += [(mode, value.sides(mode)) for mode in value.modes if mode != ZEROS]
-    for mode, pads in frames:  # a separate operation, as in the user's code
-        pad = partial(sample.of_pad, shape, pads, mode)
-        sides = zip(shape[2:], pads[-2::-2], pads[::-2], strict=True)
-        shape = (*shape[:2], *(size + lo + hi for size, lo, hi in sides))
+    paddings, value = layer_form(value)
+    paddings += [(mode, value.sides(mode)) for mode in value.modes if mode != ZEROS]
+    for mode, sides in paddings:  # a separate operation, as in the user's code
+        pad = partial(sample.of_pad, shape, sides, mode)
+        axes = zip(shape[2:], sides[-2::-2], sides[::-2], strict=True)
+        shape = (*shape[:2], *(size + lo + hi for size, lo, hi in axes))
         yield Work("moved", read, math.prod(shape), sample=pad)
         read = math.prod(shape)
     yield _layer(value, shape, read, written)
