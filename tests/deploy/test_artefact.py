@@ -111,7 +111,7 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> tuple[Callable[[], nn
     make, shape, options = MODELS[name]
     x = image(*shape, dtype=dtype)
     model = trained(make(), x, dtype=dtype)
-    return lambda: make().to(dtype), model, reparam.reparameterize(model, x, **options), x
+    return lambda: make().to(dtype), model, reparam.reparameterize(model, x, verify="folds", **options), x
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -192,7 +192,8 @@ def test_keyword_inputs_are_probed(tmp_path: Path) -> None:
 
 
 def test_the_provenance_says_where_it_comes_from(tmp_path: Path) -> None:
-    _, model, deployed, _ = made("RepVGG")
+    _, model, _, x = made("RepVGG")
+    deployed = reparam.reparameterize(model, x)
     saved = save(deployed, tmp_path / "net.safetensors", source={"model": "mine:make"})
     data = json.loads(saved.provenance.read_text())
     assert data["source"] == {"model": "mine:make"}
@@ -206,13 +207,21 @@ def test_the_provenance_says_where_it_comes_from(tmp_path: Path) -> None:
 
 @pytest.mark.zoo
 @pytest.mark.parametrize(
-    "name", ["repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "swin_tiny_patch4_window7_224", "levit_128s"]
+    ("name", "size"),
+    [
+        ("repvgg_a0", 64),
+        ("mobileone_s0", 64),
+        ("fastvit_t8", 64),
+        ("repvit_m0_9", 64),
+        ("swin_tiny_patch4_window7_224", None),  # takes no other size
+        ("levit_128s", None),
+    ],
 )
-def test_networks_of_timm(name: str, tmp_path: Path) -> None:
+def test_networks_of_timm(name: str, size: int | None, tmp_path: Path) -> None:
     import timm
 
     model = build(name)
-    x = example_input(model)
+    x = example_input(model, size=size)
     deployed = reparam.reparameterize(model, x, verify=False)
     loaded = load(save(deployed, tmp_path / "net.safetensors").weights, timm.create_model(name))
     assert distance(deployed, loaded, x) == 0

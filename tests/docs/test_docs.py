@@ -16,12 +16,11 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +29,7 @@ from unittest import mock
 import pytest
 
 from reparam.rules import RULES
+from tests.console import Commands, commands
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -66,21 +66,20 @@ def run_python(block: Block, document: Path, module: ModuleType) -> str:
     return printed.getvalue()
 
 
-def run_command(line: str, fails: bool = False) -> str:
-    """What `reparam ...` prints, run with this Python on the files of this checkout; on stderr too where it fails."""
-    command = [sys.executable, "-m", "reparam", *shlex.split(line)[1:]]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
-    assert bool(done.returncode) == fails, f"{line}\n{done.stderr}"
-    return done.stdout + (done.stderr if fails else "")
+def run_command(server: Commands, line: str, fails: bool = False) -> str:
+    """What `reparam ...` prints on the files of this checkout; where it must fail, on stderr too."""
+    done = server.run(*shlex.split(line)[1:])
+    assert bool(done.code) == fails, f"{line}\n{done.err}"
+    assert fails or not done.err, f"{line} warns:\n{done.err}"
+    return done.out + done.err
 
 
-def run_console(block: Block, where: str) -> None:
+def run_console(server: Commands, block: Block, where: str) -> None:
     """Every `$ reparam ...` of the block, against the lines below it."""
     for session in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         line, _, expected = session.partition("\n")
         if line.startswith("reparam "):
-            printed = run_command(line, fails=block.marker == "fails")
+            printed = run_command(server, line, fails=block.marker == "fails")
             if expected.strip():
                 check(printed, expected, where, measured=True)
 
@@ -92,7 +91,7 @@ def check(printed: str, expected: str, where: str, measured: bool) -> None:
     assert alike, f"{where} says\n{expected}\nbut what is printed is\n{printed}"
 
 
-def run(document: Path, module: ModuleType) -> None:
+def run(server: Commands, document: Path, module: ModuleType) -> None:
     """Every block of the document, in order, against what it says."""
     printed = ""
     for block in blocks(document):
@@ -100,16 +99,24 @@ def run(document: Path, module: ModuleType) -> None:
         if block.language == "python":
             printed = run_python(block, document, module)
         elif block.language == "bash":
-            printed = "".join(run_command(line) for line in block.text.splitlines() if line.startswith("reparam "))
+            printed = "".join(
+                run_command(server, line) for line in block.text.splitlines() if line.startswith("reparam ")
+            )
         elif block.language == "console":
-            run_console(block, where)
+            run_console(server, block, where)
         elif block.marker.startswith("output"):
             check(printed, block.text, where, measured=block.marker == "output: measured")
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Commands]:
+    with commands() as serving:
+        yield serving
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_code_blocks_print_what_the_document_says(
-    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Commands, document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     module = ModuleType("document")
@@ -118,7 +125,7 @@ def test_code_blocks_print_what_the_document_says(
     monkeypatch.setitem(sys.modules, "mynet", module)
     monkeypatch.delitem(sys.modules, "mynet")  # a document writes its own; other tests have theirs, before and after
     with mock.patch.dict(RULES):  # a document may add a rule; the other tests do not know it
-        run(document, module)
+        run(server, document, module)
 
 
 @pytest.mark.skipif(not README.exists(), reason="there is no README yet")
