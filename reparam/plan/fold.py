@@ -313,16 +313,16 @@ class Stretch(NamedTuple):
 
 def stretches(base: Node, nodes: Sequence[Node], steps: Collection[Node]) -> list[Stretch]:
     """The operations between the steps, in order; every path leads through every step."""
-    found: list[Stretch] = []
+    result: list[Stretch] = []
     start, between = base, list[Node]()
     for node in nodes:
         if node not in steps:
             between.append(node)
         if between and (node in steps or node is nodes[-1]):
-            found.append(Stretch(start, tuple(between)))
+            result.append(Stretch(start, tuple(between)))
         if node in steps:
             start, between = node, []
-    return found
+    return result
 
 
 def _run_layers(value: AffineConv, x: Tensor) -> Tensor:

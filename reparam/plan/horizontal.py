@@ -129,7 +129,7 @@ class _FusionSearch:
             if fold is not None:  # of two calls of one module the last: a fusion of both would hold its weights twice
                 groups[fold.base, fold.value.axes][tuple(map(id, model_tensors(fold.nodes)))] = fold
         for group in groups.values():
-            candidates = [c for fold in group.values() for c in self._candidates(fold)] if len(group) > 1 else []
+            candidates = [c for fold in group.values() for c in self._fusion_candidates(fold)] if len(group) > 1 else []
             fusion = self._best(candidates)
             if fusion is not None:
                 yield fusion
@@ -158,7 +158,7 @@ class _FusionSearch:
         exclusive = all(reader in self.removed or used_only_by(reader, (node,)) for reader in readers - calls)
         return Fold(base, node, value, (node,)) if exclusive else None
 
-    def _candidates(self, fold: Fold) -> Iterator[_Candidate]:
+    def _fusion_candidates(self, fold: Fold) -> Iterator[_Candidate]:
         """The fold as a candidate, unless code can tell that its result is a view."""
         sink, base = fold.sink, fold.base
         # The results of a fusion are views of one tensor: a write into one counts as a write into all.

@@ -206,7 +206,7 @@ class _IntactFlow:
         moves = result.moves if isinstance(result, (Rearranged, View)) else None
         assert channel is not None
         if isinstance(result, AffineConv) and result.pixelwise:
-            return lengths if result.identity else _replaced(lengths, channel, Length.constant(value.shape[channel]))
+            return lengths if result.identity else _with_length(lengths, channel, Length.constant(value.shape[channel]))
         if moves is None:
             return self._resized_lengths(node, value, lengths)
         shape = tuple(operand.shape)
@@ -284,7 +284,7 @@ def _split(node: Node, first: int, count: int, entries: Length) -> Lengths:
     return (_ONE,) * count if entries == _ONE else tuple(_unknown(node, first + i) for i in range(count))
 
 
-def _replaced(lengths: Lengths, dim: int, length: Length) -> Lengths:
+def _with_length(lengths: Lengths, dim: int, length: Length) -> Lengths:
     return (*lengths[:dim], length, *lengths[dim + 1 :])
 
 

@@ -108,7 +108,7 @@ class _Emitter:
         for module in self.edits.unscaled:
             drop_affine(module)
         for rewrite in self.edits.rewrites:
-            self._rewrite(rewrite)
+            self._rewrite_forward(rewrite)
         paths = {module: path for path, module in self.model.named_modules()}
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
         names = {fold: paths.get(layer, "") for fold, layer in self.layers.items()}
@@ -137,7 +137,7 @@ class _Emitter:
         self.layers.update(dict.fromkeys(folds, layer))
         return layer
 
-    def _rewrite(self, rewrite: Rewrite) -> None:
+    def _rewrite_forward(self, rewrite: Rewrite) -> None:
         """Edit the pieces in the trace, and make it the forward of its module."""
         module, trace = rewrite.trace.module, rewrite.trace
         replaced = {node for piece in rewrite.pieces for node in piece.nodes}

@@ -34,7 +34,7 @@ def rewrites_of(pieces: Iterable[Piece], swaps: Iterable[Swap], context: Context
         inside = pieces_at[place]
         try:
             _require_no_other_edit(place, modules, inside, swapped, context)
-            rewrites.append(_rewrite(place, modules, inside, context))
+            rewrites.append(_rewrite_call(place, modules, inside, context))
         except Refusal as refusal:
             if refused.refuse_fusions(fusion for piece in inside for fusion in piece.fold.shared):
                 continue
@@ -98,14 +98,14 @@ def _require_no_other_edit(
             raise Refusal("its code is called several times, and another fold would write out one of the calls")
 
 
-def _rewrite(place: Call, opened: Set[nn.Module], pieces: Sequence[Piece], context: Context) -> Rewrite:
+def _rewrite_call(place: Call, opened: Set[nn.Module], pieces: Sequence[Piece], context: Context) -> Rewrite:
     """The rewrite of one call. Raises Refusal where its code cannot be rewritten."""
     pinned = [module for module in opened if module in context.pinned and module is not place.module]
     if pinned:
         raise Refusal(f"{context.path(pinned[0])} is pinned by a hook or `keep=`", "without it this would fold")
     if not has_user_code(place.module) and context.read_elsewhere(place.module):
         raise Refusal(f"other code reads the parameters of {place.path}", "code that reads its own would fold")
-    trace = _trace(place, frozenset(opened), context)
+    trace = _forward_trace(place, frozenset(opened), context)
     replaced = {node for piece in pieces for node in piece.nodes}
     returned = returned_nodes(trace)
     for piece in pieces:
@@ -113,7 +113,7 @@ def _rewrite(place: Call, opened: Set[nn.Module], pieces: Sequence[Piece], conte
     return Rewrite(trace, pieces)
 
 
-def _trace(place: Call, opened: frozenset[nn.Module], context: Context) -> Trace:
+def _forward_trace(place: Call, opened: frozenset[nn.Module], context: Context) -> Trace:
     """The trace that becomes the forward: for every input, or with a check of the containers among its arguments."""
     try:
         return context.proofs.trace(place, opened)

@@ -1,4 +1,8 @@
-"""Proxies that record item assignment and answer what does not depend on the input."""
+"""Proxies of a trace, and the tracer that makes them.
+
+A proxy answers what does not depend on the input, such as its number of dimensions. It records item assignment and
+writes in place as steps, which proxies of fx do not.
+"""
 
 from __future__ import annotations
 

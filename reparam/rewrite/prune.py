@@ -109,7 +109,7 @@ def _doubt(call: Call, proofs: Proofs) -> str:
 
 def _calls_computing(dead: Iterable[Dead], now: Record, live: Collection[Node]) -> dict[Call, list[Dead]]:
     """The live calls in whose code something dead is computed, with what that is."""
-    found: dict[Call, list[Dead]] = defaultdict(list)
+    dead_by_call: dict[Call, list[Dead]] = defaultdict(list)
     readers = now.readers()
     for item in dead:
         modules = item.modules()
@@ -118,8 +118,8 @@ def _calls_computing(dead: Iterable[Dead], now: Record, live: Collection[Node]) 
         live_calls = (next((outer for outer in call.stack() if not is_dead_call(outer, live)), None) for call in calls)
         for call in dict.fromkeys(live_calls):
             if call is not None:
-                found[call].append(item)
-    return found
+                dead_by_call[call].append(item)
+    return dead_by_call
 
 
 def _erase_dead_operations(call: Call, now: Record, live: Collection[Node]) -> None:

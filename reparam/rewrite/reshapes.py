@@ -233,8 +233,8 @@ def _known_dimensions(node: Node, joins: int = 2) -> set[int]:
     if joins and origin.op in BROADCASTING:
         for operand in origin.inputs:  # the result is as long as an operand that is longer than 1
             # A constant that is computed may have been repeated as often as the input is long.
-            held = range(len(operand.shape)) if operand.tensor is not None else ()
-            operand_dims = held if operand.constant else _known_dimensions(operand, joins - 1)
+            held_dims = range(len(operand.shape)) if operand.tensor is not None else ()
+            operand_dims = held_dims if operand.constant else _known_dimensions(operand, joins - 1)
             known |= {rank - len(operand.shape) + dim for dim in operand_dims if operand.shape[dim] > 1}
     return known
 

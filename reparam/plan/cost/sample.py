@@ -43,7 +43,7 @@ class Sample:
 
     def call(self, tensor: Callable[[Shaped], Tensor]) -> Callable[[], Any]:
         """The call, on tensors that `tensor` makes of the placeholders."""
-        args, kwargs = (_replaced(tree, Shaped, tensor) for tree in (self.args, self.kwargs))
+        args, kwargs = (_map_tree(tree, Shaped, tensor) for tree in (self.args, self.kwargs))
         return lambda: self.function(*args, **kwargs)
 
 
@@ -69,7 +69,7 @@ def of_node(node: Node) -> Sample:
     """The user's own call. Convolutions get one spelling, so that a fold of the same geometry has the same key."""
     function = node.function
     assert function is not None
-    args, kwargs = (_replaced(tree, Node, _shaped) for tree in (node.args, node.kwargs))
+    args, kwargs = (_map_tree(tree, Node, _shaped) for tree in (node.args, node.kwargs))
     if function is F.linear:
         return Sample(function, (args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs["weight"]))
     convolution = _BY_NAME.get(node.op)
@@ -131,12 +131,12 @@ def _shaped(node: Node) -> Shaped:
     return Shaped(node.shape, None if floating else node.dtype)
 
 
-def _replaced(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+def _map_tree(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     """A tree of arguments in which `change` replaces everything of one type."""
     if isinstance(tree, kind):
         return change(tree)
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_replaced(item, kind, change) for item in tree)
+        return type(tree)(_map_tree(item, kind, change) for item in tree)
     if isinstance(tree, dict):
-        return {key: _replaced(item, kind, change) for key, item in tree.items()}
+        return {key: _map_tree(item, kind, change) for key, item in tree.items()}
     return tree

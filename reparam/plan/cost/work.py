@@ -79,7 +79,7 @@ def of_fold(value: AffineConv) -> Iterator[Work]:
         shape = (*shape[:2], *(size + lo + hi for size, lo, hi in axes))
         yield Work("moved", read, math.prod(shape), sample=pad)
         read = math.prod(shape)
-    yield _layer(value, shape, read, written)
+    yield _layer_work(value, shape, read, written)
     if value.bias_per_pixel:
         pixels = written // value.out_channels // shape[0]
         add = partial(sample.of_sum, output)
@@ -92,10 +92,10 @@ def of_map(value: AffineConv, read: int, written: int) -> Work:
     pixels = max(1, read // (value.in_channels * batch))
     ones = [1] * (len(value.axes) - 1)
     shape = (batch, value.in_channels, pixels, *ones) if value.axes else (batch, pixels, value.in_channels)
-    return _layer(value, shape, read, written)
+    return _layer_work(value, shape, read, written)
 
 
-def _layer(value: AffineConv, shape: tuple[int, ...], read: int, written: int) -> Work:
+def _layer_work(value: AffineConv, shape: tuple[int, ...], read: int, written: int) -> Work:
     groups = value.groups if value.axes else 1  # a linear layer has none
     inner = value.in_channels // groups
     weights = value.out_channels * inner * value.taps
@@ -126,7 +126,9 @@ def _multiplication(node: Node, name: str) -> tuple[str, int, int]:
     """The kind, the number of weights, and the input channels per group."""
     if name in LAYERS and len(node.inputs) > 1 and len(node.inputs[1].shape) > 1:
         kernel, taps = node.inputs[1].shape, math.prod(node.inputs[1].shape[2:])
-        groups = node.shape[-len(kernel[1:])] // kernel[1] if name in TRANSPOSED_CONVOLUTIONS else _groups(node, kernel)
+        groups = (
+            node.shape[-len(kernel[1:])] // kernel[1] if name in TRANSPOSED_CONVOLUTIONS else _group_count(node, kernel)
+        )
         inner = kernel[0] // groups if name in TRANSPOSED_CONVOLUTIONS else kernel[1]
         return _conv_class(inner, taps, groups), math.prod(kernel), inner
     if (matrix := product_channels(node)) is not None:
@@ -211,7 +213,7 @@ def macs_of_fold(value: AffineConv) -> int:
     return math.prod(value.shape()) * (value.in_channels // groups) * value.taps
 
 
-def _groups(node: Node, kernel: Sequence[int]) -> int:
+def _group_count(node: Node, kernel: Sequence[int]) -> int:
     channel = 1 if len(kernel) > 2 else -1
     return node.inputs[0].shape[channel] // kernel[1] if len(node.inputs[0].shape) > 1 else 1
 
