@@ -144,7 +144,7 @@ class PartialSums(Sum):
 def _planning(branches: int) -> int:
     found = record(PartialSums(branches).double().eval(), Inputs((image(1, 1, 5, 7),)))
     profile = cProfile.Profile()
-    profile.runcall(plan, found, found.opaque)
+    profile.runcall(plan, found)
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
