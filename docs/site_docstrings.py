@@ -18,7 +18,7 @@ class Named(griffe.Extension):
         _listed(func, {parameter.name for parameter in func.parameters})
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        _listed(cls, set(cls.members))
+        _listed(cls, {*cls.members, *(parameter.name for parameter in cls.parameters)})
 
 
 def _listed(documented: griffe.Object, names: set[str]) -> None:

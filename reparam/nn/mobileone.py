@@ -25,8 +25,8 @@ class MobileOneBlock(BranchSum):
 
     The 1x1 convolution (the paper's scale branch) exists if `kernel_size > 1`, the norm of the input (its skip) if
     in_channels equal out_channels and the stride is 1. The padding is `kernel_size // 2` pixels on every side. A
-    depthwise block has `groups == in_channels == out_channels`, a pointwise one `kernel_size == 1`. The paper's optional
-    squeeze-and-excitation is not part of the block.
+    depthwise block has `groups == in_channels == out_channels`, a pointwise one `kernel_size == 1`. The optional
+    squeeze-and-excitation of the paper is not part of the block.
 
     branches: the number of kxk convolutions.
     activation: called without arguments to make the activation; None for none.

@@ -22,10 +22,11 @@ from reparam.nn.layers import (
 
 
 class RepVGGBlock(BranchSum):
-    """`activation(norm(conv kxk) + norm(conv 1x1) + norm(x))`, the last if in_channels equal out_channels and the stride
-    is 1.
+    """`activation(norm(conv kxk) + norm(conv 1x1) + norm(x))`.
 
-    The 1x1 convolution and the identity are padded or cropped to align with the centre of the kxk window. In the
+    The norm of the input is there if in_channels equal out_channels and the stride is 1.
+
+    The 1x1 convolution and the input are padded or cropped to align with the centre of the kxk window. In the
     published case (odd kernel, dilation 1, padding `kernel_size // 2`) there is nothing to align.
 
     padding: pixels on every side; None for `kernel_size // 2`.

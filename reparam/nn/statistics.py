@@ -1,7 +1,7 @@
 """Random numbers like those of a trained model, for an untrained one.
 
-A fresh batch norm is almost the identity, and a fresh `IdentityBasedConv1x1` is: a wrong fold of either changes nothing.
-With random numbers it does. Call both functions before you compare two forms of an untrained model:
+A fresh batch norm is almost the identity, and a fresh `IdentityBasedConv1x1` is the identity: a wrong fold of them may
+not show. With random numbers it does. Call both functions before you compare two forms of an untrained model:
 
     draw_constants(model)
     draw_statistics(model, inputs=(images,))
@@ -52,8 +52,8 @@ def draw_statistics(model: Model, seed: int = 0, inputs: tuple[Any, ...] = ()) -
 def draw_constants(model: Model, seed: int = 0) -> Model:
     """Adds small normal numbers to every parameter whose elements are all equal, in place, and returns the model.
 
-    Such parameters are untrained: the zero weight of `IdentityBasedConv1x1`, zero biases, layer scales of 1e-5, the ones
-    of a norm. The deviation is 0.1, for a weight with inputs (two dimensions or more) 0.1 / sqrt(inputs per output).
+    Such parameters are untrained: the zero weight of `IdentityBasedConv1x1`, zero biases, layer scales of 1e-5, the
+    ones of a norm. The deviation is 0.1, for a weight with inputs (two dimensions or more) 0.1 / sqrt(inputs per output).
     Parameters with different elements do not change; a single number counts as equal. The same seed gives the same
     numbers, up to rounding, on any device and in any floating dtype.
     """
