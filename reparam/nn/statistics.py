@@ -53,9 +53,9 @@ def draw_constants(model: Model, seed: int = 0) -> Model:
     """Adds small normal numbers to every parameter whose elements are all equal, in place, and returns the model.
 
     Such parameters are untrained: the zero weight of `IdentityBasedConv1x1`, zero biases, layer scales of 1e-5, the
-    ones of a norm. The deviation is 0.1, for a weight with inputs (two dimensions or more) 0.1 / sqrt(inputs per output).
-    Parameters with different elements do not change; a single number counts as equal. The same seed gives the same
-    numbers, up to rounding, on any device and in any floating dtype.
+    ones of a norm. The deviation is 0.1, for a weight with inputs (two dimensions or more) 0.1 / sqrt(inputs per
+    output). Parameters with different elements do not change; a single number counts as equal. The same seed gives the
+    same numbers, up to rounding, on any device and in any floating dtype.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
