@@ -1,4 +1,4 @@
-"""A convolution in the field's shorthand, for tables and refusals."""
+"""A value in one line, for tables and refusals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
 
 def describe(value: AffineConv) -> str:
-    """Class, channels, kernel, stride and padding of the layers that a value is emitted as.
+    """The layers that compute a value: class, channels, kernel, stride, padding, such as `Conv2d 64->64 3x3 s1 p1`.
 
-    Such as `Conv2d 64->64 3x3 s1 p1`; "nothing" for the anchor itself.
+    "nothing" for the anchor itself.
     """
     if value.identity:
         return "nothing"
-    frames, value = layer_form(value)
+    paddings, value = layer_form(value)
     name = _CLASS[len(value.axes)].replace("Conv", "ConvTranspose" if value.is_transposed else "Conv")
     text = f"{name} {value.in_channels}->{value.out_channels}"
     if value.axes:
@@ -31,11 +31,11 @@ def describe(value: AffineConv) -> str:
         text += "".join(f" {key}{number}" for key, number in fields) + (f" g{value.groups}" if value.groups > 1 else "")
         text += "".join(f" {mode}" for mode in value.modes if mode != ZEROS)
         text += " + map of biases" if value.bias_per_pixel else ""
-    return " + ".join([*(f"pad {sides}" + (f" {mode}" if mode != ZEROS else "") for mode, sides in frames), text])
+    return " + ".join([*(f"pad {sides}" + (f" {mode}" if mode != ZEROS else "") for mode, sides in paddings), text])
 
 
 def _stride_and_padding(value: AffineConv, axis: Axis) -> tuple[int, int]:
-    """As the layer of torch calls them."""
+    """What the layer of torch calls by these names."""
     return (axis.input_dilation, axis.transposed_padding) if value.is_transposed else (axis.stride, axis.lo)
 
 
