@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -72,11 +72,12 @@ def test_small_values_are_computed_once() -> None:
 # --- numbers that are written into
 
 
-def test_an_unread_value_is_handed_over_without_a_copy() -> None:
+@pytest.mark.parametrize("scope", [cache_scope, nullcontext])
+def test_an_unread_value_is_handed_over_without_a_copy(scope: Callable[[], AbstractContextManager[None]]) -> None:
     made = list[Tensor]()
     number = Fresh(lambda: made.append(torch.zeros(LARGE)) or made[-1])  # type: ignore[func-returns-value]
     behind = Lazy(lambda: writable(number).add_(1), number)
-    with cache_scope():
+    with scope():
         assert behind() is made[0]
         assert torch.equal(number(), torch.zeros(LARGE))  # made anew
     assert len(made) == 2
