@@ -174,7 +174,7 @@ class View:
         if outer.out_channels != outer.in_channels:
             raise Refusal(
                 "it changes the number of channels after they were reordered",
-                "a map of as many channels would fold",
+                "a map that keeps their number would fold",
             )
         return mapped.take(sorted(range(len(places)), key=order.__getitem__))
 
