@@ -121,7 +121,9 @@ def test_copies_and_second_conversions_remember_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t.float(), lambda t: t[:2], lambda t: t + 1e-15, lambda t: t.reshape(-1)], ids=str
+    "change",
+    [lambda t: t.float(), lambda t: t[:2], lambda t: t + 1e-15, lambda t: t.reshape(-1)],
+    ids=["dtype", "length", "value", "shape"],
 )
 def test_digests_differ_where_tensors_do(change: Callable[[Tensor], Tensor]) -> None:
     tensor = image(4, 3)
