@@ -23,13 +23,13 @@ from reparam.rewrite.size_functions import IMPORTED, Scope, scope
 if TYPE_CHECKING:
     from reparam.rewrite.trace import Trace
 
-_NOTHING = object()
+NOTHING = object()
 
 
-class _Proxy(fx.Proxy):
+class StepProxy(fx.Proxy):
     """A proxy that records item assignment, as fx's own does not, and answers what does not depend on the input."""
 
-    tracer: _Tracer
+    tracer: StepTracer
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -120,18 +120,18 @@ class _Proxy(fx.Proxy):
             self.tracer.missing.add(missing)
 
 
-def _in_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def in_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`x += y` as a step of its own: fx would make it `x = x + y`, and nobody else who holds x would see the sum."""
     without = getattr(operator, name.replace("__i", "__", 1))
 
-    def write(self: _Proxy, other: Any) -> Any:
+    def write(self: StepProxy, other: Any) -> Any:
         known = self.node in self.tracer.steps.tree  # else it is a size, and sizes are never written to
         return self.tracer.create_proxy("call_function", function if known else without, (self, other), {})
 
     return write
 
 
-class _Tracer(fx.Tracer):
+class StepTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, steps: Trace) -> None:
@@ -147,7 +147,7 @@ class _Tracer(fx.Tracer):
         return m not in self.steps.opened
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        proxy = _Proxy(node, self)
+        proxy = StepProxy(node, self)
         self.holders[node].append(proxy)
         return proxy
 
@@ -168,14 +168,14 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         function, arguments = super().create_args_for_root(*args, **kwargs)
         if self.steps.settled or self.steps.shaped:
-            arguments = [self._spelled(each) if isinstance(each, _Proxy) else each for each in arguments]
+            arguments = [self._spelled(each) if isinstance(each, StepProxy) else each for each in arguments]
         return function, arguments
 
-    def _spelled(self, argument: _Proxy) -> Any:
+    def _spelled(self, argument: StepProxy) -> Any:
         target = str(argument.node.target)
         return self._written(argument, self.steps.given[target.lstrip("*")], own=target.startswith("*"))
 
-    def _written(self, argument: _Proxy, value: Any, own: bool = False, inside: bool = False) -> Any:
+    def _written(self, argument: StepProxy, value: Any, own: bool = False, inside: bool = False) -> Any:
         """An argument as what it always is: a literal, or a container; the code checks that it is.
 
         `inside` a container whose shape alone is always the same, a literal may be another one.
@@ -205,7 +205,7 @@ class _Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
-        if args and isinstance(args[0], _Proxy) and self.steps.overwrites(proxy.node):
+        if args and isinstance(args[0], StepProxy) and self.steps.overwrites(proxy.node):
             holders = self.holders.pop(args[0].node)
             for holder in holders:
                 holder.node = proxy.node  # whoever holds the tensor reads from now on what was written
@@ -239,7 +239,7 @@ class _Tracer(fx.Tracer):
 
     def _computes(self, node: fx.Node) -> bool:
         """Whether a step computes something from constants."""
-        return node.op in ("call_function", "call_method") and self.steps.tree.get(node, _NOTHING) is None
+        return node.op in ("call_function", "call_method") and self.steps.tree.get(node, NOTHING) is None
 
     def _evaluated(self, node: fx.Node) -> torch.Tensor | None:
         """The value of a step; what it reads is in `values`."""
@@ -267,7 +267,7 @@ class _Tracer(fx.Tracer):
         return held
 
 
-class _Missing(Exception):
+class Missing(Exception):
     """A trace in which functions of sizes were missing."""
 
     def __init__(self, scopes: Collection[Scope]) -> None:

@@ -35,7 +35,7 @@ from reparam.capture.ops import (
 from reparam.capture.snapshot import AttributeSnapshot
 from reparam.capture.tree import leaves
 from reparam.errors import Refusal, first_line
-from reparam.rewrite.proxy import _NOTHING, _in_place, _Missing, _Proxy, _Tracer
+from reparam.rewrite.proxy import NOTHING, Missing, StepProxy, StepTracer, in_place
 from reparam.rewrite.signature import arguments, unproven
 from reparam.rewrite.size_functions import Scope, symbolic
 from reparam.rewrite.trace_cache import Watch, contents
@@ -94,7 +94,7 @@ class Trace:
             self._left = iter(self._entries)
             try:
                 return _traced(self)
-            except _Missing as found:
+            except Missing as found:
                 self.exchanged |= found.scopes
 
     def _repeated(self, twin: Trace) -> fx.Graph:
@@ -145,7 +145,7 @@ class Trace:
         by_name = (called.endswith("_") and not called.endswith("__")) or called in _WRITES
         if node.op == "call_module" or not (by_name or node.kwargs.get("inplace") is True):
             return False
-        before, after = self.tree.get(node.all_input_nodes[0], _NOTHING), self.tree.get(node)
+        before, after = self.tree.get(node.all_input_nodes[0], NOTHING), self.tree.get(node)
         if isinstance(before, Node) and isinstance(after, Node):
             return (
                 after.inplace
@@ -198,7 +198,7 @@ class Trace:
 
     def _absent(self, node: fx.Node) -> bool:
         """Whether it is an argument that was None: a proxy is none, whatever the code asks."""
-        return node.op == "placeholder" and self.given.get(str(node.target).lstrip("*"), _NOTHING) is None
+        return node.op == "placeholder" and self.given.get(str(node.target).lstrip("*"), NOTHING) is None
 
     def _length(self, node: fx.Node) -> int | None:
         """The number of entries of a step that is the shape of a tensor, or a part of one."""
@@ -269,19 +269,19 @@ def _name(seen: Node | Call) -> str:
 
 
 for _operator in (f"__{name}__" for name in INPLACE_OPERATORS):
-    setattr(_Proxy, _operator, _in_place(_operator, getattr(operator, _operator)))
+    setattr(StepProxy, _operator, in_place(_operator, getattr(operator, _operator)))
 
 
 def _traced(steps: Trace) -> fx.Graph:
     """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
     module, opened = steps.module, steps.opened
     before = [AttributeSnapshot(each) for each in {module: None, **dict.fromkeys(opened)}]
-    tracer = _Tracer(steps)
+    tracer = StepTracer(steps)
     try:
         with torch.no_grad(), symbolic([module, *opened], steps.exchanged), steps.watch:
             graph = tracer.trace(module)
         if tracer.missing:  # code has gone on without
-            raise _Missing(tracer.missing)
+            raise Missing(tracer.missing)
         if tracer.caught:
             raise steps._other(CAUGHT)
         _in_order(module, graph)
@@ -292,7 +292,7 @@ def _traced(steps: Trace) -> fx.Graph:
         return graph
     except Exception as error:  # a user's forward may raise anything on a proxy
         if tracer.missing:
-            raise _Missing(tracer.missing) from None
+            raise Missing(tracer.missing) from None
         if isinstance(error, Refusal):
             raise
         line = line_of(module, opened, error)
