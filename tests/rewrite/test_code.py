@@ -76,6 +76,15 @@ def test_it_is_still_what_it_was() -> None:
     assert code_of(module) == code()
 
 
+def test_a_class_inside_another_scope_keeps_its_full_name() -> None:
+    class Local(Scaled):
+        pass
+
+    module = Local()
+    set_forward(module, code())
+    assert type(module).__qualname__ == Local.__qualname__ != Local.__name__
+
+
 def test_other_instances_keep_their_forward() -> None:
     plain = Scaled()
     rewritten()

@@ -89,6 +89,7 @@ def test_every_call_of_a_block_is_edited_once() -> None:
 def test_fused_convolutions_are_pieces_of_one_forward() -> None:
     result = lowered(Block(lambda m, x: (m.a(x).relu(), m.b(x).tanh()), a=conv(4, 4, 1), b=conv(4, 3, 1)), X)
     assert rewritten(result) == {"": [["conv2d"], ["conv2d"]]}
+    assert not swapped(result)
 
 
 def test_what_is_removed_is_what_the_folds_replace() -> None:

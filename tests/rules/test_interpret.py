@@ -101,14 +101,20 @@ def test_a_value_reaches_a_limited_number_of_dominators_back(scales: int) -> Non
     assert walk.base[nodes[-1]] is (nodes[0] if scales < REACH else nodes[-1 - REACH])
 
 
-def test_the_first_refusal_is_kept() -> None:
-    found = recorded(lambda m, x: m.b(m.a(x)), a=conv(4, 4, 1, bias=True), b=conv(4, 4, 3, padding=1))
-    x, first, second = operations(found)
+def test_the_refusal_at_the_farthest_tensor_is_kept() -> None:
+    """From the input, the border of the first convolution is in the way; from that, the shift of the norm."""
+    layers = {"first": conv(4, 4, 3, padding=1), "norm": bn(), "last": conv(4, 4, 3, padding=1)}
+    found = recorded(lambda m, x: m.last(m.norm(m.first(x))), **layers)
+    x, first, norm, last = operations(found)
     walk = walked(found)
-    assert walk.base[second] is first
-    with pytest.raises(Refusal) as refused:
-        apply_rule(second, {first: walk.value(x, first)})
-    assert walk.refusals[second].reason == refused.value.reason
+    assert walk.base[last] is norm
+    reasons = []
+    for base in (x, first):
+        with pytest.raises(Refusal) as refused:
+            apply_rule(last, {norm: walk.value(base, norm)})
+        reasons.append(refused.value.reason)
+    assert reasons[0] != reasons[1]
+    assert walk.refusals[last].reason == reasons[0]
 
 
 # --- values
@@ -159,11 +165,13 @@ def test_a_law_never_writes_into_a_parameter() -> None:
     model = trained(seq(conv(4, 4, 3), bn()))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = record(model, Inputs.of(X))
-    x, _, norm = operations(found)
-    value = walked(found).value(x, norm)
-    assert isinstance(value, AffineConv)
-    with cache_scope():
-        value.kernel().zero_()
+    x, *nodes = operations(found)
+    walk = walked(found)
+    for node in nodes:
+        value = walk.value(x, node)
+        assert isinstance(value, AffineConv)
+        with cache_scope():
+            value.kernel().zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
