@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from benchmarks.zoo.models import declare_torchvision_operators
 
+pytest.register_assert_rewrite("tests.algebra.laws", "tests.capture.residual")
+
 declare_torchvision_operators()
 torch.set_num_threads(1)
 

@@ -7,9 +7,7 @@ where a wrong law shows.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,172 +17,41 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reparam.algebra.affine import AffineConv, Anchor, Constant, PendingBorder
+from reparam.algebra.affine import AffineConv, Anchor, Constant
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.algebra.layer_form import widened
 from reparam.algebra.lazy import Lazy
 from reparam.errors import Refusal
 from reparam.rewrite.layers import plain_layer
-
-Function = Callable[[Tensor], Tensor]
-
-CHANNELS = 6
-
-
-def integers(*shape: int) -> Tensor:
-    """Whole numbers from -3 to 3, none of them zero."""
-    return (torch.randint(1, 4, shape) * (2 * torch.randint(0, 2, shape) - 1)).double()
-
-
-def constant(*shape: int) -> Constant:
-    return Constant(shape, Lazy.of(integers(*shape)))
-
-
-def anchor(spatial: int, channels: int = CHANNELS) -> Anchor:
-    return Anchor("x", (1, channels, *[99] * spatial) if spatial else (1, channels))
-
+from tests.algebra.laws import (
+    CHANNELS,
+    Function,
+    anchor,
+    axes_of,
+    by_definition,
+    check,
+    column,
+    constant,
+    convolutions,
+    convolved,
+    group_counts,
+    images,
+    integers,
+    padded,
+    same_size,
+    seeds,
+    siblings,
+    sizes,
+    spatials,
+    steps,
+    stuffed,
+    values,
+)
 
 # --- what is drawn
 
-spatials = st.integers(0, 3)
-seeds = st.integers(0, 2**16).map(torch.manual_seed)
-taps = st.sampled_from([1, 1, 2, 3, 4])
-steps = st.sampled_from([1, 1, 2, 3])
-modes = st.sampled_from([ZEROS, ZEROS, "reflect", "replicate", "circular"])
-group_counts = st.sampled_from([1, 2, 3, 6])
-
-
-@st.composite
-def axes_of(draw: st.DrawFn) -> Axis:
-    """Any geometry: even windows, uneven paddings, crops; and often that of the anchor itself."""
-    if draw(st.integers(0, 3)) == 0:
-        return Axis()
-    return Axis(draw(taps), draw(steps), draw(steps), draw(st.integers(-2, 4)), draw(st.integers(-2, 4)), draw(modes))
-
-
-@st.composite
-def values(draw: st.DrawFn, spatial: int, axes: Sequence[Axis] | None = None, outputs: int | None = None) -> AffineConv:
-    """Any AffineConv of the anchor, of a drawn number of groups (6 of 6 channels: depthwise, with a multiplier)."""
-    draw(seeds)
-    groups = draw(group_counts)
-    out_channels = outputs or draw(st.sampled_from([6, 12]))
-    if axes is None:
-        axes = [draw(axes_of()) for _ in range(spatial)]
-        if draw(st.integers(0, 3)) == 0:  # a transposed convolution, which has no stride and pads zeros
-            axes = [replace(axis, stride=1, mode=ZEROS, input_dilation=draw(steps)) for axis in axes]
-    if all(axis.size_key == Axis().size_key for axis in axes) and outputs in (None, CHANNELS) and draw(st.booleans()):
-        return AffineConv.of(anchor(spatial), spatial)
-    kernel = integers(out_channels, CHANNELS // groups, *[axis.taps for axis in axes])
-    bias = Lazy.of(integers(out_channels)) if draw(st.booleans()) else None
-    return AffineConv(anchor(spatial), CHANNELS, out_channels, groups, tuple(axes), Lazy.of(kernel), bias)
-
-
-@st.composite
-def convolutions(draw: st.DrawFn, spatial: int, channels: int) -> AffineConv:
-    """An unpadded convolution of `channels` channels that nothing has been put into yet."""
-    draw(seeds)
-    groups = draw(st.sampled_from([g for g in (1, 2, 3, 6, 12) if channels % g == 0]))
-    out_channels = groups * draw(st.integers(1, 2))
-    weight = constant(out_channels, channels // groups, *[draw(taps) for _ in range(spatial)])
-    bias = constant(out_channels) if draw(st.booleans()) else None
-    stride, dilation = ([draw(steps) for _ in range(spatial)] for _ in range(2))
-    return AffineConv.conv(weight, bias, stride, dilation, groups)
-
-
-@st.composite
-def siblings(draw: st.DrawFn, outputs: int | None = None) -> tuple[AffineConv, AffineConv]:
-    """Two values of one anchor that give equally many outputs at every size."""
-    spatial = draw(spatials)
-    first = draw(values(spatial, outputs=outputs))
-    return first, draw(values(spatial, [draw(same_size(axis)) for axis in first.axes], outputs))
-
-
-@st.composite
-def same_size(draw: st.DrawFn, axis: Axis) -> Axis:
-    """Another window, dilation and padding of the size_key of `axis`, and of its mode."""
-    lo = draw(st.integers(-2, 4))
-    other = Axis(draw(taps), draw(steps), axis.stride, lo, mode=axis.mode, input_dilation=axis.input_dilation)
-    return replace(other, hi=axis.slack + other.span - other.lo)
-
 
 # --- how it is checked
-
-
-def sizes(smallest: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """The smallest legal size and some above it, no two axes alike."""
-    for extra in ((0, 0, 0), (1, 2, 0), (4, 1, 3), (3, 8, 2)):
-        yield tuple(small + more for small, more in zip(smallest, extra, strict=False))
-
-
-def images(*legal: AffineConv) -> Iterator[Tensor]:
-    """Images of every size, all of them legal for every value in `legal`."""
-    windows = zip(*[value.axes for value in legal], strict=True)
-    for size in sizes([max(axis.min_length for axis in window) for window in windows]):
-        yield integers(2, legal[0].in_channels, *size)
-
-
-def check(law: AffineConv, direct: Function, *legal: AffineConv) -> None:
-    """law(x) equals direct(x), and its shape is what its axes and groups say."""
-    inner = [law.in_channels // law.groups, *[axis.taps for axis in law.axes]]
-    assert list(law.kernel().shape) == [law.out_channels, *inner]
-    assert law.bias_value().shape == (law.out_channels,)
-    for x in images(law, *legal):
-        y = law(x)
-        assert torch.equal(y, direct(x))
-        assert y.shape[2:] == tuple(map(Axis.outputs, law.axes, x.shape[2:]))
-
-
-def column(numbers: Tensor, x: Tensor) -> Tensor:
-    """One number per channel, shaped to broadcast over x."""
-    return numbers.view(1, -1, *[1] * (x.dim() - 2))
-
-
-def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: Tensor | None = None) -> Tensor:
-    """Padded with one value per channel, then cropped."""
-    flat = [side for pad in reversed(pads) for side in pad]
-    value = torch.zeros(x.shape[1], dtype=x.dtype) if value is None else value
-    x = F.pad(x - column(value, x), [max(side, 0) for side in flat]) + column(value, x)
-    return F.pad(x, [min(side, 0) for side in flat])
-
-
-def convolved(outer: AffineConv, x: Tensor) -> Tensor:
-    """What torch makes of an unpadded convolution."""
-    if not outer.axes:
-        channels = x.view(len(x), outer.groups, -1)
-        rows = outer.kernel().view(outer.groups, -1, channels.shape[2])
-        return torch.einsum("goi,bgi->bgo", rows, channels).flatten(1) + outer.bias_value()
-    convolution = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(outer.axes)]
-    stride, dilation = [axis.stride for axis in outer.axes], [axis.dilation for axis in outer.axes]
-    return convolution(x, outer.kernel(), outer.bias_value(), stride, 0, dilation, outer.groups)
-
-
-def by_definition(v: AffineConv, x: Tensor) -> Tensor:
-    """The formula of AffineConv, one output and one tap at a time."""
-    sizes = list(map(Axis.outputs, v.axes, x.shape[2:]))
-    y = column(v.bias_value(), x).repeat(len(x), 1, *sizes)
-    blocks = v.kernel().view(v.groups, v.out_channels // v.groups, -1, *[axis.taps for axis in v.axes])
-    channels = x.view(len(x), v.groups, -1, *x.shape[2:])
-    for n in itertools.product(*map(range, sizes)):
-        for t in itertools.product(*[range(axis.taps) for axis in v.axes]):
-            ats = [axis.stride * i + axis.dilation * j - axis.lo for axis, i, j in zip(v.axes, n, t, strict=True)]
-            at = list(map(pixel_at, v.axes, ats, x.shape[2:]))
-            if None not in at:
-                pixels = channels[(..., *at)]
-                y[(..., *n)] += torch.einsum("goi,bgi->bgo", blocks[(..., *t)], pixels).flatten(1)
-    return y
-
-
-def pixel_at(axis: Axis, position: int, length: int) -> int | None:
-    """Which of `length` pixels stands at a position that may be outside of them; None where there is a zero."""
-    last = length - 1
-    if 0 <= position <= axis.input_dilation * last:
-        return None if position % axis.input_dilation else position // axis.input_dilation
-    return {
-        ZEROS: None,
-        "reflect": -position if position < 0 else 2 * last - position,
-        "replicate": min(max(position, 0), last),
-        "circular": position % length,
-    }[axis.mode]
 
 
 # --- the meaning
@@ -247,7 +114,7 @@ def test_then(data: st.DataObject, spatial: int) -> None:
 
 
 @given(st.data(), st.integers(1, 3), st.booleans())
-def test_fed(data: st.DataObject, spatial: int, single: bool) -> None:
+def test_applied_to(data: st.DataObject, spatial: int, single: bool) -> None:
     """What pads and reads its anchor, reading what another made of that: exact wherever it is not refused."""
     outer = data.draw(values(spatial))
     inner = data.draw(values(spatial, [Axis()] * spatial if single else None, CHANNELS))
@@ -402,74 +269,6 @@ def test_take_keeps_groups_that_keep_their_own(data: st.DataObject, spatial: int
 # --- borders
 
 
-@st.composite
-def frames(draw: st.DrawFn, v: AffineConv) -> list[tuple[int, int]]:
-    """Paddings (negative: crops) of which at least one is not zero."""
-    side = st.integers(-1, 2)
-    pads = [(draw(side), draw(side)) for _ in v.axes]
-    assume(any(map(any, pads)))
-    return pads
-
-
-def extended(v: AffineConv, pads: Sequence[tuple[int, int]]) -> AffineConv:
-    """What folding a padding without asking whether it may would give."""
-    return replace(v, axes=tuple(axis.padded(*pad) for axis, pad in zip(v.axes, pads, strict=True)))
-
-
-def images_after_crop(v: AffineConv, pads: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-    """Images of every remainder of every stride for which v is not empty, nor what is left of it after the crops."""
-    naive = extended(v, pads)
-    cropped = extended(v, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
-    smallest = [max(each.min_length for each in axes) for axes in zip(v.axes, cropped.axes, naive.axes, strict=True)]
-    for more in range(4 * max(axis.stride for axis in v.axes)):
-        yield integers(1, v.in_channels, *[size + more for size in smallest])
-
-
-@given(st.data(), st.integers(1, 3), st.sampled_from(["zero", "bias", "wrong"]))
-def test_pad_is_exact_or_refused_of_necessity(data: st.DataObject, spatial: int, kind: str) -> None:
-    v = data.draw(values(spatial))
-    pads = data.draw(frames(v))
-    value = {"zero": None, "bias": v.bias_value(), "wrong": v.bias_value() + 1}[kind]
-    tries = list(images_after_crop(v, pads))
-    naive = extended(v, pads)
-    equal = all(torch.equal(naive(x), padded(v(x), pads, value)) for x in tries)
-    try:
-        law: AffineConv | PendingBorder | Refusal = v.pad(pads, None if value is None else Lazy.of(value))
-    except Refusal as refusal:
-        law = refusal
-    if not v.is_transposed or equal is False:  # zeros between the pixels may hide what the window reads
-        assert isinstance(law, AffineConv) == equal
-    why = law.refusal if isinstance(law, PendingBorder) else law
-    assert not isinstance(why, Refusal) or "border" in why.reason
-
-
-@given(st.data(), st.integers(1, 3), modes)
-def test_copied_borders_are_exact_or_refused(data: st.DataObject, spatial: int, mode: str) -> None:
-    """Along any axis on which every output reads its own pixel, whatever the others read."""
-    assume(mode != ZEROS)
-    v = data.draw(values(spatial))
-    pads = [(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(spatial)]
-    if any(any(pad) and not axis.single for axis, pad in zip(v.axes, pads, strict=True)):
-        with pytest.raises(Refusal, match=mode):
-            v.pad_with_copies(pads, mode)
-        pads = [pad if axis.single else (0, 0) for axis, pad in zip(v.axes, pads, strict=True)]
-    flat = [side for pad in reversed(pads) for side in pad]
-    check(v.pad_with_copies(pads, mode), lambda x: F.pad(v(x), flat, mode), v)
-
-
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-@pytest.mark.parametrize("before", [Axis(2), Axis(stride=2), Axis(lo=1, hi=0), Axis(lo=-1), Axis(3, lo=2, hi=2)])
-def test_copied_borders_are_refused_of_necessity(before: Axis, mode: str) -> None:
-    v = replace(
-        AffineConv.of(anchor(1), 1), axes=(before,), kernel=Lazy.of(integers(6, 1, before.taps)), identity=False
-    )
-    naive = replace(v, axes=(replace(before.padded(1, 1), mode=mode),))
-    tries = [integers(2, CHANNELS, length) for length in (9, 10)]
-    assert not all(torch.equal(naive(x), F.pad(v(x), [1, 1], mode)) for x in tries)
-    with pytest.raises(Refusal, match="gives other values"):
-        v.pad_with_copies([(1, 1)], mode)
-
-
 @given(siblings(6), st.booleans())
 def test_a_layer_takes_every_size_and_gives_the_same(pair: tuple[AffineConv, AffineConv], summed: bool) -> None:
     """What torch runs in the end, at the smallest size first: a value, and the sum of two."""
@@ -477,104 +276,6 @@ def test_a_layer_takes_every_size_and_gives_the_same(pair: tuple[AffineConv, Aff
     module, _ = plain_layer(v, torch.empty(0, dtype=torch.float64))
     for x in images(v):
         assert torch.equal(module(x), v(x))
-
-
-@given(st.data(), st.integers(1, 3))
-def test_slice(data: st.DataObject, spatial: int) -> None:
-    v = data.draw(values(spatial))
-    axis, step = data.draw(st.integers(0, spatial - 1)), data.draw(steps)
-    start, stop = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))
-
-    def direct(x: Tensor) -> Tensor:
-        y = v(x)
-        index = slice(start, y.shape[axis + 2] - stop, step)
-        return y[(slice(None),) * (axis + 2) + (index,)]
-
-    if v.is_transposed and step > 1:
-        with pytest.raises(Refusal, match="no layer"):
-            v.slice(axis, start, stop, step)
-        step = 1
-    check(v.slice(axis, start, stop, step), direct, v)
-
-
-@given(st.data(), st.integers(1, 3))
-def test_widened_is_padded_as_a_layer_is(data: st.DataObject, spatial: int) -> None:
-    v = data.draw(values(spatial))
-    law = widened(v)
-    if v.is_transposed:
-        assert all(0 <= axis.hi - axis.lo < max(axis.input_dilation, axis.dilation) for axis in law.axes)
-        assert all(axis.transposed_padding >= 0 for axis in law.axes)
-    else:
-        assert all(axis.lo == axis.hi >= 0 or axis.copies_pixels for axis in law.axes)
-    assert [axis.min_length for axis in law.axes] == [axis.min_length for axis in v.axes]
-    check(law, v, v)
-
-
-@given(st.integers(-3, 6), st.integers(-3, 6))
-def test_widening_one_tap_needs_few(lo: int, hi: int) -> None:
-    """One tap at most at each end and the one in the middle, unless their distances share no step."""
-    wide = Axis(1, 1, 1, lo, hi).widened()
-    before, after = wide.lo - lo, wide.hi - hi
-    assert wide.span == before + 1 + after
-    assert wide.dilation == (math.gcd(before, after) or 1)
-
-
-def stuffed(x: Tensor, steps: Sequence[int]) -> Tensor:
-    """x with steps - 1 zeros between any two pixels."""
-    wide = x.new_zeros(
-        *x.shape[:2], *[step * (length - 1) + 1 for length, step in zip(x.shape[2:], steps, strict=True)]
-    )
-    wide[(..., *[slice(None, None, step) for step in steps])] = x
-    return wide
-
-
-@given(st.data(), st.integers(1, 3))
-def test_spread(data: st.DataObject, spatial: int) -> None:
-    v = data.draw(values(spatial))
-    by = [data.draw(steps) for _ in range(spatial)]
-    spread = [axis for axis, step in zip(v.axes, by, strict=True) if step > 1]
-    strided = any(axis.stride > 1 for axis in v.axes)
-    if spread and (v.bias is not None or strided or not all(axis.single for axis in spread)):
-        with pytest.raises(Refusal):
-            v.dilate_input(by)
-    else:
-        check(v.dilate_input(by), lambda x: stuffed(v(x), by), v)
-
-
-faces = st.tuples(st.integers(0, 1), st.integers(0, 1), st.booleans())
-
-
-@given(st.data(), st.lists(faces, min_size=1, max_size=9))
-def test_a_border_stands_once_every_face_holds_the_bias(
-    data: st.DataObject, writes: list[tuple[int, int, bool]]
-) -> None:
-    """Faces overwritten in any order, with the right value or a wrong one: it folds exactly when the tensors agree."""
-    v = AffineConv.of(anchor(2), 2).scale_shift(shift=Lazy.of(integers(CHANNELS)))
-    pads = [(data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))) for _ in range(2)]
-    assume(any(map(any, pads)))
-    state = v.pad(pads)
-    x = integers(1, CHANNELS, 2, 3)
-    y, goal = padded(v(x), pads), extended(v, pads)(x)
-    for axis, side, right in writes:
-        width = pads[axis][side]
-        if isinstance(state, AffineConv) or not width:
-            continue
-        value = v.bias_value() if right else v.bias_value() + 1
-        length = y.shape[axis + 2]
-        at = [slice(None)] * 4
-        at[axis + 2] = slice(length - width, length) if side else slice(0, width)
-        y[tuple(at)] = column(value, y)
-        state = state.fill(axis, side, width, Lazy.of(value))
-        assert isinstance(state, AffineConv) == torch.equal(y, goal)
-        if isinstance(state, AffineConv):
-            assert torch.equal(state(x), goal)
-
-
-def test_a_face_of_another_depth_is_refused() -> None:
-    v = AffineConv.of(anchor(2), 2).scale_shift(shift=Lazy.of(integers(CHANNELS))).pad([(1, 1), (1, 1)])
-    assert isinstance(v, PendingBorder)
-    with pytest.raises(Refusal, match="overwrites 2 pixels"):
-        v.fill(0, 0, 2, Lazy.of(integers(CHANNELS)))
 
 
 # --- layouts

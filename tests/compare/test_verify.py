@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import record
-from reparam.compare.bisect import bisect
 from reparam.compare.bounds import EXACT
-from reparam.compare.error import relative_error
 from reparam.compare.folds import fold_error
 from reparam.compare.verification import Check, Verification
 from reparam.compare.verify import verify
@@ -464,63 +460,6 @@ def test_the_worst_check_is_the_one_furthest_beyond_its_bound() -> None:
     worst = Verification(tuple(checks)).worst
     assert worst is not None
     assert worst.name == "b"
-
-
-numbers = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=8)
-
-
-@given(numbers, st.floats(1e-6, 1e6), st.floats(1e-8, 1e3))
-def test_relative_error_measures_against_the_largest_value(values: list[float], scale: float, part: float) -> None:
-    truth = torch.tensor(values, dtype=torch.float64)
-    assert relative_error(truth, truth) == 0
-    size = truth.abs().max().item()
-    if size > 1e-3:
-        shifted = truth.clone()
-        shifted[0] += size * part
-        assert relative_error(truth, shifted) == pytest.approx(part, rel=1e-6)
-        assert relative_error(truth * scale, shifted * scale) == pytest.approx(part, rel=1e-6)
-
-
-def test_relative_error_where_there_is_no_ratio() -> None:
-    zero, one, none = torch.zeros(2), torch.ones(2), torch.zeros(0)
-    nan, inf = torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("inf")])
-    assert relative_error(zero, zero) == 0
-    assert relative_error(none, none) == 0
-    assert relative_error(zero, one) == float("inf")
-    assert relative_error(one, zero) == 1
-    assert relative_error(nan, nan) == relative_error(inf, inf) == 0
-    assert relative_error(nan, torch.tensor([1.5, float("nan")])) == 0.5
-    for truth, value in [(nan, inf), (inf, nan), (inf, -inf), (one, nan), (nan, one), (nan, zero), (one, inf)]:
-        assert relative_error(truth, value) == float("inf")
-    assert relative_error(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 0.25
-    assert relative_error(torch.tensor([3 + 4j]), torch.tensor([3 + 3j])) == 0.25
-    assert relative_error(zero, none) == float("inf")
-
-
-@given(st.integers(1, 200), st.data())
-def test_bisect_finds_a_planted_element(count: int, data: st.DataObject) -> None:
-    guilty = data.draw(st.integers(0, count - 1))
-    calls = []
-
-    def fails(some: Sequence[int]) -> bool:
-        calls.append(len(some))
-        return guilty in some
-
-    assert bisect(range(count), fails) == guilty
-    assert len(calls) <= 2 + count.bit_length()
-
-
-@given(st.integers(2, 50), st.data())
-def test_bisect_names_one_of_several(count: int, data: st.DataObject) -> None:
-    guilty = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
-    assert bisect(range(count), lambda some: not guilty.isdisjoint(some)) in guilty
-    assert bisect(range(count), lambda some: guilty.issubset(some)) in guilty
-
-
-def test_bisect_names_nothing_where_nothing_is_wrong() -> None:
-    assert bisect([1, 2, 3], lambda some: False) is None
-    assert bisect([1, 2, 3], lambda some: True) is None
-    assert bisect([], lambda some: bool(some)) is None
 
 
 def test_the_exact_bound_lies_between_rounding_and_mistakes() -> None:
