@@ -30,7 +30,7 @@ HOSTILE = [
 
 
 def hostile(text: str) -> Report:
-    """A report that says `text` wherever it says anything."""
+    """A report with `text` in every field."""
     reach = Ranges(text, 4, 0, 1e-9, 0.2, 0.3, 0.4, 90.0, 9.0, 30.0)
     check = Check(text, text, text, float("inf"), 1e-10, float("nan"), False, text)
     steps = (Step(text, text, text, (START,)), Step("conv2d", f"4->4 3x3 {text}", text, (0,), 3))

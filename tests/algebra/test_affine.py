@@ -115,7 +115,7 @@ def test_then(data: st.DataObject, spatial: int) -> None:
 
 @given(st.data(), st.integers(1, 3), st.booleans())
 def test_applied_to(data: st.DataObject, spatial: int, single: bool) -> None:
-    """What pads and reads its anchor, reading what another made of that: exact wherever it is not refused."""
+    """A padded value of the anchor, applied to another value of the anchor: exact or refused."""
     outer = data.draw(values(spatial))
     inner = data.draw(values(spatial, [Axis()] * spatial if single else None, CHANNELS))
     try:
@@ -148,7 +148,7 @@ def test_scale_shift(data: st.DataObject, spatial: int) -> None:
 
 @given(axes_of(), axes_of())
 def test_composed_taps_keep_the_coarsest_lattice(inner: Axis, outer: Axis) -> None:
-    """The step is the gcd of all tap positions, so a dilation survives whatever has a single tap."""
+    """The step is the gcd of all tap positions, so a composition with one tap keeps the dilation."""
     ends = [
         inner.dilation * i + inner.stride * outer.dilation * j for i in range(inner.taps) for j in range(outer.taps)
     ]
@@ -215,7 +215,7 @@ def test_sums_are_refused_where_sizes_differ(data: st.DataObject, spatial: int) 
 
 @given(st.data(), spatials)
 def test_cat_is_exact_wherever_there_is_one(data: st.DataObject, spatial: int) -> None:
-    """Sizes may differ at sizes of the anchor at which there is nothing to put side by side."""
+    """The outputs may differ in size where the concatenation would fail."""
     axes = [data.draw(axes_of()) for _ in range(spatial)]
     u = data.draw(values(spatial, [replace(axis, mode=ZEROS) for axis in axes], outputs=6))
     others = [data.draw(same_size(axis)) for axis in u.axes]
@@ -271,7 +271,7 @@ def test_take_keeps_groups_that_keep_their_own(data: st.DataObject, spatial: int
 
 @given(siblings(6), st.booleans())
 def test_a_layer_takes_every_size_and_gives_the_same(pair: tuple[AffineConv, AffineConv], summed: bool) -> None:
-    """What torch runs in the end, at the smallest size first: a value, and the sum of two."""
+    """The layer of torch that computes a value, or the sum of two, from the smallest size on."""
     v = pair[0] + pair[1] if summed else pair[0]
     module, _ = plain_layer(v, torch.empty(0, dtype=torch.float64))
     for x in images(v):

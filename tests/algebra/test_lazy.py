@@ -122,7 +122,7 @@ def padded_conv(taps: int, groups: int) -> AffineConv:
 def test_values_that_are_read_again_are_unchanged(
     monkeypatch: pytest.MonkeyPatch, groups: tuple[int, int], taps: tuple[int, int]
 ) -> None:
-    """Sums of one convolution with itself, scaled before and after: none writes into what another reads."""
+    """Sums of a convolution with itself, scaled before and after: none overwrites a kernel that another reads."""
     monkeypatch.setattr(lazy, "_SMALL", 0)
     one, two = map(padded_conv, taps, groups)
     factor, half = torch.linspace(-1, 2, 8, dtype=torch.float64), torch.full((8,), 0.5, dtype=torch.float64)

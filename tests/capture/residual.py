@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import reparam
 from tests.helpers import EXACT, conv, distance, image, norms_ran, trained
 
-# The first is what a conversion sees.
+# The conversion sees the first.
 SIZES = ((2, 4, 9, 7), (1, 4, 9, 7), (3, 4, 12, 5), (2, 4, 16, 17))
 
 
@@ -33,7 +33,7 @@ class Residual(nn.Module):
 
 
 class PassesOn(nn.Module):
-    """A container that hands on whatever it was given."""
+    """A container that passes all its arguments on."""
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()

@@ -111,7 +111,7 @@ def test_tensors_in_containers(model: nn.Module, given: Any) -> None:
 
 
 class ReturnsInput(nn.Module):
-    """It returns what it was given, with and without having looked at it."""
+    """Returns its inputs, read and unread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_an_input_that_is_returned() -> None:
 
 
 class Fuses(nn.Module):
-    """A head that loops over what it is handed, and asks for sizes."""
+    """A head that loops over a container and reads sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Fuses(nn.Module):
 
 
 class Levels(nn.Module):
-    """Makes a pyramid in a way that no trace follows, of as many levels as `count` says, and hands it to a head."""
+    """Makes a pyramid of `count` levels in code that cannot be traced, and passes it to a head."""
 
     def __init__(self, head: nn.Module, make: Callable[[list[Tensor]], Any], count: Callable[[Tensor], int]) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Levels(nn.Module):
 
 
 def in_turns(features: list[Tensor]) -> dict[str, Tensor]:
-    """Levels in an order that the batch decides on."""
+    """Levels in an order that depends on the batch."""
     names = "abc" if len(features[0]) < 4 else "bca"
     return {name: features["abc".index(name)] for name in names}
 

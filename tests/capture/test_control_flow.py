@@ -65,7 +65,7 @@ def test_arguments_that_are_passed_on(more: dict[str, Any]) -> None:
 
 
 class Modes(nn.Module):
-    """What its parent writes out decides what it does."""
+    """Literal arguments of its parent decide what it does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_a_size_as_an_argument_is_no_literal() -> None:
 
 
 class Looks(nn.Module):
-    """What it does between a convolution and its batch norm, and which norm that is, is for the input to say."""
+    """The input decides what stands between a convolution and its batch norm, and which norm that is."""
 
     def __init__(self, decide: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def test_a_model_without_control_flow_reports_none() -> None:
 
 
 class _Masked(nn.Module):
-    """Takes another kernel where a mask is given, which nothing but weights tells."""
+    """Uses another kernel, made of weights alone, if a mask is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def test_an_argument_that_was_not_given_is_refused_later() -> None:
 
 
 class _Masking(nn.Module):
-    """Hands its mask on, should it get one."""
+    """Passes an optional mask on."""
 
     def __init__(self) -> None:
         super().__init__()

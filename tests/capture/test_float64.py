@@ -145,7 +145,7 @@ def test_default_dtype_is_restored_even_after_an_error() -> None:
 
 
 class Casts(nn.Module):
-    """Every way in which a doubled model still rounds."""
+    """Operations in which a model in float64 would still round."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -66,7 +66,7 @@ class OnTheFly(nn.Module):
 
 
 class Orepa(nn.Module):
-    """In eval as in training, one kernel of many factors."""
+    """One kernel of many factors, in eval as in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_a_kernel_that_is_computed_at_every_call(make: type[nn.Module]) -> None:
 
 
 class Tricky(nn.Module):
-    """It answers for what its inner module has, and for what nobody has."""
+    """Forwards unknown attributes to its inner module."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from tests.helpers import convs_ran, image
 
 
 class Sized(nn.Module):
-    """A layer whose forward, between the convolution and its batch norm, works something out of the image's size."""
+    """A layer whose forward computes a padding from the size of the image."""
 
     def __init__(self, work: Callable[[Tensor], Any]) -> None:
         super().__init__()

@@ -156,7 +156,7 @@ def test_threads_hold_for_the_call_alone() -> None:
 
 
 def comparison() -> Comparison:
-    """The second is twice as fast in every round, though the rounds differ by 100."""
+    """The second is twice as fast in every round, although rounds differ by a factor of 100."""
     slow, fast = (1.0, 100.0, 10.0), (0.5, 50.0, 5.0)
     return Comparison(
         (Timing("slow", 1, slow, slow), Timing("fast", 2, fast, fast)), "1x3x8x8", "cpu", threads=1, checked=True

@@ -25,7 +25,7 @@ def ones(padding: Any, bias: bool = False, stride: int = 1, size: int = 3) -> nn
 
 
 def always(value: float) -> nn.BatchNorm2d:
-    """A norm that makes one number of everything."""
+    """A norm whose output is one number everywhere."""
     norm = nn.BatchNorm2d(1).double()
     nn.init.zeros_(norm.weight)
     nn.init.constant_(norm.bias, value)
@@ -37,7 +37,7 @@ def network(*parts: nn.Module) -> nn.Module:
 
 
 def bias_alone() -> nn.Conv2d:
-    """A convolution that makes one of everything."""
+    """A convolution whose output is one everywhere."""
     conv = nn.Conv2d(3, 1, 1).double()
     assert conv.bias is not None
     nn.init.zeros_(conv.weight)
@@ -74,14 +74,14 @@ def test_the_error_equals_a_direct_count(name: str) -> None:
 
 
 def test_padding_with_a_number_of_its_own() -> None:
-    """Of the image itself, whose border would hold zeros: they are 0.5 less in five pixels of the nine in a corner."""
+    """The border should hold 0.5 and holds zeros: five of the nine pixels in a corner."""
     model = network(nn.ConstantPad2d(1, 0.5), ones(0))
     x = torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert naive_error(model, image(2, 1, 6, 8)) == pytest.approx(2.5 / model(x).abs().max().item(), rel=1e-12)
 
 
 def test_a_window_reaches_across_the_padding() -> None:
-    """Two 3x3 convolutions, each padded by one, are no 5x5 convolution padded by two."""
+    """Two 3x3 convolutions padded by one are no 5x5 convolution padded by two."""
     model = trained(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.Conv2d(3, 2, 3, padding=1, bias=False)))
     found = naive_error(model, image(1, 2, 9, 12))
     x = image(1, 2, 9, 12, seed=5)
@@ -101,7 +101,7 @@ def test_the_error_is_printed() -> None:
 @pytest.mark.parametrize("behind", [[], [nn.BatchNorm2d(1).double()], [nn.ReLU()]])
 @pytest.mark.parametrize("pad", [[nn.ZeroPad2d(1), ones(0)], [ones(1)]])
 def test_a_norm_that_stays_names_the_error(pad: list[nn.Module], behind: list[nn.Module]) -> None:
-    """Also where the convolution that cannot take it is folded with what comes behind it."""
+    """The same where the convolution folds with the operations behind it."""
     report = reparam.reparameterize(network(nn.ReLU(), always(1.0), *pad, *behind), image(1, 1, 9, 7)).reparam_report
     (norm,) = [r for r in report.refusals if r.operation == "batch_norm"]
     assert norm.where == "1"
@@ -122,7 +122,7 @@ def test_nothing_is_measured_without_verification() -> None:
 
 
 def test_code_that_needs_a_large_image_is_measured_on_one() -> None:
-    """The crop hides from the padding what lies above it."""
+    """The crop removes rows before the padding."""
     model = Block(lambda m, x: m.conv(x[:, :, 34:]), conv=ones(1)).eval()
     found = naive_error(model, image(2, 1, 40, 36))
     assert found is not None
@@ -144,7 +144,7 @@ def test_a_linear_layer_behind_padding_has_no_border_error() -> None:
 
 @pytest.mark.parametrize("number", [0.0, 1.5])
 def test_a_transposed_convolution_behind_padding_has_no_border_error(number: float) -> None:
-    """It reads what stands between the padded pixels, of which the operation in front knows nothing."""
+    """It reads the positions between the padded pixels, which the operation in front does not have."""
     model = trained(
         nn.Sequential(nn.Conv2d(3, 2, 1), nn.ConstantPad2d(1, number), nn.ConvTranspose2d(2, 2, 2, stride=2))
     )

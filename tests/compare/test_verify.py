@@ -52,7 +52,7 @@ class Original(nn.Module):
 
 
 class Candidate(nn.Module):
-    """The original with its BN folded by hand, in float64, and a place for each way of getting it wrong."""
+    """The original with its BN folded by hand in float64, and attributes for every mutation."""
 
     def __init__(self, original: Original) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Candidate(nn.Module):
 
 
 def drawn(bn: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """Statistics that no default value hides a mistake behind."""
+    """Drawn statistics: default values would hide mistakes."""
     bn.running_mean.normal_(0.0, 0.5)
     bn.running_var.uniform_(0.3, 2.5)
     nn.init.uniform_(bn.weight, 0.5, 1.5)
@@ -211,7 +211,7 @@ def test_a_mutant_is_caught(mutant: str, dtype: torch.dtype, known: bool) -> Non
 
 
 def test_batch_norm_folded_through_zero_padding_is_caught() -> None:
-    """Right everywhere but at the border: the zeros that pad the image are not zeros before the norm."""
+    """Wrong at the border alone: the padding zeros are no zeros in front of the norm."""
     bn, conv = drawn(nn.BatchNorm2d(4)).double().eval(), nn.Conv2d(4, 3, 3, padding=1).double()
     gain = bn.weight / (bn.running_var + bn.eps).sqrt()
     shift = bn.bias - bn.running_mean * gain
@@ -241,7 +241,7 @@ def test_a_weight_that_is_not_its_exact_value_rounded_is_caught() -> None:
 
 
 def test_a_single_value_does_not_fail_by_chance() -> None:
-    """One draw of one number often has hardly any noise in the original."""
+    """In a single value the rounding error of the original is often nearly zero by chance."""
     for seed in range(20):
         torch.manual_seed(seed)
         original, candidate, exact = pair(torch.bfloat16)
@@ -317,7 +317,7 @@ def test_the_summary_says_where_the_models_were_compared() -> None:
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_other_sizes_are_compared_on_few_rows_where_the_original_takes_them(fixed: bool) -> None:
-    """Of a large batch, what a size does to one image it does to all; a batch that is baked in leaves no choice."""
+    """A few rows of a large batch are enough; a model with a fixed batch needs them all."""
     seen: list[tuple[int, ...]] = []
 
     def forward(x: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ def test_other_sizes_are_compared_on_few_rows_where_the_original_takes_them(fixe
 
 @pytest.mark.parametrize(("step", "tried"), [(1, (12, 32, 48)), (32, (64, 96, 96))])
 def test_volumes_grow_by_little_where_the_original_takes_it(step: int, tried: tuple[int, ...]) -> None:
-    """By 32 along each axis a small volume becomes a hundred of them; networks of many levels take nothing less."""
+    """32 voxels more along each axis make a small volume a hundred times larger; networks of many levels need them."""
     sizes = []
 
     def forward(x: Tensor) -> Tensor:
@@ -478,7 +478,7 @@ class _Steep(nn.Module):
 
 
 def _steep(off: float) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
-    """The network, its batch norm folded by hand and `off` by a share of its weights, and the weights in float64."""
+    """The network, its fold by hand with an error of `off` relative to its weights, and the float64 weights."""
     torch.manual_seed(3)
     original = _Steep().eval()
     original.bn.running_mean.normal_()

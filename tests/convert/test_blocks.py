@@ -55,7 +55,7 @@ def fold_to_one(model: nn.Module, channels: int, spatial: int = 2, activations: 
     return result
 
 
-# What costs nothing: views, the convolution's own entry points, and (where it is cheaper than a wider kernel) a pad.
+# Operations that cost nothing: views, the entry points of convolutions, and padding (cheaper than a wider kernel).
 _FREE = ("detach", "alias", "view", "constant_pad_nd", "t", "_unsafe_view")
 
 GEOMETRY = [
@@ -429,7 +429,7 @@ def test_linear_and_norm_of_tokens() -> None:
 
 @pytest.mark.parametrize("block", [RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock])
 def test_as_a_user_calls_it_in_float32(block: type[nn.Module]) -> None:
-    """With verification, whose bound in its own dtype a single block must not miss by luck."""
+    """With verification: a single block must not miss its bound in float32 by chance."""
     model = trained(block(8, 8, 3), dtype=torch.float32)
     result = reparam.reparameterize(model, image(2, 8, 15, 12, dtype=torch.float32), verify=True)
     assert result.reparam_report.verification.ok

@@ -53,7 +53,7 @@ def test_a_rewritten_forward_keeps_its_defaults() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtype_stays_and_the_fold_is_as_near_to_the_truth(dtype: torch.dtype) -> None:
-    """Composed in float64 and rounded once, the fold is at least about as near to the truth as the original."""
+    """The fold is composed in float64 and rounded once, so it is about as near to the truth as the original."""
     model = trained(seq(RepVGGBlock(8, 8), RepVGGBlock(8, 8), conv(8, 8, 3), bn(8)))
     model = model.to(dtype)
     x = image(2, 8, 15, 12, dtype=dtype)

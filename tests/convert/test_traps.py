@@ -35,7 +35,7 @@ from tests.helpers import (
 
 @dataclass(frozen=True)
 class Trap:
-    """A network, the convolutions and batch norms that are left in it, and a word of what the report says of them."""
+    """A network, the convolutions and batch norms that are left in it, and a word of a refusal."""
 
     make: Callable[[], nn.Module]
     convs: int
@@ -140,7 +140,7 @@ class NormActSuper(nn.BatchNorm2d):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth, as it is written everywhere."""
+    """Stochastic depth, as most networks write it."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Branching(nn.Module):
 
 
 class Stores(nn.Module):
-    """Keeps what it computes on the way."""
+    """Stores an intermediate tensor."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def test_a_wrong_rule_is_caught(wrong_norm: None, inplace: bool) -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("guilty", ["head", "blocks.1"])
 def test_a_wrong_edit_is_caught_and_named(monkeypatch: pytest.MonkeyPatch, inplace: bool, guilty: str) -> None:
-    """Each fold is right by itself, but what is written into the model is not."""
+    """Each fold is right by itself, but the layer written into the model is wrong."""
     from reparam.rewrite import apply as emit
 
     model = trained(nn.Sequential(Network(), nn.Linear(5, 3), nn.Identity(), nn.Linear(3, 2)))

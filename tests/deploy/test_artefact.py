@@ -37,7 +37,7 @@ class Tied(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A normalisation that loses its scale, and one inside code."""
+    """A norm that loses its scale as a module, and one that loses it inside code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]
 
 
 def made(name: str, dtype: torch.dtype = torch.float64) -> tuple[Callable[[], nn.Module], nn.Module, nn.Module, Tensor]:
-    """How to make the model, a trained one, its fold, its input."""
+    """A function that makes the model, a trained one, its fold, and its input."""
     make, shape, options = MODELS[name]
     x = image(*shape, dtype=dtype)
     model = trained(make(), x, dtype=dtype)
@@ -501,7 +501,7 @@ def test_undo_takes_an_artefact_and_a_checkpoint(tmp_path: Path) -> None:
 
 
 def _places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a tree of dicts and lists; of a list its first entry."""
+    """Every position in a tree of dicts and lists; of each list only the first entry."""
     inner = data.items() if isinstance(data, dict) else enumerate(data[:1]) if isinstance(data, list) else ()
     return [path, *(place for key, each in inner for place in _places(each, (*path, key)))]
 

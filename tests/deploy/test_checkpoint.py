@@ -167,7 +167,7 @@ def test_other_shapes_are_never_loaded(tmp_path: Path, partial: bool) -> None:
 
 
 class Hostile:
-    """What a pickle does to whoever loads it."""
+    """A pickle that runs code where it is loaded."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch was-run",)

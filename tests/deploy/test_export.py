@@ -34,7 +34,7 @@ class Pooled(nn.Module):
 
 
 class Branching(nn.Module):
-    """Asks for its batch in a way that fixes it."""
+    """Its code fixes the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Branching(nn.Module):
 
 
 class Named(nn.Module):
-    """Keyword arguments, and a dict that comes out."""
+    """Keyword arguments in, a dict out."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ Formula = Callable[[nn.Module, Tensor], Tensor]
 
 
 def trained(block: nn.Module, seed: int = 0) -> nn.Module:
-    """The block in float64 and eval mode, with no number left that it starts with."""
+    """The block in float64 and eval mode, with every number drawn."""
     return draw_statistics(draw_constants(block.double(), seed), seed).eval()
 
 
@@ -212,7 +212,7 @@ def test_padded_norm_is_padding_before_the_norm(margins: tuple[int, int]) -> Non
 
 
 def test_formula_check_can_fail() -> None:
-    """A kernel flipped in one branch, and a border of zeros in another, are seen."""
+    """A flipped kernel in one branch and a zero border in another are noticed."""
     x = image(4, 7, 5)
     module = trained(DiverseBranchBlock(4, 4, 3))
     flipped = copy.deepcopy(module)
@@ -265,7 +265,7 @@ every_block = pytest.mark.parametrize("name", BLOCKS)
 def test_gradients_reach_every_parameter(name: str, training: bool) -> None:
     block = trained(BLOCKS[name]()).train(training)
     x = image(4, 7, 9).requires_grad_()
-    # A mean over all pixels of a norm in train mode has no gradient: weigh the pixels.
+    # The mean over all pixels of a norm in train mode has no gradient, so the pixels are weighted.
     y = block(x)
     (y * torch.rand(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype)).sum().backward()
     for key, tensor in [*block.named_parameters(), ("input", x)]:

@@ -110,7 +110,7 @@ def test_constants_are_the_same_after_saving(tmp_path: Path) -> None:
 
 
 def test_calibration_finds_the_constants_that_made_the_times() -> None:
-    """And is not moved by a few times that a busy machine has spoilt."""
+    """A few times that a busy machine has spoilt do not change it."""
     truth = replace(CPU, dense=9_000.0, pointwise=20_000.0, bandwidth=4_000.0, launch=2.0, layer=30.0, pool=300.0)
     every = list(calibrate.cases(((16, 14), (64, 56), (256, 14))))
     times = {case: truth.time(case.work) * (5 if i % 11 == 0 else 1) for i, case in enumerate(every)}
@@ -259,13 +259,13 @@ def test_a_narrow_chain_stays_where_it_is_measured_to_be_faster(monkeypatch: pyt
 
 
 def test_ties_are_broken_by_the_static_cost() -> None:
-    """A norm behind a convolution with a bias: as many multiply-adds without it, and an operation fewer."""
+    """A norm behind a convolution with a bias: folding saves an operation and no multiply-adds."""
     model = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)))
     assert folded(model, image(1, 8, 9, 7), "flops").after.norms == 0
 
 
 def test_a_shift_behind_a_sum_is_distributed_only_where_it_costs_no_parameters() -> None:
-    """One number for all channels would be a bias per channel of one of the sides."""
+    """One number for all channels would become a bias per channel of one operand."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         return F.relu(m.a(F.relu(x)) + m.b(F.tanh(x)) + 0.5)

@@ -155,7 +155,7 @@ def test_alignments_that_agree_at_this_size_add_up() -> None:
 
 
 def test_a_map_of_biases_that_does_not_pay_is_not_made() -> None:
-    """As many pixels come out as went in: adding the map costs what the norm did."""
+    """The map has as many pixels as the input, so adding it costs as much as the norm."""
     model, x = trained(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, padding=1))), image(2, 4, 9, 7)
     assert not reparam.reparameterize(model, x, fixed_size=True).reparam_report.folds
 
@@ -218,7 +218,7 @@ AMONG_PIXELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", AMONG_PIXELS)
 def test_a_batch_that_is_viewed_as_pixels_is_not_fixed(name: str, batch: int) -> None:
-    """Batches may differ, so a map of biases over them would be that of one batch."""
+    """The batch may differ, so a map of biases would fit one batch alone."""
     model = trained(AMONG_PIXELS[name]())
     folded = reparam.reparameterize(model, image(batch, 4, 12), fixed_size=True)
     for other in range(1, 8):
@@ -238,7 +238,7 @@ def test_a_model_of_one_batch_folds_at_its_size() -> None:
 
 
 def test_a_model_that_takes_only_multiples_of_a_batch() -> None:
-    """Clips of four frames, among whose pixels are the batch's images."""
+    """Clips of four frames: the images of the batch are among the pixels."""
     model = trained(
         Block(
             lambda m, x: m.conv(m.norm(torch.relu(x.view(-1, 4, 12).permute(2, 1, 0)))),

@@ -25,14 +25,14 @@ from tests.plan.test_plan import CHANNELS, STEPS, Network, Step
 
 
 def merged(model: nn.Module, *others: Tensor, like: Tensor, **options: Any) -> nn.Module:
-    """The model converted: equal on the example and on others, and a second time nothing is found."""
+    """The model converted: equal on the example and on others; a second conversion finds nothing."""
     folded = fold_exactly(model, like, *others, **options)
     assert not reparam.reparameterize(folded, like, **options).reparam_report.folds
     return folded
 
 
 def together(folded: nn.Module) -> list[tuple[str, ...]]:
-    """The modules of each merge."""
+    """The modules of each fusion."""
     return sorted({line.merged for line in folded.reparam_report.folds if line.merged})
 
 
@@ -316,7 +316,7 @@ def test_a_view_with_a_literal_number_of_tokens_stays() -> None:
 
 
 def test_folds_stay_where_fusing_cannot_be_written() -> None:
-    """A merge that cannot be written is given up, and no fold with it."""
+    """A fusion that cannot be written is given up, and every fold stays."""
     model = trained(Block(_branching, a=stem(), b=stem()))
     folded = merged(model, LARGER, ODD, like=X)
     assert not together(folded)
@@ -351,7 +351,7 @@ def test_keys_and_values_of_a_class_token() -> None:
 
 
 class Plain(nn.Module):
-    """So many linear layers of one tensor, each read as it is by an activation or copied."""
+    """Linear layers of one tensor; each output is read by an activation as it is, or copied."""
 
     def __init__(self, widths: list[int], copied: list[bool]) -> None:
         super().__init__()

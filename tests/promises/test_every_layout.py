@@ -30,7 +30,7 @@ class _Windows(nn.Module):
 
 
 class _Strided(nn.Module):
-    """A copy before a convolution decides in which order of memory its output is."""
+    """A copy before a convolution decides the strides of its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Pooled(nn.Module):
 
 
 class _Flattened(nn.Module):
-    """A view of what nothing has been folded into yet."""
+    """A view in front of everything that folds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_contiguous_may_copy_at_other_inputs_so_a_write_behind_it_is_no_write_to
 
 
 def test_a_view_behind_a_convolution_of_one_channel() -> None:
-    # Whether it lies with its channels last can only be guessed from its strides, and torch guesses.
+    # Strides do not tell whether one channel is in channels-last format, so torch guesses.
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         moved = m.norm(m.first(x)).movedim(1, -1)
         return m.second(moved * 0.5 + moved).view(len(x), -1)

@@ -174,7 +174,7 @@ def test_exceptions_that_no_input_raises_are_ignored() -> None:
 
 
 class _Says(nn.Module):
-    """Whether an image is high; with others, in what it returns beside a tensor."""
+    """Returns whether an image is high, alone or beside a tensor."""
 
     def __init__(self, beside: bool) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ class _Told(nn.Module):
 
 
 class _Hands(_Told):
-    """The same between a caller and another."""
+    """The same module behind one that passes its argument on."""
 
     def forward(self, x: Tensor, how: Any = None) -> Tensor:
         return self.inner(x, how=how)
@@ -285,7 +285,7 @@ class _Missing(_Told):
 
 
 def _sizes_apart(x: Tensor) -> bool:
-    """Of the images in this file: whether it is the example."""
+    """Whether an image of SIZES is as high as the example."""
     return 4 < x.shape[2] < 7
 
 
@@ -323,7 +323,7 @@ def test_constant_arguments_fold() -> None:
 
 
 class _HandsOn(_Told):
-    """Whatever it is told is for others."""
+    """Passes its arguments on without using them."""
 
     def forward(self, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
         y = self.bn(self.conv(x))
@@ -367,7 +367,7 @@ class _Attribute(_Told):
 
 
 class _Rows(_Told):
-    """Tokens, of which it has to be told how many are a row of the image."""
+    """Tokens; an attribute says how many of them are a row of the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         image = x.transpose(1, 2).unflatten(2, (self.rows, -1))
@@ -389,7 +389,7 @@ def _sets_rows(m: nn.Module, x: Tensor) -> Tensor:
 def test_a_module_may_set_attributes_of_another_module(
     kind: type[_Told], forward: Callable[[nn.Module, Tensor], Tensor], branches: bool
 ) -> None:
-    """Also where the code that sets them would be rewritten."""
+    """The same where the code that sets them would be rewritten."""
 
     def outer(m: nn.Module, x: Tensor) -> Tensor:
         return forward(m, m.a(x) + m.b(x) if branches else x)
@@ -453,7 +453,7 @@ def test_error_messages_and_unpacked_chunks_decide_nothing() -> None:
 
 
 class _AddsToAConstant(nn.Module):
-    """What it is handed, if anything, is added to a table: a constant otherwise."""
+    """Adds an optional argument to a table, which is a constant without it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -468,7 +468,7 @@ class _AddsToAConstant(nn.Module):
 
 
 def test_an_optional_argument_that_was_none_stays_none() -> None:
-    """To a symbolic trace every argument is something; the code that is written out must not compute with None."""
+    """A symbolic trace sees a value in every argument; the new code must not compute with None."""
     x = torch.randn(2, 4, 8, 8)
     folded = trained_and_converted(nn.Sequential(_AddsToAConstant()), x)
     assert convs_ran(folded, x) == 1
@@ -514,7 +514,7 @@ def test_a_branch_on_a_size_that_returns_early_is_refused() -> None:
 
 
 class _NormedIfLarge(nn.Module):
-    """Hands its input on at some sizes; `how` says in what, the input first."""
+    """Returns its input at some sizes, in the container that `how` makes, as the first entry."""
 
     def __init__(self, how: Callable[[Tensor], object]) -> None:
         super().__init__()

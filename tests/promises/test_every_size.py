@@ -30,7 +30,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def test_an_index_into_a_dimension_that_grows() -> None:
-    """Pixels that were moved to the channels: a constant picks four, whether there are five or fifty."""
+    """Pixels were moved to the channels; a constant index picks four of them, of five or of fifty."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.conv(torch.index_select(m.block(x.relu()), 1, m.index))
@@ -92,7 +92,7 @@ def test_a_refusal_says_what_would_fold() -> None:
 
 @pytest.mark.parametrize("pixels", [(1, 1), (1, 2), (2, 2)])
 def test_an_image_of_one_pixel_says_nothing_about_larger_ones(pixels: tuple[int, int]) -> None:
-    """What is flattened together with the channels, and cut in rows of as many as there are."""
+    """Pixels are flattened together with the channels, then split into rows as long as there are channels."""
     functions: list[Function] = [
         lambda x: x.flatten(1).view(-1, 4, 1),
         lambda x: x.view(-1, 4, 1),
@@ -147,7 +147,7 @@ def test_a_norm_passes_views_that_keep_channels_whole_at_every_size(name: str) -
 
 
 def test_the_channels_of_an_input_are_those_that_its_convolution_takes() -> None:
-    """The sizes are asked of the input; that it has as many channels as the norm says the convolution before it."""
+    """Code reads the sizes of the input; the convolution tells that it has as many channels as the norm."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -162,7 +162,7 @@ def test_the_channels_of_an_input_are_those_that_its_convolution_takes() -> None
 
 
 def test_the_channels_of_a_sum_are_those_of_a_scale_in_it() -> None:
-    """Tokens back in their places in the image, whose sizes were asked of a sum (SwiftFormer)."""
+    """Tokens are put back into the image, whose sizes were read from a sum (SwiftFormer)."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         x = x + m.before * m.conv(x.relu())
@@ -178,7 +178,7 @@ def test_the_channels_of_a_sum_are_those_of_a_scale_in_it() -> None:
 
 
 def test_a_table_repeated_for_each_image_has_another_batch_at_other_batches() -> None:
-    """The sum has as many images as positions were repeated for it, and one more where the input has (XCiT)."""
+    """The positions are repeated for each image, so the sum has the batch of the input (XCiT)."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = x + m.positions.repeat(x.shape[0], 1, 1, 1)
@@ -192,7 +192,7 @@ def test_a_table_repeated_for_each_image_has_another_batch_at_other_batches() ->
 
 
 def test_tokens_put_back_into_the_image_that_they_came_from() -> None:
-    """Tokens put in their places in the image, and back: the sizes are asked before that (XCiT)."""
+    """Tokens are put into the image and back, by sizes that were read before (XCiT)."""
 
     class Local(nn.Module):
         def __init__(self) -> None:
@@ -216,7 +216,7 @@ def test_tokens_put_back_into_the_image_that_they_came_from() -> None:
 
 @pytest.mark.parametrize("literal", [False, True])
 def test_a_view_back_behind_a_concatenation(literal: bool) -> None:
-    """A scale between two rearrangements goes into what is concatenated, where these are none at every size."""
+    """A scale between two reshapes folds into the concatenated layers if the reshapes undo each other at every size."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = torch.cat([m.first(x), m.second(x.relu())], 1)
@@ -231,7 +231,7 @@ def test_a_view_back_behind_a_concatenation(literal: bool) -> None:
 
 
 class Windows(nn.Module):
-    """Windows of tokens, with numbers that the module holds and a size that it is handed (Swin)."""
+    """Windows of tokens, by a number of the module and a size of the input (Swin)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ def test_a_height_of_one_is_no_number_of_channels() -> None:
 
 
 class _SizeAsChannels(nn.Module):
-    """The channels that are read are a part of what is a size of the input."""
+    """Reads as channels a part of a dimension that is a size of the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -409,7 +409,7 @@ def test_a_constant_broadcasts_a_single_pixel(function: Callable[[Any, Tensor], 
 
 
 def test_a_cache_by_size_is_not_baked_in() -> None:
-    """A constant that depends on the input's size and is kept from the first call on."""
+    """Keeps a constant for each size of the input."""
 
     class Cached(nn.Module):
         def __init__(self) -> None:

@@ -49,7 +49,7 @@ def test_a_list_of_one_tensor_is_not_that_tensor() -> None:
 
 
 class _ReadFromOutside(nn.Module):
-    """A convolution whose weight, which is computed anew at every look, the code around it uses a second time."""
+    """The weight of a convolution is computed at every access, and code around it uses it a second time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _ReadFromOutside(nn.Module):
 
 
 def test_a_computed_weight_that_other_code_reads_stays() -> None:
-    # A random network: what came in the place of the convolution had no weight.
+    # Found by a random network: the module in place of the convolution had no weight.
     x = torch.randn(2, 4, 8, 8)
     folded = trained_and_converted(_ReadFromOutside(), x)
     assert folded(x[..., :2, :]).shape == (2, 4, 2, 8)
@@ -103,7 +103,7 @@ class _PoolsAndMixes(nn.Module):
 
 
 class _TwiceAndDoubled(nn.Module):
-    """Calls a block twice; what follows the second call would like to have its code written out."""
+    """Calls a block twice; a fold behind the second call has to write its code out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class _Shifts(nn.Module):
 
 
 class _ShiftsTwice(nn.Module):
-    """A shift that one fold takes away with its module, and another would write out."""
+    """One fold removes the module of a shift, and another would write its code out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class _ReadsOne(nn.Module):
 
 
 def test_an_argument_that_a_module_does_not_read_is_still_computed() -> None:
-    # What stands on the way to it may not be another, larger tensor by then.
+    # Tensors on the way to it must keep their size.
     def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.first(x)
         both = torch.stack([y, m.second(x)]).sum(0)

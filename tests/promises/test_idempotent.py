@@ -147,7 +147,7 @@ def test_tensors_that_are_read_between_two_folds_stay(forward: Callable[[Block, 
 
 
 def test_a_refused_fold_behind_a_reshape_costs_no_fold_in_front_of_it() -> None:
-    """The code decides by a value, so the sum stays; the norm in front of it is in its convolution all the same."""
+    """Control flow depends on a value, so the sum stays; the norm in front of it still folds into its convolution."""
 
     def forward(m: Block, x: Tensor) -> Tensor:
         x = x if x.sum() < 1e9 else -x
@@ -190,7 +190,7 @@ def test_flatten_and_reshape_around_a_norm_go_with_it(back: Callable[[Tensor, Te
 
 
 def test_a_reshape_that_depends_on_the_size_is_kept() -> None:
-    """As many rows as there were columns, or the numbers of the example."""
+    """Rows and columns are exchanged, or the sizes are those of the example."""
     model = trained(nn.Sequential(RowNorm(lambda y, x: y.view(x.shape[1], x.shape[0], 6)), nn.ReLU()))
     fixed = trained(nn.Sequential(RowNorm(lambda y, x: y.view(-1, 3, 6)), nn.ReLU()))
     for each in (model, fixed):
@@ -202,7 +202,7 @@ def test_a_reshape_that_depends_on_the_size_is_kept() -> None:
 
 
 class NormOf(nn.BatchNorm2d):
-    """A norm whose forward holds more than that."""
+    """A norm whose forward calls a module as well."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -214,7 +214,7 @@ class NormOf(nn.BatchNorm2d):
 
 
 class Opaque(nn.Module):
-    """Cannot be traced; its first layer could be computed from what comes before the norm in front of it."""
+    """Cannot be traced; its first layer could take the norm in front of it."""
 
     def __init__(self) -> None:
         super().__init__()

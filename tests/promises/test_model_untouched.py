@@ -22,7 +22,7 @@ from tests.networks import Network, X, network, same, snapshot
 
 
 class _Cached(nn.Module):
-    """Attention of old keeps the constants of its forward in a dict, by device."""
+    """Attention that caches the constants of its forward in a dict, by device."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ from tests.helpers import (
 
 
 class _Bordered(nn.Module):
-    """The padding stays, as what it pads has a bias; what follows it still folds."""
+    """The padding stays, because its input has a bias; everything behind it still folds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Qkv(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """A batch norm after a cat has nothing before it to go into, but a 1x1 convolution behind it."""
+    """A batch norm behind a concatenation folds into the 1x1 convolution behind it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _TakesOne(nn.Module):
 
 
 def test_a_tensor_that_is_also_returned_is_not_computed_twice() -> None:
-    # A random network: the convolution was folded with what follows it, and ran a second time for the other result.
+    # Found by a random network: the convolution was folded, and ran a second time for the other output.
     x = torch.randn(2, 4, 8, 8)
     model = _TakesOne()
     folded = trained_and_converted(model, x)
@@ -113,7 +113,7 @@ def test_a_tensor_that_is_also_returned_is_not_computed_twice() -> None:
 
 
 class _ReturnsBetween(nn.Module):
-    """What is returned besides the result is wanted."""
+    """Returns the tensor between two layers as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_returned_tensor_may_be_the_output_of_a_fold() -> None:
 
 
 class _Undecided(nn.Module):
-    """Hands a tensor from one part to the next in code that no trace can follow."""
+    """Passes a tensor from one part to the next in code that cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def test_dilated_branches_become_one_dilated_kernel() -> None:
 
 
 def test_a_network_of_one_norm_is_converted() -> None:
-    """Some tools skip models of fewer than ten norms without a word."""
+    """Some tools silently skip models of fewer than ten norms."""
     model = trained(seq(conv(4, 4, 3), bn()))
     assert len(converted(model, image(1, 4, 5, 5)).reparam_report.folds) == 1
 

@@ -170,7 +170,7 @@ def test_a_hooked_output_is_the_end_of_a_fold() -> None:
 
 
 def test_a_hooked_module_keeps_its_attributes() -> None:
-    # `weight` of a block that computes its kernel would be gone.
+    # A swap would remove the attribute `weight` of a block that computes its kernel.
     model = nn.Sequential(reparam.nn.IdentityBasedConv1x1(4), nn.ReLU())
     model[0].register_forward_hook(lambda module, args, result: None)
     folded = trained_and_converted(model, torch.randn(2, 4, 5, 5))
@@ -178,7 +178,7 @@ def test_a_hooked_module_keeps_its_attributes() -> None:
 
 
 class _AskedAlone(nn.Module):
-    """Asks for the size of what nobody reads, behind a write to what a convolution has made."""
+    """Reads the size of an unread tensor, behind a write to the output of a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ def input_overwritten_through_a_view(m: nn.Module, x: Tensor) -> Tensor:
 
 
 class Shifted(nn.Module):
-    """It writes into what it is given, and returns it twice; in the second place nobody reads it."""
+    """Writes into its input and returns it twice; the second output is not read."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -377,7 +377,7 @@ def test_a_reshape_may_be_a_view_at_other_sizes_so_a_write_behind_it_reaches_its
 
 @pytest.mark.parametrize("register", ["forward", "pre"])
 def test_a_hook_sees_the_same_tensors(register: str) -> None:
-    """A hook is behaviour: what it looks at stays, and what it does not look at folds."""
+    """A hook is behaviour: the tensors that it sees stay, and everything else folds."""
     model = trained(seq(conv(4, 4, 3, padding=1), bn(), nn.ReLU(), conv(4, 4, 3), bn()))
     seen: list[Tensor] = []
     if register == "forward":
@@ -401,7 +401,7 @@ def test_a_hook_that_changes_the_result_still_does() -> None:
 
 
 def test_drawn_noise_is_no_constant() -> None:
-    """What is drawn in the forward is no constant."""
+    """A tensor that the forward draws is no constant."""
     model = trained(
         Block(lambda m, x: m.bn(m.conv(x)) + torch.randn(4, 1, 1, dtype=x.dtype), conv=conv(4, 4, 3), bn=bn())
     )

@@ -14,7 +14,7 @@ from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, t
 
 
 class _AsksInBetween(nn.Module):
-    """It asks a tensor for its size that a fold makes superfluous, but which is as large as what comes out."""
+    """Reads the size of a tensor that a fold removes, and that is as large as the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def test_the_size_of_a_folded_tensor_is_asked_of_one_that_is_as_large() -> None:
 
 
 class _AsksInFront(nn.Module):
-    """Asks for the size of what two folds start from, and one of them has nothing left to do there."""
+    """Reads the size of the tensor from which two folds start; one of them keeps nothing there."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ def test_the_fields_of_a_fold() -> None:
 
 
 def test_counts_are_those_of_what_runs() -> None:
-    """Counted by aten's own operations, before and after."""
+    """The counts of the report are those of aten's operations, before and after."""
     model = network()
     folded = reparam.reparameterize(model, X)
     report = folded.reparam_report

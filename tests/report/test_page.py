@@ -104,7 +104,7 @@ def shown() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Blocks of several kinds, layers that suffer, norms that are kept."""
+    """Blocks of several kinds, layers that lose precision in int8, norms that are kept."""
     torch.manual_seed(0)
     model = trained(
         nn.Sequential(
@@ -125,7 +125,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Names that are long, and that would rather be markup."""
+    """Long names, and names that are markup."""
     name = "backbone." * 30 + "<img src=x onerror=alert(1)><script>alert(1)</script>"
     file = tmp_path_factory.mktemp("page") / "wild.html"
     file.write_text(hostile(name).to_html(), "utf-8")
@@ -160,7 +160,7 @@ def test_the_picture_has_the_width_and_theme_of_the_window(
         grey = picture.convert("L")
         common = sorted(grey.getcolors() or [], reverse=True)[:2]  # the page itself and the cards on it
         assert all(colour < 48 if dark else colour > 240 for _, colour in common)
-        # Not blank anywhere: in every strip of the height of a window something is written or drawn.
+        # Not blank anywhere: every strip of the height of a window shows something.
         for top in range(0, picture.height - 900, 900):
             dark_to_light = grey.crop((0, top, width, top + 900)).getextrema()
             assert dark_to_light[1] - dark_to_light[0] > 100, f"{top} pixels from the top"

@@ -33,7 +33,7 @@ from tests.outcomes import HOSTILE, LATENCY, hostile
 
 
 class Branches(nn.Module):
-    """A dense, a strided-free pointwise and an identity branch, scaled."""
+    """A dense, a pointwise and an identity branch, scaled."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -363,7 +363,7 @@ PLAIN = FULL.to_html(LATENCY)
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_text_becomes_markup(text: str) -> None:
     page, calm = Page(hostile(text).to_html(LATENCY)), Page(hostile("calm").to_html(LATENCY))
-    # Whether a box of a diagram has one line or two depends on its text: nothing else does.
+    # Only the number of lines in a box of a diagram depends on its text.
     assert [name for name in page.tags if name != "text"] == [name for name in calm.tags if name != "text"]
     assert {name for name, _ in page.attributes} == {name for name, _ in calm.attributes}
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href", "style")]

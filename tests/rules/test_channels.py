@@ -82,7 +82,7 @@ ALONE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", ALONE)
 def test_moved_channels_alone_become_no_convolution(name: str) -> None:
-    """It would be one whose kernel is all zeros but a few."""
+    """The kernel of that convolution would be nearly all zeros."""
     model = Block(lambda m, x: ALONE[name](x).relu()).eval()
     result = reparam.reparameterize(model, image(2, 4, 8, 6), verify=False)
     assert not plain_convs(result)
@@ -175,7 +175,7 @@ def test_a_map_of_pixels_behind_a_pixel_shuffle_goes_into_the_convolution_before
 
 
 def test_a_convolution_behind_a_pixel_shuffle_stays_where_it_is_cheaper() -> None:
-    """Before it the map is there once for each pixel, and the 3x3 convolution would have to compute them all."""
+    """In front of the shuffle the map stands once for each pixel, and the 3x3 convolution would compute them all."""
     model = trained(nn.Sequential(same_conv(4, 8, 3), nn.PixelShuffle(2), nn.Conv2d(2, 256, 1)))
     x = image(2, 4, 32, 32)
     result = reparam.reparameterize(model, x)
@@ -196,7 +196,7 @@ def test_two_readers_behind_a_pixel_shuffle_share_the_convolution_before_it() ->
 
 
 def test_a_linear_layer_behind_the_tokens_of_a_convolution_goes_into_it() -> None:
-    """Patches that become tokens, and a projection of these: though the convolution reads neighbours."""
+    """Patches become tokens, then a projection: it folds although the convolution reads neighbours."""
     model = trained(
         Block(lambda m, x: m.b(m.a(x).flatten(2).transpose(1, 2)), a=nn.Conv2d(4, 8, 3, 3), b=nn.Linear(8, 6))
     )
@@ -207,7 +207,7 @@ def test_a_linear_layer_behind_the_tokens_of_a_convolution_goes_into_it() -> Non
 
 
 def test_a_slice_of_channels_does_not_tell_their_number() -> None:
-    """The layers read eight channels of however many: one that read the whole would take eight alone."""
+    """The layers read eight channels of any number; one layer for both would accept only eight."""
     model = Block(
         lambda m, x: (lambda y: torch.relu(m.a(y[..., :4]) + m.b(y[..., 4:8])))(x.transpose(1, 2)),
         a=nn.Linear(4, 3), b=nn.Linear(4, 3),
@@ -250,7 +250,7 @@ def test_tokens_that_several_projections_read_are_computed_once() -> None:
 
 
 def test_a_norm_behind_a_flattened_convolution_goes_into_it() -> None:
-    """Though the convolution reads neighbours: it stands before the pixels are rearranged."""
+    """The convolution may read neighbours: it stands in front of the rearranged pixels."""
     flat = Block(lambda m, x: m.bn(m.conv(x).flatten(2)), conv=same_conv(4, 6, 3), bn=nn.BatchNorm1d(6))
     named = Block(
         lambda m, x: m.bn(m.conv(x).reshape(x.shape[0], 6, -1)).transpose(1, 2),
@@ -330,7 +330,7 @@ def test_an_image_that_is_repeated_at_its_border_takes_the_norm() -> None:
 
 
 def test_groups_hidden_by_a_shuffle_are_found() -> None:
-    """Two grouped convolutions with a shuffle and its inverse between them read no more than one such does."""
+    """Two grouped convolutions with a shuffle and its inverse around them become one grouped convolution."""
     model = trained(
         nn.Sequential(
             same_conv(8, 8, 3, groups=2, bias=False),
@@ -347,7 +347,7 @@ def test_groups_hidden_by_a_shuffle_are_found() -> None:
 
 @pytest.mark.parametrize(("groups", "many"), [(1, 3), (2, 2), (1, 6), (3, 1)])
 def test_the_finest_groups(groups: int, many: int) -> None:
-    """Those of the blocks that are not zero; a dense kernel, and one of zeros, keep theirs."""
+    """The groups of the blocks that are not zero; a dense kernel and a kernel of zeros keep their groups."""
     inner = 12 // groups // many
     kernel = torch.rand(24, inner, 3, 2) + 1
     found, own = finest_groups(regroup(kernel, groups * many, groups), groups)

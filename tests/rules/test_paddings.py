@@ -41,7 +41,7 @@ SIZES = {n: [*product(range(1, 8), repeat=n), (11, 9, 8)[:n], (10, 17, 9)[:n]] f
 
 
 def fold_to_one(model: nn.Module, spatial: int = 2, channels: int = 4) -> nn.Module:
-    """One convolution and no norm; the same function at every size, and no size that is not taken any more."""
+    """One convolution and no norm is left, and every size that the model takes gives the same."""
     model = trained(model)
     images = list(accepted(model, channels, SIZES[spatial]))
     return fold_exactly(model, *reversed(images), convs=1, norms=0)
@@ -74,7 +74,7 @@ def test_less_padding_is_a_crop_of_more(mode: str, stride: int) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kernel", [2, 4, (3, 4)])
 def test_even_kernels_pad_more_at_one_end(mode: str, kernel: int | tuple[int, int]) -> None:
-    """No layer of torch does that by itself: a padding stands before the convolution, whose kernel does not grow."""
+    """No layer of torch pads that way: a padding module stands before the convolution, whose kernel keeps its size."""
     result = fold_to_one(summed(normed(keeping(4, kernel, mode)), normed(keeping(4, kernel, mode))))
     (folded,) = plain_convs(result)
     assert (folded.padding_mode, folded.padding) == ("zeros", (0, 0))
@@ -83,7 +83,7 @@ def test_even_kernels_pad_more_at_one_end(mode: str, kernel: int | tuple[int, in
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_norm_in_front(mode: str) -> None:
-    """Copies of pixels are copies after the norm as well, so nothing is lost at the border."""
+    """A copied pixel is a copy behind the norm too, so the border is right."""
     (folded,) = plain_convs(fold_to_one(nn.Sequential(nn.BatchNorm2d(4), keeping(4, 3, mode), nn.BatchNorm2d(4))))
     assert folded.padding_mode == mode
 
@@ -146,7 +146,7 @@ def test_a_layer_alone_is_left_as_it_is() -> None:
     ],
 )
 def test_two_kinds_of_border_stay_two_convolutions(make: Callable[[], nn.Module], why: str) -> None:
-    """The convolutions stay; a norm finds its place in one of them."""
+    """The convolutions stay; the norm folds into one of them."""
     model = trained(make())
     images = list(accepted(model, 4, SIZES[2]))
     result = reparam.reparameterize(model, images[-1])

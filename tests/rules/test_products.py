@@ -132,7 +132,7 @@ def test_einsum_alone_is_no_linear_layer() -> None:
 
 
 def test_a_norm_behind_a_transpose_goes_into_the_product() -> None:
-    """The product carries it, and the transpose stays."""
+    """The product takes the norm, and the transpose stays."""
     model = trained(Block(lambda m, x: m.n((x @ m.w).transpose(1, 2)), n=nn.BatchNorm1d(5), **parameters(w=(C, 5))))
     x = image(2, 7, C)
     result = reparam.reparameterize(model, x, verify=False)
@@ -142,14 +142,14 @@ def test_a_norm_behind_a_transpose_goes_into_the_product() -> None:
 
 
 def test_a_scale_of_tokens_alone_stays_elementwise() -> None:
-    """As a layer it would multiply by a matrix that is all zeros but its diagonal."""
+    """As a layer it would multiply by a diagonal matrix."""
     model = trained(Block(lambda m, x: x * m.g + m.b, **parameters(g=(64,), b=(64,))))
     x = image(2, 50, 64)
     assert not plain_convs(reparam.reparameterize(model, x, verify=False))
 
 
 def test_attention_stays() -> None:
-    """Products of two tensors that both depend on the input are no maps of either; the projections fold into one."""
+    """The products of attention are not linear in the input; only the projections fold into one."""
 
     def attend(m: nn.Module, x: Tensor) -> Tensor:
         q, k, v = m.qkv(x).chunk(3, -1)

@@ -57,7 +57,7 @@ def starred(x: Tensor) -> Tensor:
 
 
 def whole_rows(x: Tensor) -> Tensor:
-    """With the pixels of a channel in a row (ShuffleNet of Megvii)."""
+    """Written with the pixels of a channel in a row (ShuffleNet of Megvii)."""
     b, c, h, w = x.size()
     return x.reshape(b, 2, c // 2, h * w).permute(0, 2, 1, 3).reshape(b, c, h, w)
 
@@ -111,7 +111,7 @@ def test_a_shuffling_module_becomes_an_identity() -> None:
 
 
 def test_a_shuffle_behind_an_activation_goes_into_the_convolution_behind_it() -> None:
-    """Sizes are asked of the tensor before the activation, which has the same."""
+    """Sizes are read from the tensor in front of the activation, which has the same."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.first(x)
@@ -206,7 +206,7 @@ def rows_and_channels(x: Tensor) -> Tensor:
 
 
 def of_another(x: Tensor) -> Tensor:
-    """The size of something cropped, as large as the feature map only by what it is made of."""
+    """Reads the size of a cropped tensor, which is as large as the feature map."""
     b, c, h, w = x.shape
     w = torch.cat([x, x], 3)[..., :6].shape[3]
     return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
@@ -222,7 +222,7 @@ ANOTHER: dict[str, Function] = {
 
 @pytest.mark.parametrize("name", ANOTHER)
 def test_a_reshape_that_means_something_else_at_other_sizes_is_kept(name: str) -> None:
-    """Each is a shuffle of channels for this example, or moves pixels as well."""
+    """Each is a shuffle of channels for this example only."""
     model = trained(in_code(ANOTHER[name], nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)))
     x = image(2, 4, 6, 6)
     result = reparam.reparameterize(model, x)
@@ -324,7 +324,7 @@ def test_a_norm_behind_depth_to_space_goes_into_the_convolution_in_front(functio
 
 
 def halved_up(x: Tensor) -> Tensor:
-    """torch works the height out from what is left: where the width is odd, it is another one."""
+    """torch infers the height from the rest: it differs where the width is odd."""
     b, c, h, w = x.shape
     return x.view(b, c, -1, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c * 4, h // 2, -1)
 
@@ -367,7 +367,7 @@ def test_blocks_of_pixels_whose_shape_depends_on_the_size_are_kept(function: Fun
 def test_a_dimension_of_one_entry_is_not_taken_for_channels(
     forward: Callable[[nn.Module, Tensor], Tensor], fixed_size: bool
 ) -> None:
-    """The steps that have made a dimension of one entry would make one again, whatever the channels before are."""
+    """A dimension of one entry stays one whatever the number of channels is."""
     layers = {"inner": nn.Conv2d(4, 4, 1), "conv": nn.Conv1d(1, 3, 1), "linear": nn.Linear(1, 3)}
     model = trained(Block(forward, **layers))
     folded = reparam.reparameterize(model, image(3, 4, 1, 2), verify=False, fixed_size=fixed_size)
@@ -378,7 +378,7 @@ def test_a_dimension_of_one_entry_is_not_taken_for_channels(
 
 
 def _weighted(m: nn.Module, x: Tensor) -> Tensor:
-    """Not a module's own operation: its place is one of code."""
+    """The operation stands in code and not in a module of its own."""
     return F.conv2d(x, m.conv.weight * 2)
 
 

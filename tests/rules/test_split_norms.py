@@ -36,7 +36,7 @@ def with_weights(model: nn.Module) -> list[str]:
 
 
 def split(model: nn.Module, *inputs: Tensor, others: tuple[Tensor, ...] = ()) -> nn.Module:
-    """The converted model, in which no norm has weights, that computes the same and runs no more layers."""
+    """The converted model: no norm has weights, it computes the same, and it runs no more layers."""
     folded = reparameterize(model, inputs)
     assert with_weights(model)
     assert not with_weights(folded)
@@ -49,7 +49,7 @@ def split(model: nn.Module, *inputs: Tensor, others: tuple[Tensor, ...] = ()) ->
 
 
 def kept(model: nn.Module, *inputs: Tensor, **options: Any) -> nn.Module:
-    """The converted model, in which the norms are as they were."""
+    """The converted model: its norms are as they were."""
     folded = reparameterize(model, inputs, **options)
     assert with_weights(folded) == with_weights(model)
     assert distance(model, folded, *inputs) < EXACT
@@ -121,14 +121,14 @@ def test_a_shift_does_not_pass_zero_padding() -> None:
 
 
 def test_a_shift_does_not_pass_zero_padding_behind_a_permutation() -> None:
-    """Not even where the permutation stands between; without a shift it does."""
+    """A permutation between changes nothing; without a shift it folds."""
     folded = kept(drawn(nn.Sequential(ChannelsFirst(8), nn.Conv2d(8, 5, 3, padding=1))), image(2, 8, 5, 4))
     assert "the padding holds another value than the bias" in reasons(folded)
     split(drawn(nn.Sequential(ChannelsFirst(8, bias=False), nn.Conv2d(8, 5, 3, padding=1))), image(2, 8, 5, 4))
 
 
 def test_two_readers_of_tokens() -> None:
-    """The class token goes one way, the mean of the others another; both linear layers take scale and shift."""
+    """One layer reads the class token, another the mean of the other tokens; both take scale and shift."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.norm(x)
@@ -139,7 +139,7 @@ def test_two_readers_of_tokens() -> None:
 
 
 def test_tokens_that_are_written_to_keep_the_norm() -> None:
-    """What is picked is a view: it shares its memory with what is overwritten."""
+    """The picked tokens are a view of the tensor that is overwritten."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.norm(x)
@@ -439,7 +439,7 @@ def test_a_norm_that_is_called_twice(norm: Callable[[int], nn.Module]) -> None:
 
 
 def test_one_layer_behind_two_norms_keeps_both() -> None:
-    """Their scales differ, and there is one weight to take them."""
+    """Their scales differ, and one weight cannot take both."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.a(m.second(F.gelu(m.a(m.first(x)))))
@@ -448,7 +448,7 @@ def test_one_layer_behind_two_norms_keeps_both() -> None:
 
 
 def test_control_flow_on_sizes_keeps_the_norm() -> None:
-    """Where the picture is large, code reads what was normalised; the recorded run does not."""
+    """At large sizes, code that did not run in the record reads the normalised tensor."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.norm(x)
@@ -460,7 +460,7 @@ def test_control_flow_on_sizes_keeps_the_norm() -> None:
 
 
 def test_the_transformer_layer_of_torch_reads_weights_itself() -> None:
-    """In a run that nobody records it hands them to one kernel."""
+    """Outside the record it passes them to one fused kernel."""
     block = nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, batch_first=True)
     kept(drawn(block), image(2, 7, 8))
 

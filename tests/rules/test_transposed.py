@@ -33,7 +33,7 @@ SIZES = {n: [*product(range(1, 4 if n < 3 else 2), repeat=n), (7, 5, 6)[:n], (6,
 
 
 def fold_one(model: nn.Module, channels: int = 4, spatial: int = 2, convs: int = 1, norms: int = 0) -> nn.Module:
-    """So many convolutions and norms are left, and the same function at every size."""
+    """`convs` convolutions and `norms` norms are left, and every size gives the same."""
     model = trained(model)
     images = list(accepted(model, channels, SIZES[spatial]))
     # Verification's own images are large, which takes long with three axes.
@@ -55,7 +55,7 @@ GEOMETRIES = [
 @pytest.mark.parametrize(("groups", "outputs"), [(1, 4), (2, 4), (4, 4), (2, 6)])
 @pytest.mark.parametrize("spatial", [1, 2, 3])
 def test_a_norm_behind(geometry: dict[str, int], groups: int, outputs: int, spatial: int) -> None:
-    """Inputs and outputs are equally many in most of these: the norm must find the outputs."""
+    """Most have as many inputs as outputs: the norm must scale the outputs."""
     layer = DECONVS[spatial](4, outputs, groups=groups, bias=groups == 2, **geometry)
     fold_one(nn.Sequential(layer, NORMS[spatial](outputs), nn.ReLU()), spatial=spatial)
 
@@ -101,14 +101,14 @@ def test_branches_of_equal_geometry(groups: int) -> None:
 
 
 def test_branches_whose_windows_differ_at_one_end() -> None:
-    """3x3 with an output padding beside 4x4: one window holds both."""
+    """A 3x3 with output padding beside a 4x4: one window holds both."""
     first = nn.Sequential(nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1), nn.BatchNorm2d(4))
     second = nn.Sequential(nn.ConvTranspose2d(4, 4, 4, 2, 1), nn.BatchNorm2d(4))
     fold_one(summed(first, second))
 
 
 def test_branches_of_other_strides_stay_apart() -> None:
-    """As large at one size only."""
+    """Their outputs are equally large at one size alone."""
     first, second = nn.ConvTranspose2d(4, 4, 2, 2), nn.ConvTranspose2d(4, 4, 4, 3, 1, output_padding=0)
     model = trained(Block(lambda m, x: m.a(x)[:, :, :3, :3] + m.b(x)[:, :, :3, :3], a=first, b=second))
     x = image(1, 4, 4, 4)
@@ -134,7 +134,7 @@ def test_a_pointwise_convolution_in_front() -> None:
 
 
 def test_a_bias_in_front_stays() -> None:
-    """Zeros between the pixels are zeros before the map, and its bias after it."""
+    """The zeros that the stride inserts would become biases."""
     fold_one(nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 3, 2), nn.BatchNorm2d(4)), norms=1)
 
 
@@ -150,7 +150,7 @@ def test_a_strided_convolution_behind_stays() -> None:
 
 @pytest.mark.parametrize("crop", [slice(1, -1), slice(None, -1), slice(2, None), slice(3, -3)])
 def test_a_crop_behind_becomes_padding(crop: slice) -> None:
-    """Decoders of sound cut off what their padding would have: a layer of torch can do so itself."""
+    """Audio decoders crop their output, which padding of the layer does as well."""
 
     def forward(m: Block, x: Tensor) -> Tensor:
         return torch.relu(m.bn(m.up(x)[..., crop]) * m.gain)
@@ -170,7 +170,7 @@ def test_the_functional_form() -> None:
 
 @pytest.mark.parametrize("behind", ["norm", "crop", "sum"])
 def test_output_size_is_kept(behind: str) -> None:
-    """`output_size` decides anew at every call; whatever is folded, it does so still."""
+    """`output_size` is read at every call, also after folding."""
 
     def forward(m: Block, x: Tensor) -> Tensor:
         y = m.up(x, output_size=(2 * x.shape[2], 2 * x.shape[3] - 1))

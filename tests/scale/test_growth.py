@@ -26,7 +26,7 @@ X = torch.randn(2, 4, 8, 9)
 
 
 class Residual(nn.Module):
-    """One that changes a stream which runs through all of them."""
+    """A block that adds to its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def nested(depth: int) -> nn.Module:
 
 
 def test_work_grows_with_the_depth_of_the_modules() -> None:
-    """That of one block inside another: what each was told is looked for in all that are around it."""
+    """Modules inside modules: an argument is looked up in every call around it."""
     calls(nested(2), False)  # what is done once per process
     assert calls(nested(40), False) < 4 * SLACK * calls(nested(10), False)
 

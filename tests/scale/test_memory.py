@@ -35,7 +35,7 @@ def network(blocks: int = 4) -> nn.Module:
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes of float64 tensors that operations under this have made or read and that lived at once."""
+    """The peak of float64 memory: bytes of the tensors that operations made or read and that were alive together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_one_kernel_of_a_layer_in_float64_at_once(monkeypatch: pytest.MonkeyPatc
 
 
 def doubles() -> int:
-    """Elements of all float64 tensors that live."""
+    """Elements of all float64 tensors that are alive."""
     held = (each for each in gc.get_objects() if isinstance(each, Tensor) and each.dtype == torch.float64)
     return sum(each.numel() for each in held)
 
@@ -159,7 +159,7 @@ def chain() -> nn.Module:
 
 
 def shared() -> nn.Module:
-    """One convolution between norms of two places, and a whole block that is called twice."""
+    """One convolution that is called twice, with two norms, and a block that is called twice."""
     block, conv = nn.Sequential(normed(), nn.ReLU()), nn.Conv2d(8, 8, 3, padding=1)
     norms = [nn.BatchNorm2d(8) for _ in range(2)]
     return nn.Sequential(block, block, conv, norms[0], nn.ReLU(), conv, norms[1], nn.ReLU())
@@ -172,12 +172,12 @@ def tied() -> nn.Module:
 
 
 def read_elsewhere() -> nn.Module:
-    """Its norm is folded, and the weight that goes with it is read by other code as well."""
+    """Its norm is folded, and other code reads the weight of the convolution."""
     return Block(lambda self, x: self.layer(x).relu() * self.layer[0].weight.abs().sum(), layer=normed())
 
 
 def padded() -> nn.Module:
-    """Its kernel is padded by a module of its own, and what comes of the first bias is a map where sizes are fixed."""
+    """A module pads the input; at a fixed size the first bias becomes a map."""
     strided = nn.Sequential(nn.ZeroPad2d((0, 3, 0, 3)), nn.Conv2d(8, 8, 2, 2), nn.BatchNorm2d(8), nn.ReLU())
     return nn.Sequential(strided, nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
 
@@ -206,7 +206,7 @@ def test_in_place_gives_the_same_bits(kind: Callable[[], nn.Module], verify: Any
 
 
 def held() -> int:
-    """Bytes of all tensors that live, each memory once."""
+    """Bytes of all tensors that are alive, each storage once."""
     kinds = (Tensor, nn.Parameter)  # and not what exporters trace with: it has no memory
     every = (each for each in gc.get_objects() if type(each) in kinds and each.device.type == "cpu")
     storages = [each.untyped_storage() for each in every]
