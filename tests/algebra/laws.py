@@ -110,7 +110,7 @@ def same_size(draw: st.DrawFn, axis: Axis) -> Axis:
     return replace(other, hi=axis.slack + other.span - other.lo)
 
 
-def sizes(smallest: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def legal_sizes(smallest: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """The smallest legal size and some above it, no two axes alike."""
     for extra in ((0, 0, 0), (1, 2, 0), (4, 1, 3), (3, 8, 2)):
         yield tuple(small + more for small, more in zip(smallest, extra, strict=False))
@@ -119,7 +119,7 @@ def sizes(smallest: Sequence[int]) -> Iterator[tuple[int, ...]]:
 def images(*legal: AffineConv) -> Iterator[Tensor]:
     """Images of every size, all of them legal for every value in `legal`."""
     windows = zip(*[value.axes for value in legal], strict=True)
-    for size in sizes([max(axis.min_length for axis in window) for window in windows]):
+    for size in legal_sizes([max(axis.min_length for axis in window) for window in windows]):
         yield integers(2, legal[0].in_channels, *size)
 
 

@@ -32,7 +32,7 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)).eval()
 
 
-def folded(model: nn.Sequential) -> nn.Module:
+def fused(model: nn.Sequential) -> nn.Module:
     return torch.nn.utils.fuse_conv_bn_eval(model[0], model[1]).eval()
 
 
@@ -70,7 +70,7 @@ def test_gradients_are_off_and_arguments_arrive() -> None:
 
 def test_equal_models_are_compared() -> None:
     model = net()
-    found = benchmark({"branches": model, "folded": folded(model), "function": lambda x: model(x)}, X, rounds=3)
+    found = benchmark({"branches": model, "folded": fused(model), "function": lambda x: model(x)}, X, rounds=3)
     assert [timing.name for timing in found.timings] == ["branches", "folded", "function"]
     assert all(len(timing.wall_samples) == len(timing.cpu_samples) == 3 for timing in found.timings)
     assert all(seconds > 0 for timing in found.timings for seconds in timing.wall_samples)
@@ -82,7 +82,7 @@ def test_equal_models_are_compared() -> None:
 @pytest.mark.parametrize("as_function", [False, True])
 def test_a_wrong_model_is_not_timed(dtype: torch.dtype, as_function: bool) -> None:
     model = net().to(dtype)
-    wrong = folded(model)
+    wrong = fused(model)
     wrong.bias.data[0] += 0.5
     entry: Any = (lambda x: wrong(x)) if as_function else wrong
     with pytest.raises(VerificationError, match=r"^wrong:"):

@@ -32,7 +32,7 @@ def always(value: float) -> nn.BatchNorm2d:
     return norm
 
 
-def network(*parts: nn.Module) -> nn.Module:
+def in_eval(*parts: nn.Module) -> nn.Module:
     return nn.Sequential(*parts).eval()
 
 
@@ -47,14 +47,14 @@ def bias_alone() -> nn.Conv2d:
 
 # What the error has to be, by counting the pixels of a window that are padding: (9 - 4) / 9 in a corner, and so on.
 BY_HAND: dict[str, tuple[Callable[[], nn.Module], float]] = {
-    "a corner lacks five of nine": (lambda: network(always(1.0), ones(1)), 5 / 9),
-    "whatever the bias": (lambda: network(always(-3.0), ones(1)), 5 / 9),
-    "a bias behind it": (lambda: network(always(1.0), ones(1, bias=True)), 5 / 10),
-    "one row in front": (lambda: network(always(1.0), ones((1, 0))), 3 / 9),
-    "a pad of its own": (lambda: network(always(1.0), nn.ZeroPad2d(1), ones(0)), 5 / 9),
-    "a window of two": (lambda: network(always(2.0), ones(1, size=2)), 3 / 4),
-    "a stride that meets one corner": (lambda: network(always(1.0), ones(1, stride=2)), 5 / 9),
-    "a bias of a convolution": (lambda: network(bias_alone(), ones(1)), 5 / 9),
+    "a corner lacks five of nine": (lambda: in_eval(always(1.0), ones(1)), 5 / 9),
+    "whatever the bias": (lambda: in_eval(always(-3.0), ones(1)), 5 / 9),
+    "a bias behind it": (lambda: in_eval(always(1.0), ones(1, bias=True)), 5 / 10),
+    "one row in front": (lambda: in_eval(always(1.0), ones((1, 0))), 3 / 9),
+    "a pad of its own": (lambda: in_eval(always(1.0), nn.ZeroPad2d(1), ones(0)), 5 / 9),
+    "a window of two": (lambda: in_eval(always(2.0), ones(1, size=2)), 3 / 4),
+    "a stride that meets one corner": (lambda: in_eval(always(1.0), ones(1, stride=2)), 5 / 9),
+    "a bias of a convolution": (lambda: in_eval(bias_alone(), ones(1)), 5 / 9),
 }
 
 
@@ -75,7 +75,7 @@ def test_the_error_equals_a_direct_count(name: str) -> None:
 
 def test_padding_with_a_number_of_its_own() -> None:
     """The border should hold 0.5 and holds zeros: five of the nine pixels in a corner."""
-    model = network(nn.ConstantPad2d(1, 0.5), ones(0))
+    model = in_eval(nn.ConstantPad2d(1, 0.5), ones(0))
     x = torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert naive_error(model, image(2, 1, 6, 8)) == pytest.approx(2.5 / model(x).abs().max().item(), rel=1e-12)
 
@@ -94,7 +94,7 @@ def test_a_window_reaches_across_the_padding() -> None:
 
 
 def test_the_error_is_printed() -> None:
-    text = str(reparam.reparameterize(network(always(1.0), ones(1)), image(1, 1, 9, 7)).reparam_report)
+    text = str(reparam.reparameterize(in_eval(always(1.0), ones(1)), image(1, 1, 9, 7)).reparam_report)
     assert "a naive fold would be wrong by 56 % at the border" in text
 
 
@@ -102,7 +102,7 @@ def test_the_error_is_printed() -> None:
 @pytest.mark.parametrize("pad", [[nn.ZeroPad2d(1), ones(0)], [ones(1)]])
 def test_a_norm_that_stays_names_the_error(pad: list[nn.Module], behind: list[nn.Module]) -> None:
     """The same where the convolution folds with the operations behind it."""
-    report = reparam.reparameterize(network(nn.ReLU(), always(1.0), *pad, *behind), image(1, 1, 9, 7)).reparam_report
+    report = reparam.reparameterize(in_eval(nn.ReLU(), always(1.0), *pad, *behind), image(1, 1, 9, 7)).reparam_report
     (norm,) = [r for r in report.refusals if r.operation == "batch_norm"]
     assert norm.where == "1"
     assert norm.reason.startswith("conv2d cannot take it: the padding holds another value")
@@ -111,14 +111,14 @@ def test_a_norm_that_stays_names_the_error(pad: list[nn.Module], behind: list[nn
 
 
 def test_the_worst_of_several_is_printed() -> None:
-    model = network(always(1.0), ones((1, 0)), nn.ReLU(), always(1.0), ones(1))
+    model = in_eval(always(1.0), ones((1, 0)), nn.ReLU(), always(1.0), ones(1))
     text = str(reparam.reparameterize(model, image(1, 1, 9, 7)).reparam_report)
     assert "56 %" in text
     assert "33 %" not in text
 
 
 def test_nothing_is_measured_without_verification() -> None:
-    assert naive_error(network(always(1.0), ones(1)), image(1, 1, 9, 7), verify=False) is None
+    assert naive_error(in_eval(always(1.0), ones(1)), image(1, 1, 9, 7), verify=False) is None
 
 
 def test_code_that_needs_a_large_image_is_measured_on_one() -> None:

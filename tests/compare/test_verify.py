@@ -43,7 +43,7 @@ class Original(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2)
-        self.bn = drawn(nn.BatchNorm2d(6, eps=1e-3))
+        self.bn = with_drawn_statistics(nn.BatchNorm2d(6, eps=1e-3))
         self.second = nn.Conv2d(6, 5, (3, 2), stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Candidate(nn.Module):
         return self.leave((y, 3 * y + 1))
 
 
-def drawn(bn: nn.BatchNorm2d) -> nn.BatchNorm2d:
+def with_drawn_statistics(bn: nn.BatchNorm2d) -> nn.BatchNorm2d:
     """Drawn statistics: default values would hide mistakes."""
     bn.running_mean.normal_(0.0, 0.5)
     bn.running_var.uniform_(0.3, 2.5)
@@ -212,7 +212,7 @@ def test_a_mutant_is_caught(mutant: str, dtype: torch.dtype, known: bool) -> Non
 
 def test_batch_norm_folded_through_zero_padding_is_caught() -> None:
     """Wrong at the border alone: the padding zeros are no zeros in front of the norm."""
-    bn, conv = drawn(nn.BatchNorm2d(4)).double().eval(), nn.Conv2d(4, 3, 3, padding=1).double()
+    bn, conv = with_drawn_statistics(nn.BatchNorm2d(4)).double().eval(), nn.Conv2d(4, 3, 3, padding=1).double()
     gain = bn.weight / (bn.running_var + bn.eps).sqrt()
     shift = bn.bias - bn.running_mean * gain
     folded = copy.deepcopy(conv)

@@ -27,7 +27,7 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def same(model: nn.Module, other: nn.Module) -> bool:
+def same_weights(model: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
@@ -51,7 +51,7 @@ def test_the_weights_are_found(tmp_path: Path, wrapped: Any, key: str) -> None:
     checkpoint = read_checkpoint(saved(tmp_path, wrapped(trained.state_dict())))
     assert checkpoint.key == key
     found = fit(checkpoint, fresh)
-    assert same(fresh, trained)
+    assert same_weights(fresh, trained)
     assert not found.missing
     assert not found.unexpected
 
@@ -82,7 +82,7 @@ def test_safetensors(tmp_path: Path) -> None:
     trained, fresh = net(), net()
     save_file(trained.state_dict(), tmp_path / "best.safetensors")
     fit(read_checkpoint(tmp_path / "best.safetensors"), fresh)
-    assert same(fresh, trained)
+    assert same_weights(fresh, trained)
 
 
 # --- names
@@ -103,7 +103,7 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_prefixes_are_stripped(tmp_path: Path, prefix: str, stripped: tuple[str, ...]) -> None:
     trained, fresh = net(), net()
     found = fit(read_checkpoint(saved(tmp_path, prefixed(trained.state_dict(), prefix))), fresh)
-    assert same(fresh, trained)
+    assert same_weights(fresh, trained)
     assert found.stripped == stripped
 
 
@@ -112,13 +112,13 @@ def test_a_part_that_was_compiled(tmp_path: Path) -> None:
     state = {name.replace("1.", "1._orig_mod.", 1) if name.startswith("1.") else name: tensor
              for name, tensor in trained.state_dict().items()}  # fmt: skip
     assert fit(read_checkpoint(saved(tmp_path, state)), fresh).stripped == ("_orig_mod.",)
-    assert same(fresh, trained)
+    assert same_weights(fresh, trained)
 
 
 def test_a_model_that_is_wrapped_itself_keeps_its_names(tmp_path: Path) -> None:
     trained, fresh = nn.DataParallel(net()), nn.DataParallel(net())
     assert fit(read_checkpoint(saved(tmp_path, trained.state_dict())), fresh).stripped == ()
-    assert same(fresh, trained)
+    assert same_weights(fresh, trained)
 
 
 def test_entries_outside_the_wrapped_part_are_counted(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_two_models_in_one_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"under 'student\.' and under 'teacher\.'"):
         fit(checkpoint, fresh)
     fit(checkpoint, fresh, prefix="teacher.")
-    assert same(fresh, teacher)
+    assert same_weights(fresh, teacher)
 
 
 def test_missing_and_unexpected_tensors_stop_it(tmp_path: Path) -> None:

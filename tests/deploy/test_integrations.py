@@ -52,7 +52,7 @@ def test_a_model_that_names_no_size() -> None:
 # --- the hub
 
 
-def network() -> Any:
+def network_class() -> Any:
     from reparam.hub import FoldedHubMixin
 
     class Net(nn.Module, FoldedHubMixin):
@@ -67,7 +67,7 @@ def network() -> Any:
 
 
 def test_a_folded_model_is_loaded_folded(tmp_path: Path) -> None:
-    net, x = network(), image(2, 3, 7, 9, dtype=torch.float32)
+    net, x = network_class(), image(2, 3, 7, 9, dtype=torch.float32)
     model = trained(net(width=6), x, dtype=torch.float32)
     deployed = reparam.reparameterize(model, x)
     deployed.save_pretrained(tmp_path)
@@ -82,7 +82,7 @@ def test_a_folded_model_is_loaded_folded(tmp_path: Path) -> None:
 
 
 def test_a_trained_model_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
-    net, x = network(), image(2, 3, 7, 9, dtype=torch.float32)
+    net, x = network_class(), image(2, 3, 7, 9, dtype=torch.float32)
     model = trained(net(width=6), x, dtype=torch.float32)
     reparam.reparameterize(model, x).save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)

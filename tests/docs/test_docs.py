@@ -43,22 +43,22 @@ LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @dataclass(frozen=True)
-class Block:
+class CodeBlock:
     language: str
     marker: str
     text: str
     line: int  # of its first line in the document, from 0
 
 
-def blocks(document: Path) -> list[Block]:
+def blocks(document: Path) -> list[CodeBlock]:
     text = document.read_text(encoding="utf-8")
     return [
-        Block(match["language"], match["marker"] or "", match["text"], text.count("\n", 0, match.start("text")))
+        CodeBlock(match["language"], match["marker"] or "", match["text"], text.count("\n", 0, match.start("text")))
         for match in BLOCK.finditer(text)
     ]
 
 
-def run_python(block: Block, document: Path, module: ModuleType) -> str:
+def run_python(block: CodeBlock, document: Path, module: ModuleType) -> str:
     """What the block prints. Line numbers of a traceback are those of the document."""
     source = "\n" * block.line + block.text
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -74,17 +74,17 @@ def run_command(server: Commands, line: str, fails: bool = False) -> str:
     return done.out + done.err
 
 
-def run_console(server: Commands, block: Block, where: str) -> None:
+def run_console(server: Commands, block: CodeBlock, where: str) -> None:
     """Every `$ reparam ...` of the block, against the lines below it."""
     for session in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         line, _, expected = session.partition("\n")
         if line.startswith("reparam "):
             printed = run_command(server, line, fails=block.marker == "fails")
             if expected.strip():
-                check(printed, expected, where, measured=True)
+                compare_output(printed, expected, where, measured=True)
 
 
-def check(printed: str, expected: str, where: str, measured: bool) -> None:
+def compare_output(printed: str, expected: str, where: str, measured: bool) -> None:
     if measured:
         printed, expected = (MEASURED.sub("#", text) for text in (printed, expected))
     alike = doctest.OutputChecker().check_output(expected.strip() + "\n", printed.strip() + "\n", LOOSELY)
@@ -105,7 +105,7 @@ def run(server: Commands, document: Path, module: ModuleType) -> None:
         elif block.language == "console":
             run_console(server, block, where)
         elif block.marker.startswith("output"):
-            check(printed, block.text, where, measured=block.marker == "output: measured")
+            compare_output(printed, block.text, where, measured=block.marker == "output: measured")
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,9 @@ def test_a_wrong_output_fails(tmp_path: Path) -> None:
     document.write_text("```python\nprint(1 + 1, 0.25)\n```\n\n<!-- output: measured -->\n```text\n3 0.5\n```\n")
     code, output = blocks(document)
     printed = run_python(code, document, ModuleType("document"))
-    check(printed, "2 1.5e-3", "here", measured=True)
-    check(printed, "2 ...", "here", measured=False)
+    compare_output(printed, "2 1.5e-3", "here", measured=True)
+    compare_output(printed, "2 ...", "here", measured=False)
     with pytest.raises(AssertionError, match="what is printed"):
-        check(printed, output.text, "here", measured=True)
+        compare_output(printed, output.text, "here", measured=True)
     with pytest.raises(AssertionError, match="what is printed"):
-        check(printed, "2 0.5", "here", measured=False)
+        compare_output(printed, "2 0.5", "here", measured=False)

@@ -31,12 +31,12 @@ from reparam.nn import (
 Formula = Callable[[nn.Module, Tensor], Tensor]
 
 
-def trained(block: nn.Module, seed: int = 0) -> nn.Module:
+def drawn_block(block: nn.Module, seed: int = 0) -> nn.Module:
     """The block in float64 and eval mode, with every number drawn."""
     return draw_statistics(draw_constants(block.double(), seed), seed).eval()
 
 
-def image(channels: int, height: int, width: int, batch: int = 2) -> Tensor:
+def pixels(channels: int, height: int, width: int, batch: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
 
@@ -143,7 +143,7 @@ CHANNELS = [(4, 4, 1), (4, 4, 2), (4, 4, 4), (4, 8, 4), (6, 4, 2), (3, 5, 1)]  #
 FORMULAS = [(RepVGGBlock, repvgg_formula), (ACBlock, acnet_formula), (DiverseBranchBlock, dbb_formula)]
 
 
-def sizes(k: int, p: int, d: int) -> list[tuple[int, int]]:
+def window_sizes(k: int, p: int, d: int) -> list[tuple[int, int]]:
     """Odd and not square, and the smallest legal one: a single position of the window, on both axes and on one."""
     least = max(1, d * (k - 1) + 1 - 2 * p)
     return [(least, least), (least, least + 4), (least + 9, least + 6)]
@@ -154,9 +154,9 @@ def sizes(k: int, p: int, d: int) -> list[tuple[int, int]]:
 def test_windowed_block_equals_its_formula(block: type, formula: Formula, channels: tuple[int, int, int]) -> None:
     in_channels, out_channels, groups = channels
     for k, s, p, d in WINDOWS:
-        module = trained(block(in_channels, out_channels, k, s, p, d, groups, activation=None))
-        for height, width in sizes(k, p, d):
-            x = image(in_channels, height, width)
+        module = drawn_block(block(in_channels, out_channels, k, s, p, d, groups, activation=None))
+        for height, width in window_sizes(k, p, d):
+            x = pixels(in_channels, height, width)
             y = module(x)
             expected = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size in (height, width)]
             assert y.shape == (2, out_channels, *expected)
@@ -168,16 +168,16 @@ def test_windowed_block_equals_its_formula(block: type, formula: Formula, channe
 def test_mobileone_equals_its_formula(channels: tuple[int, int, int]) -> None:
     in_channels, out_channels, groups = channels
     for k, s, branches in itertools.product((1, 2, 3, 5, 7), (1, 2, 3), (1, 4)):
-        module = trained(MobileOneBlock(in_channels, out_channels, k, s, groups, branches, activation=None))
-        for height, width in sizes(k, k // 2, 1):
-            x = image(in_channels, height, width)
+        module = drawn_block(MobileOneBlock(in_channels, out_channels, k, s, groups, branches, activation=None))
+        for height, width in window_sizes(k, k // 2, 1):
+            x = pixels(in_channels, height, width)
             assert relative_error(module(x), mobileone_formula(module, x, k, s, groups)) < 1e-12
 
 
 @pytest.mark.parametrize("internal", [2, 4, 8])
 def test_dbb_internal_channels(internal: int) -> None:
-    module = trained(DiverseBranchBlock(4, 6, 3, stride=2, groups=2, internal_channels=internal))
-    x = image(4, 7, 10)
+    module = drawn_block(DiverseBranchBlock(4, 6, 3, stride=2, groups=2, internal_channels=internal))
+    x = pixels(4, 7, 10)
     assert module.branches.bottleneck.padded.norm.num_features == internal
     assert isinstance(module.branches.bottleneck.squeeze, IdentityBasedConv1x1) == (internal == 4)
     assert relative_error(module(x), dbb_formula(module, x, 3, 2, 1, 1, 2)) < 1e-12
@@ -193,7 +193,7 @@ def test_depthwise_dbb_is_as_published() -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_identity_based_conv(groups: int) -> None:
     conv = IdentityBasedConv1x1(6, groups).double()
-    x = image(6, 3, 5)
+    x = pixels(6, 3, 5)
     assert torch.equal(conv(x), x)
     draw_constants(conv)
     assert relative_error(conv(x), F.conv2d(x, conv.weight + identity_kernel(6, groups), groups=groups)) < 1e-14
@@ -203,8 +203,8 @@ def test_identity_based_conv(groups: int) -> None:
 
 @pytest.mark.parametrize("margins", [(0, 0), (1, 1), (3, 3), (0, 1), (2, 0), (-1, -1), (-1, 2)], ids=str)
 def test_padded_norm_is_padding_before_the_norm(margins: tuple[int, int]) -> None:
-    module = trained(PaddedBatchNorm2d(3, margins))
-    x = image(3, 5, 4)
+    module = drawn_block(PaddedBatchNorm2d(3, margins))
+    x = pixels(3, 5, 4)
     truth = norm(module.norm, F.pad(x, margins * 2))
     assert relative_error(module(x), truth) < 1e-14
     if max(margins) > 0:
@@ -213,8 +213,8 @@ def test_padded_norm_is_padding_before_the_norm(margins: tuple[int, int]) -> Non
 
 def test_formula_check_can_fail() -> None:
     """A flipped kernel in one branch and a zero border in another are noticed."""
-    x = image(4, 7, 5)
-    module = trained(DiverseBranchBlock(4, 4, 3))
+    x = pixels(4, 7, 5)
+    module = drawn_block(DiverseBranchBlock(4, 4, 3))
     flipped = copy.deepcopy(module)
     flipped.branches.bottleneck.conv.weight.data = module.branches.bottleneck.conv.weight.data.flip(-1)
     assert relative_error(flipped(x), dbb_formula(module, x, 3, 1, 1, 1, 1)) > 1e-3
@@ -232,10 +232,10 @@ def test_identity_branch_needs_equal_channels_and_stride_1(block: type) -> None:
 
 
 def test_activation_comes_after_the_sum() -> None:
-    x = image(4, 5, 6)
+    x = pixels(4, 5, 6)
     for block in (RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock):
-        plain = trained(block(4, 4, 3, activation=None))
-        active = trained(block(4, 4, 3, activation=nn.Hardswish))
+        plain = drawn_block(block(4, 4, 3, activation=None))
+        active = drawn_block(block(4, 4, 3, activation=nn.Hardswish))
         active.load_state_dict(plain.state_dict())
         assert torch.equal(active(x), F.hardswish(plain(x)))
     assert isinstance(RepVGGBlock(4, 4).activation, nn.ReLU)
@@ -263,8 +263,8 @@ every_block = pytest.mark.parametrize("name", BLOCKS)
 @every_block
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_reach_every_parameter(name: str, training: bool) -> None:
-    block = trained(BLOCKS[name]()).train(training)
-    x = image(4, 7, 9).requires_grad_()
+    block = drawn_block(BLOCKS[name]()).train(training)
+    x = pixels(4, 7, 9).requires_grad_()
     # The mean over all pixels of a norm in train mode has no gradient, so the pixels are weighted.
     y = block(x)
     (y * torch.rand(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype)).sum().backward()
@@ -277,18 +277,18 @@ def test_gradients_reach_every_parameter(name: str, training: bool) -> None:
 @every_block
 def test_a_later_training_forward_leaves_gradients_alone(name: str) -> None:
     """The border of a padded norm is made of running statistics, which every training forward changes in place."""
-    block = trained(BLOCKS[name]()).train()
-    loss = block(image(4, 7, 9)).pow(3).sum()
+    block = drawn_block(BLOCKS[name]()).train()
+    loss = block(pixels(4, 7, 9)).pow(3).sum()
     before = torch.autograd.grad(loss, list(block.parameters()), retain_graph=True)
-    block(10 + image(4, 9, 7))
+    block(10 + pixels(4, 9, 7))
     after = torch.autograd.grad(loss, list(block.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @every_block
 def test_state_dict_round_trip(name: str) -> None:
-    block, other = trained(BLOCKS[name](), seed=0), trained(BLOCKS[name](), seed=1)
-    x = image(4, 7, 9)
+    block, other = drawn_block(BLOCKS[name](), seed=0), drawn_block(BLOCKS[name](), seed=1)
+    x = pixels(4, 7, 9)
     y = block(x)
     assert not torch.equal(other(x), y)
     file = io.BytesIO()
@@ -301,8 +301,8 @@ def test_state_dict_round_trip(name: str) -> None:
 @every_block
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
 def test_duplicates_are_equal_and_independent(name: str, duplicate: Callable[[nn.Module], nn.Module]) -> None:
-    block = trained(BLOCKS[name]())
-    x = image(4, 7, 9)
+    block = drawn_block(BLOCKS[name]())
+    x = pixels(4, 7, 9)
     y = block(x)
     twin = duplicate(block)
     assert torch.equal(twin(x), y)
@@ -316,20 +316,20 @@ def test_duplicates_are_equal_and_independent(name: str, duplicate: Callable[[nn
 @every_block
 def test_symbolic_trace(name: str) -> None:
     """All but the blocks that assign to items: torch.fx has no node for that."""
-    block = trained(BLOCKS[name]())
+    block = drawn_block(BLOCKS[name]())
     if name in WITH_ITEM_ASSIGNMENT:
         with pytest.raises(TypeError, match="item assignment"):
             fx.symbolic_trace(block)
     else:
-        x = image(4, 7, 9)
+        x = pixels(4, 7, 9)
         assert torch.equal(fx.symbolic_trace(block)(x), block(x))
 
 
 @every_block
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_is_that_of_the_parameters(name: str, dtype: torch.dtype) -> None:
-    block = trained(BLOCKS[name]()).to(dtype)
-    y = block(image(4, 7, 9).to(dtype))
+    block = drawn_block(BLOCKS[name]()).to(dtype)
+    y = block(pixels(4, 7, 9).to(dtype))
     assert y.dtype == dtype
     assert bool(y.isfinite().all())
 
@@ -442,7 +442,7 @@ def test_thirty_blocks_stay_in_range(name: str) -> None:
     for conv in stack.modules():
         if isinstance(conv, nn.Conv2d):  # keeps the scale for one branch: too much for a sum of them
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    x = image(8, 16, 15).float()
+    x = pixels(8, 16, 15).float()
     draw_statistics(draw_constants(stack))
     assert 1e-6 < float(stack(x).std()) < 1e15
     draw_statistics(stack, inputs=(x,))
@@ -453,7 +453,7 @@ def test_thirty_blocks_stay_in_range(name: str) -> None:
 
 def test_measured_statistics_are_near_the_real_ones_and_change_nothing_else() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.BatchNorm2d(3, affine=False).eval())
-    x = 100 + 50 * image(3, 16, 16, batch=4).float()
+    x = 100 + 50 * pixels(3, 16, 16, batch=4).float()
     draw_statistics(model, inputs=(x,))
     first = model[0]
     true_mean, true_variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
@@ -482,7 +482,7 @@ def test_demo_network_uses_every_block() -> None:
     assert 20 <= sum(kinds.count(block) for block in blocks) <= 40
     assert set(blocks) | {IdentityBasedConv1x1, PaddedBatchNorm2d} <= set(kinds)
     for size in ((96, 96), (33, 21), (1, 1)):
-        assert trained(model)(image(3, *size)).shape == (2, 7)
+        assert drawn_block(model)(pixels(3, *size)).shape == (2, 7)
 
 
 def test_demo_network_can_be_trained() -> None:
@@ -490,7 +490,7 @@ def test_demo_network_can_be_trained() -> None:
     model = demo_network(3).train()
     assert model.training
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    x, labels = image(3, 24, 24, batch=6).float(), torch.arange(6) % 3
+    x, labels = pixels(3, 24, 24, batch=6).float(), torch.arange(6) % 3
     losses = []
     for _ in range(6):
         loss = F.cross_entropy(model(x), labels)

@@ -1,4 +1,4 @@
-"""Costs: what they count, that no plan is dearer by the one chosen, and how times are taken (by a drawn clock)."""
+"""Costs: what they count, that no plan costs more than the original, and how times are taken (by a clock of the test)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def works(module: nn.Module, x: Tensor) -> list[Work]:
     return list(of_node(record(module.eval(), Inputs.of(x)).nodes[-1]))
 
 
-def folded(model: nn.Module, x: Tensor, judge: Any = "static", **options: Any) -> Report:
+def report_by(model: nn.Module, x: Tensor, judge: Any = "static", **options: Any) -> Report:
     report = reparam.reparameterize(model, x, cost=judge, verify=False, **options).reparam_report
     assert isinstance(report, Report)
     return report
@@ -148,9 +148,9 @@ def test_a_file_with_wrong_constants_is_refused(wrong: str, tmp_path: Path) -> N
 
 def test_an_object_that_is_no_cost_is_refused() -> None:
     with pytest.raises(InputError, match="no `name` and `price`"):
-        folded(nn.Conv2d(8, 8, 1).eval(), X, 3)
+        report_by(nn.Conv2d(8, 8, 1).eval(), X, 3)
     with pytest.raises(InputError, match=r"'speed'.*'static'"):
-        folded(nn.Conv2d(8, 8, 1).eval(), X, "speed")
+        report_by(nn.Conv2d(8, 8, 1).eval(), X, "speed")
     with pytest.raises(InputError, match="above zero"):
         MeasuredCost(seconds=0)
 
@@ -185,7 +185,7 @@ class Ticking:
         return ticking
 
 
-def drawn(key: str) -> float:
+def fixed_time(key: str) -> float:
     """A time between one and a hundred microseconds, for each key another one, the same on every machine."""
     number = sum((i + 1) * ord(sign) for i, sign in enumerate(key)) % 9973
     return 1e-6 * (1 + number / 100)
@@ -215,7 +215,7 @@ JUDGES: dict[str, Callable[[], Any]] = {
 def test_no_network_costs_more_than_before(name: str, steps: list[Step], sinks: list[int], size: int) -> None:
     model, x = trained(Network(steps, sinks)), image(1, CHANNELS, size, size + 2)
     with pytest.MonkeyPatch.context() as patched:
-        ticking = Ticking.watching(patched, drawn)
+        ticking = Ticking.watching(patched, fixed_time)
         judge = JUDGES[name]()
         if isinstance(judge, MeasuredCost):
             judge = replace(judge, stopwatch=ticking.stopwatch())
@@ -223,7 +223,7 @@ def test_no_network_costs_more_than_before(name: str, steps: list[Step], sinks: 
     if name == "params":
         before, after = (float(sum(t.numel() for t in m.state_dict().values() if t.dim())) for m in (model, deployed))
     elif name == "measured":
-        times = [sum(drawn(w.sample().key) for w in running(m, x) if w.kind != "view") for m in (model, deployed)]  # type: ignore[misc]
+        times = [sum(fixed_time(w.sample().key) for w in running(m, x) if w.kind != "view") for m in (model, deployed)]  # type: ignore[misc]
         before, after = times
     elif name == "flops":
         before, after = (float(sum(w.macs for w in running(m, x) if w.weights)) for m in (model, deployed))
@@ -233,7 +233,7 @@ def test_no_network_costs_more_than_before(name: str, steps: list[Step], sinks: 
     assert after <= before * (1 + 1e-9)
 
 
-def chain(narrow: int, bias: bool = False) -> nn.Module:
+def narrow_chain(narrow: int, bias: bool = False) -> nn.Module:
     """A narrowing 1x1 convolution and a widening one."""
     layers = nn.Sequential(nn.Conv2d(64, narrow, 1, bias=bias), nn.Conv2d(narrow, 64, 1, bias=bias))
     return trained(layers, dtype=torch.float32)
@@ -242,8 +242,8 @@ def chain(narrow: int, bias: bool = False) -> nn.Module:
 @pytest.mark.parametrize("judge", ["static", "params", "flops"])
 def test_a_narrow_chain_stays_where_it_is_cheaper(judge: str) -> None:
     x = image(1, 64, 112, 112, dtype=torch.float32)
-    assert folded(chain(4), x, judge).after.convs == 2
-    assert folded(chain(60), x, judge).after.convs == 1
+    assert report_by(narrow_chain(4), x, judge).after.convs == 2
+    assert report_by(narrow_chain(60), x, judge).after.convs == 1
 
 
 def of_chain(whole: float, key: str) -> float:
@@ -255,13 +255,13 @@ def test_a_narrow_chain_stays_where_it_is_measured_to_be_faster(monkeypatch: pyt
     for layers, seconds in whole.items():
         ticking = Ticking.watching(monkeypatch, partial(of_chain, seconds))
         judge = MeasuredCost(stopwatch=ticking.stopwatch())
-        assert folded(chain(4), image(1, 64, 9, 7, dtype=torch.float32), judge).after.convs == layers
+        assert report_by(narrow_chain(4), image(1, 64, 9, 7, dtype=torch.float32), judge).after.convs == layers
 
 
 def test_ties_are_broken_by_the_static_cost() -> None:
     """A norm behind a convolution with a bias: folding saves an operation and no multiply-adds."""
     model = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)))
-    assert folded(model, image(1, 8, 9, 7), "flops").after.norms == 0
+    assert report_by(model, image(1, 8, 9, 7), "flops").after.norms == 0
 
 
 def test_a_shift_behind_a_sum_is_distributed_only_where_it_costs_no_parameters() -> None:
@@ -274,8 +274,8 @@ def test_a_shift_behind_a_sum_is_distributed_only_where_it_costs_no_parameters()
         return trained(Block(forward, a=nn.Conv2d(8, 8, 3, bias=False), b=nn.Conv2d(8, 8, 3, bias=False)))
 
     x = image(1, 8, 9, 7)
-    assert folded(model(), x, "static").after.elementwise == 1
-    assert folded(model(), x, "params").after.elementwise == 2
+    assert report_by(model(), x, "static").after.elementwise == 1
+    assert report_by(model(), x, "params").after.elementwise == 2
 
 
 class Launches:
@@ -289,7 +289,7 @@ class Launches:
 
 def test_a_custom_cost() -> None:
     assert isinstance(Launches(), Cost)
-    report = folded(chain(4), image(1, 64, 112, 112, dtype=torch.float32), Launches())
+    report = report_by(narrow_chain(4), image(1, 64, 112, 112, dtype=torch.float32), Launches())
     assert (report.after.convs, report.cost, report.predicted) == (1, "launches", None)
 
 
@@ -333,16 +333,16 @@ def test_candidates_that_cannot_be_called_are_left_out() -> None:
 
 
 def test_times_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticking = Ticking.watching(monkeypatch, drawn)
+    ticking = Ticking.watching(monkeypatch, fixed_time)
     judge = MeasuredCost(stopwatch=ticking.stopwatch(), rounds=2)
     model, x = reparam.nn.draw_statistics(reparam.nn.RepVGGBlock(8, 8)).eval(), torch.randn(1, 8, 9, 7)
-    first = folded(model, x, judge)
+    first = report_by(model, x, judge)
     ran = len(ticking.ran)
     assert ran > 0
-    again = folded(model, x, judge)
+    again = report_by(model, x, judge)
     assert len(ticking.ran) == ran
     assert again.measured == first.measured
-    folded(model.double(), x.double(), judge)
+    report_by(model.double(), x.double(), judge)
     assert len(ticking.ran) > ran  # another dtype takes another time
 
 
@@ -375,7 +375,7 @@ def test_the_report_says_what_each_fold_takes(monkeypatch: pytest.MonkeyPatch) -
     ticking = Ticking.watching(monkeypatch, lambda key: 40e-6 if key.startswith("conv") else 10e-6)
     model = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), dtype=torch.float32)
     x = image(1, 8, 9, 7, dtype=torch.float32)
-    report = folded(model, x, MeasuredCost(stopwatch=ticking.stopwatch()))
+    report = report_by(model, x, MeasuredCost(stopwatch=ticking.stopwatch()))
     (fold,) = report.folds
     assert fold.measured is not None
     assert fold.predicted is not None
@@ -398,16 +398,16 @@ def test_the_report_says_what_each_fold_takes(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_fold_that_is_not_faster_is_reported() -> None:
     plain = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()))
-    assert folded(plain, image(1, 8, 9, 7)).worth == "Nothing was folded: the network takes as long as before."
+    assert report_by(plain, image(1, 8, 9, 7)).worth == "Nothing was folded: the network takes as long as before."
     large = nn.Sequential(nn.Conv2d(8, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3, bias=False), nn.ReLU())
     little = trained(nn.Sequential(large, nn.Conv2d(256, 8, 1), nn.BatchNorm2d(8)), dtype=torch.float32)
-    report = folded(little, image(1, 8, 33, 32, dtype=torch.float32))
+    report = report_by(little, image(1, 8, 33, 32, dtype=torch.float32))
     assert report.folds
     assert "less time: do not expect it to be faster." in report.worth
 
 
 def test_a_fold_with_more_parameters_is_reported() -> None:
-    report = folded(chain(4), image(1, 64, 3, 3, dtype=torch.float32))
+    report = report_by(narrow_chain(4), image(1, 64, 3, 3, dtype=torch.float32))
     assert report.after.convs == 1
     assert "It holds 700 % more parameters than before." in report.worth
 

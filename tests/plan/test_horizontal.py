@@ -65,12 +65,12 @@ class Heads(nn.Module):
 X, ODD, LARGER = image(2, 4, 5, 7), image(1, 4, 3, 1), image(3, 4, 8, 6)
 
 
-def conv(out: int = 4, kernel: int = 1, **options: Any) -> nn.Conv2d:
+def reader(out: int = 4, kernel: int = 1, **options: Any) -> nn.Conv2d:
     return same_conv(4, out, kernel, **options)
 
 
 def stem(out: int = 4) -> nn.Sequential:
-    return nn.Sequential(conv(out, bias=False), nn.BatchNorm2d(out))
+    return nn.Sequential(reader(out, bias=False), nn.BatchNorm2d(out))
 
 
 # --- what is merged
@@ -78,7 +78,7 @@ def stem(out: int = 4) -> nn.Sequential:
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_two_convolutions_become_one(kernel: int) -> None:
-    model = trained(Block(two, a=conv(3, kernel), b=conv(5, kernel, bias=False)))
+    model = trained(Block(two, a=reader(3, kernel), b=reader(5, kernel, bias=False)))
     folded = merged(model, ODD, LARGER, like=X)
     assert convs_ran(folded, X) == 1
     assert together(folded) == [("a", "b")]
@@ -96,7 +96,7 @@ def test_folds_are_fused_with_one_another_and_with_untouched_layers() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return torch.relu(m.a(x)) + torch.sigmoid(m.b(x)) * torch.tanh(m.c(x) + x)
 
-    model = trained(Block(forward, a=stem(), b=conv(), c=stem()))
+    model = trained(Block(forward, a=stem(), b=reader(), c=stem()))
     folded = merged(model, ODD, LARGER, like=X)
     assert (convs_ran(folded, X), norms_ran(folded, X)) == (1, 0)
 
@@ -131,7 +131,7 @@ def test_views_into_heads_read_their_part() -> None:
 
 
 def test_a_block_that_is_called_twice_is_fused_in_both_calls() -> None:
-    inner = Block(two, a=conv(2, 3), b=conv(2, 3))
+    inner = Block(two, a=reader(2, 3), b=reader(2, 3))
     model = trained(Block(lambda m, x: m.inner(torch.relu(m.inner(x))), inner=inner))
     folded = merged(model, ODD, LARGER, like=X)
     assert convs_ran(folded, X) == 2
@@ -139,7 +139,7 @@ def test_a_block_that_is_called_twice_is_fused_in_both_calls() -> None:
 
 
 def test_gradients_of_the_input_are_the_same() -> None:
-    model = trained(Block(two, a=conv(), b=conv()))
+    model = trained(Block(two, a=reader(), b=reader()))
     folded = merged(model, like=X)
     found = []
     for each in (model, folded):
@@ -151,7 +151,7 @@ def test_gradients_of_the_input_are_the_same() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_and_memory_formats(dtype: torch.dtype) -> None:
-    model = trained(Block(two, a=conv(), b=conv()), dtype=dtype).to(memory_format=torch.channels_last)
+    model = trained(Block(two, a=reader(), b=reader()), dtype=dtype).to(memory_format=torch.channels_last)
     x = X.to(dtype, memory_format=torch.channels_last)
     folded = reparam.reparameterize(model, x)
     assert convs_ran(folded, x) == 1
@@ -243,7 +243,7 @@ LEFT: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", LEFT)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_layers_that_cannot_share_an_output_stay_apart(name: str, batch: int) -> None:
-    model = trained(Block(LEFT[name], a=conv(), b=conv()))
+    model = trained(Block(LEFT[name], a=reader(), b=reader()))
     x = image(batch, 4, 5, 7)
     folded = merged(model, LARGER, ODD, like=x)
     assert not together(folded)
@@ -251,7 +251,7 @@ def test_layers_that_cannot_share_an_output_stay_apart(name: str, batch: int) ->
 
 
 GEOMETRY: dict[str, tuple[nn.Module, nn.Module]] = {
-    "kernels": (conv(kernel=1), conv(kernel=3)),
+    "kernels": (reader(kernel=1), reader(kernel=3)),
     "dilations": (nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=2, dilation=2)),
     "what pads": (nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
     "transposed ones": (nn.ConvTranspose2d(4, 4, 2, 2), nn.ConvTranspose2d(4, 4, 2, 2)),
@@ -266,7 +266,7 @@ def test_layers_of_other_geometry_stay_apart(name: str) -> None:
 
 
 def test_large_images_are_not_fused() -> None:
-    model = trained(Block(two, a=conv(64, 3), b=conv(64, 3)))
+    model = trained(Block(two, a=reader(64, 3), b=reader(64, 3)))
     assert together(merged(model, like=X))
     assert not together(merged(model, like=image(1, 4, 96, 96)))
 
@@ -276,7 +276,7 @@ def test_fusing_does_not_pay_where_parts_must_be_copied() -> None:
         y, z = m.a(x), m.b(x)
         return torch.relu(m.c(y)) + torch.tanh(m.d(y)) + torch.relu(m.c(z)) + torch.tanh(m.d(z))
 
-    model = trained(Block(forward, a=conv(), b=conv(), c=conv(4, 3), d=conv(4, 3)))
+    model = trained(Block(forward, a=reader(), b=reader(), c=reader(4, 3), d=reader(4, 3)))
     parts = {line.merged for line in merged(model, LARGER, like=image(2, 4, 9, 9)).reparam_report.folds}
     assert ("a", "b") not in parts
 

@@ -32,14 +32,14 @@ class Net(nn.Module):
         return torch.sigmoid(self.second(torch.relu(self.first(y)))) + self.table
 
 
-def folded() -> tuple[nn.Module, nn.Module, Tensor]:
+def model_and_fold() -> tuple[nn.Module, nn.Module, Tensor]:
     x = image(2, 3, 7, 9)
     model = trained(Net(), x)
     return model, reparam.reparameterize(model, x), x
 
 
 def test_a_folded_model_knows_what_became_of_each_tensor() -> None:
-    model, deployed, _ = folded()
+    model, deployed, _ = model_and_fold()
     origin = deployed.reparam_origin
     assert isinstance(origin, Origin)
     assert set(origin.keys) == set(model.state_dict())
@@ -53,7 +53,7 @@ def test_a_folded_model_knows_what_became_of_each_tensor() -> None:
 
 
 def test_undo_gives_the_training_form_back() -> None:
-    model, deployed, x = folded()
+    model, deployed, x = model_and_fold()
     restored = reparam.undo(deployed, model.state_dict())
     assert distance(model, restored, x) == 0
     assert type(restored) is Net
@@ -67,7 +67,7 @@ def test_undo_gives_the_training_form_back() -> None:
 
 
 def test_undo_shares_no_memory_with_the_state_it_is_given() -> None:
-    model, deployed, _ = folded()
+    model, deployed, _ = model_and_fold()
     restored = reparam.undo(deployed, model.state_dict())
     with torch.no_grad():
         restored.a.weight.zero_()
@@ -85,7 +85,7 @@ def test_undo_of_a_model_that_was_changed_in_place() -> None:
 
 
 def test_undo_refuses_what_is_not_the_original_state() -> None:
-    model, deployed, _ = folded()
+    model, deployed, _ = model_and_fold()
     state = model.state_dict()
     with pytest.raises(InputError, match="Missing key"):
         reparam.undo(deployed, {name: tensor for name, tensor in state.items() if name != "a.weight"})
@@ -102,7 +102,7 @@ def test_undo_refuses_what_is_not_the_original_state() -> None:
 
 
 def test_a_pickled_model_carries_no_training_code() -> None:
-    model, deployed, x = folded()
+    model, deployed, x = model_and_fold()
     data = pickle.dumps(deployed)
     loaded = pickle.loads(data)
     assert loaded.reparam_origin.keys == deployed.reparam_origin.keys
@@ -114,7 +114,7 @@ def test_a_pickled_model_carries_no_training_code() -> None:
 
 
 def test_copies_and_second_conversions_remember_the_same() -> None:
-    model, deployed, x = folded()
+    model, deployed, x = model_and_fold()
     assert copy.deepcopy(deployed).reparam_origin is deployed.reparam_origin
     again = reparam.reparameterize(deployed, x)
     assert distance(model, reparam.undo(again, model.state_dict()), x) == 0

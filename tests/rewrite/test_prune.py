@@ -32,7 +32,7 @@ def head(inplace: bool = False) -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(inplace), *pooled)
 
 
-def sizes(module: nn.Module) -> int:
+def numbers_in(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 
@@ -118,7 +118,7 @@ def without_buffers() -> nn.Module:
 # What is dead: name, kind, why and elements.
 DEAD: dict[str, tuple[Callable[[], nn.Module], list[tuple[str, str, str, int]]]] = {
     "a head that only training calls": (Training, [("aux", "Sequential", "never called", 4 * 6 + 6 + 25 + 12 + 2)]),
-    "a head whose result is dropped": (Dropped, [("aux", "Sequential", "its result is dropped", sizes(head()))]),
+    "a head whose result is dropped": (Dropped, [("aux", "Sequential", "its result is dropped", numbers_in(head()))]),
     "a norm in code that is rewritten": (Branches, [("lost", "BatchNorm2d", "its result is dropped", 17)]),
     "a placeholder": (lambda: unused(later=nn.Conv2d(8, 8, 3)), [("later", "Conv2d", "never called", 584)]),
     "deep inside": (

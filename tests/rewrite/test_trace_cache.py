@@ -19,7 +19,7 @@ from reparam.rewrite.proofs import Proofs
 from reparam.rewrite.trace import Trace
 
 
-class Block(nn.Module):
+class Gained(nn.Module):
     def __init__(self, **held: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
@@ -31,35 +31,35 @@ class Block(nn.Module):
         return F.relu(self.conv(x) * self.gain + x)
 
 
-class Factor(Block):
+class Factor(Gained):
     factor: float
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) * self.factor  # type: ignore[no-any-return]
 
 
-class Given(Block):
+class Given(Gained):
     function: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.conv(x))
 
 
-class Counted(Block):
+class Counted(Gained):
     def forward(self, x: Tensor) -> Tensor:
         count = self._buffers["count"]
         assert count is not None
         return self.conv(x) * count.item()  # type: ignore[no-any-return]
 
 
-class Shared(Block):
+class Shared(Gained):
     other: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         return self.other(self.conv(x))  # type: ignore[no-any-return]
 
 
-class Tried(Block):
+class Tried(Gained):
     """Asks an argument for what the trace knows of it: its rank."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def traces(monkeypatch: pytest.MonkeyPatch, *blocks: nn.Module) -> tuple[list[Tr
 
 
 def test_equal_blocks_share_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = [Block() for _ in range(3)]
+    blocks = [Gained() for _ in range(3)]
     found, made = traces(monkeypatch, *blocks)
     assert made == 1
     assert len({id(trace.graph) for trace in found}) == 3  # each is edited on its own
@@ -104,10 +104,10 @@ def test_equal_blocks_share_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: (Given(function=partial(F.leaky_relu)), Given(function=partial(F.leaky_relu))),
         lambda: (Counted(count=2.0), Counted(count=3.0)),
         lambda: (Counted(), Counted()),
-        lambda: (Block(), Factor(factor=2.0)),
-        lambda: (Block(), Block(note=[1])),
-        lambda: (Block(note={"a": 1}), Block(note={"b": 1})),
-        lambda: (Block(note={1}), Block(note={2})),
+        lambda: (Gained(), Factor(factor=2.0)),
+        lambda: (Gained(), Gained(note=[1])),
+        lambda: (Gained(note={"a": 1}), Gained(note={"b": 1})),
+        lambda: (Gained(note={1}), Gained(note={2})),
     ],
 )
 def test_unequal_blocks_are_traced_anew(
@@ -123,7 +123,7 @@ def test_blocks_that_share_modules_are_traced_anew(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_hooked_block_is_traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Block(), Block()
+    first, second = Gained(), Gained()
     second.conv.register_forward_hook(lambda module, args, result: None)
     assert traces(monkeypatch, first, second)[1] == 2
 

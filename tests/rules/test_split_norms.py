@@ -19,7 +19,7 @@ from reparam import reparameterize
 from tests.helpers import EXACT, Block, convs_ran, distance, image, report_of
 
 
-def drawn(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+def perturbed(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     """The model in eval, with a number of its own in every place of every parameter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def picked(part: Callable[[Tensor], Tensor]) -> nn.Module:
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_layer_behind_takes_scale_and_shift(name: str) -> None:
     make, shape = CHAINS[name]
-    model, x = drawn(make()), image(*shape)
+    model, x = perturbed(make()), image(*shape)
     folded = split(model, x)
     assert type(folded[0]) is type(model[0])  # type: ignore[index]
     assert folded[0].eps == model[0].eps  # type: ignore[index]
@@ -111,20 +111,20 @@ def test_the_layer_behind_takes_scale_and_shift(name: str) -> None:
 
 def test_a_scale_without_shift_passes_zero_padding() -> None:
     model = nn.Sequential(nn.GroupNorm(2, 8, bias=False), nn.Conv2d(8, 6, 3, padding=1))
-    split(drawn(model), image(2, 8, 5, 3))
+    split(perturbed(model), image(2, 8, 5, 3))
 
 
 def test_a_shift_does_not_pass_zero_padding() -> None:
-    folded = kept(drawn(nn.Sequential(nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3, padding=1))), image(2, 8, 5, 3))
+    folded = kept(perturbed(nn.Sequential(nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3, padding=1))), image(2, 8, 5, 3))
     assert not report_of(folded).folds
     assert "the padding holds another value than the bias" in reasons(folded)
 
 
 def test_a_shift_does_not_pass_zero_padding_behind_a_permutation() -> None:
     """A permutation between changes nothing; without a shift it folds."""
-    folded = kept(drawn(nn.Sequential(ChannelsFirst(8), nn.Conv2d(8, 5, 3, padding=1))), image(2, 8, 5, 4))
+    folded = kept(perturbed(nn.Sequential(ChannelsFirst(8), nn.Conv2d(8, 5, 3, padding=1))), image(2, 8, 5, 4))
     assert "the padding holds another value than the bias" in reasons(folded)
-    split(drawn(nn.Sequential(ChannelsFirst(8, bias=False), nn.Conv2d(8, 5, 3, padding=1))), image(2, 8, 5, 4))
+    split(perturbed(nn.Sequential(ChannelsFirst(8, bias=False), nn.Conv2d(8, 5, 3, padding=1))), image(2, 8, 5, 4))
 
 
 def test_two_readers_of_tokens() -> None:
@@ -134,7 +134,7 @@ def test_two_readers_of_tokens() -> None:
         y = m.norm(x)
         return m.a(y[:, 0]) * torch.sigmoid(m.b(y[:, 1:].mean(1)))
 
-    model = drawn(Block(forward, norm=nn.LayerNorm(8), a=nn.Linear(8, 5), b=nn.Linear(8, 5)))
+    model = perturbed(Block(forward, norm=nn.LayerNorm(8), a=nn.Linear(8, 5), b=nn.Linear(8, 5)))
     split(model, image(2, 7, 8), others=(image(3, 2, 8),))
 
 
@@ -147,7 +147,7 @@ def test_tokens_that_are_written_to_keep_the_norm() -> None:
         y[:, 0, 3] = 2.0
         return m.linear(token) * y.sum(1)[:, :5]
 
-    model = drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 5)))
+    model = perturbed(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 5)))
     kept(model, image(2, 7, 8))
 
 
@@ -164,14 +164,14 @@ def heads(m: Any, x: Tensor) -> Tensor:
 
 def test_all_readers_take_scale_and_shift() -> None:
     model = Block(qkv, norm=nn.LayerNorm(8), q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8))
-    folded = split(drawn(model), image(2, 7, 8), others=(image(3, 2, 8),))
+    folded = split(perturbed(model), image(2, 7, 8), others=(image(3, 2, 8),))
     assert [line.before for line in report_of(folded).folds] == ["1 linear + 1 layer_norm's scale"] * 3
     assert report_of(folded).after.parameters == 3 * (64 + 8)
 
 
 def test_attention_behind_reshape() -> None:
     model = Block(heads, norm=nn.LayerNorm(8), qkv=nn.Linear(8, 24))
-    split(drawn(model), image(2, 7, 8), others=(image(3, 2, 8),))
+    split(perturbed(model), image(2, 7, 8), others=(image(3, 2, 8),))
 
 
 class Transformer(nn.Module):
@@ -188,7 +188,7 @@ class Transformer(nn.Module):
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 def test_a_transformer_block(norm: Callable[[int], nn.Module]) -> None:
-    folded = split(drawn(nn.Sequential(Transformer(norm), Transformer(norm))), image(2, 7, 8))
+    folded = split(perturbed(nn.Sequential(Transformer(norm), Transformer(norm))), image(2, 7, 8))
     assert type(folded[0]) is Transformer  # type: ignore[index]
     assert len(report_of(folded).folds) == 4
     counted = report_of(folded)
@@ -196,7 +196,7 @@ def test_a_transformer_block(norm: Callable[[int], nn.Module]) -> None:
 
 
 def test_in_bfloat16() -> None:
-    model = drawn(nn.Sequential(Transformer(), nn.LayerNorm(8), nn.Linear(8, 8)), torch.bfloat16)
+    model = perturbed(nn.Sequential(Transformer(), nn.LayerNorm(8), nn.Linear(8, 8)), torch.bfloat16)
     folded = reparameterize(model, image(2, 7, 8, dtype=torch.bfloat16))
     assert not with_weights(folded)
     assert {each.dtype for each in folded.parameters()} == {torch.bfloat16}
@@ -259,19 +259,19 @@ OWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.parametrize("name", OWN)
 def test_a_subclass_with_a_forward_loses_its_parameters(name: str) -> None:
     make, shape = OWN[name]
-    model, x = drawn(make()), image(*shape)
+    model, x = perturbed(make()), image(*shape)
     folded = split(model, x)
     assert [type(m).__name__ for m in folded.modules()] == [type(m).__name__ for m in model.modules()]
     assert "elementwise_affine=False" in repr(folded)
 
 
 def test_a_subclass_without_code_is_not_rewritten() -> None:
-    folded = split(drawn(nn.Sequential(OnlyInName(8), nn.Linear(8, 5))), image(3, 7, 8))
+    folded = split(perturbed(nn.Sequential(OnlyInName(8), nn.Linear(8, 5))), image(3, 7, 8))
     assert type(folded[0]) is OnlyInName  # type: ignore[index]
 
 
 def test_a_computed_weight_is_not_computed_any_more() -> None:
-    model, x = drawn(nn.Sequential(PlusOne(8), nn.Linear(8, 5))), image(3, 7, 8)
+    model, x = perturbed(nn.Sequential(PlusOne(8), nn.Linear(8, 5))), image(3, 7, 8)
     folded = reparameterize(model, x)
     assert distance(model, folded, x) < EXACT
     assert not list(folded[0].parameters())  # type: ignore[index]
@@ -285,7 +285,7 @@ def test_norm_and_layer_in_one_forward() -> None:
         return torch.relu(F.linear(y, m.weight).reshape(y.shape[0], n * 5))
 
     gamma, beta, weight = (nn.Parameter(torch.randn(shape)) for shape in ((8,), (8,), (5, 8)))
-    model, x = drawn(Block(forward, gamma=gamma, beta=beta, weight=weight)), image(3, 7, 8)
+    model, x = perturbed(Block(forward, gamma=gamma, beta=beta, weight=weight)), image(3, 7, 8)
     folded = reparameterize(model, x)
     assert distance(model, folded, x) < EXACT
     assert distance(model, folded, image(2, 3, 8)) < EXACT
@@ -304,7 +304,7 @@ def beside_itself(m: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("forward", [two_layers, beside_itself])
 def test_a_sum_of_readers_becomes_one_layer(forward: Callable[..., Tensor]) -> None:
-    model, x = drawn(Block(forward, norm=nn.LayerNorm(8), a=nn.Linear(8, 8), b=nn.Linear(8, 8))), image(2, 7, 8)
+    model, x = perturbed(Block(forward, norm=nn.LayerNorm(8), a=nn.Linear(8, 8), b=nn.Linear(8, 8))), image(2, 7, 8)
     assert convs_ran(split(model, x), x) == 1
 
 
@@ -312,7 +312,7 @@ def test_a_sum_of_readers_becomes_one_layer(forward: Callable[..., Tensor]) -> N
 
 
 def test_an_activation_does_not_take_scale_and_shift() -> None:
-    folded = kept(drawn(nn.Sequential(nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5))), image(2, 7, 8))
+    folded = kept(perturbed(nn.Sequential(nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5))), image(2, 7, 8))
     assert "0 (layer_norm's scale) kept: not every reader can take its scale and shift (gelu)" in reasons(folded)
 
 
@@ -321,7 +321,7 @@ def test_one_reader_that_cannot_take_scale_and_shift_keeps_them_all() -> None:
         y = m.norm(x)
         return x + F.gelu(m.linear(y)) + y
 
-    folded = kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
+    folded = kept(perturbed(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
     assert not report_of(folded).folds
     assert "norm (layer_norm's scale) kept: not every reader can take its scale and shift (linear and add)" in reasons(
         folded
@@ -334,23 +334,23 @@ def test_a_reader_still_folds_where_the_norm_stays_whole() -> None:
         return m.bn(m.conv(y)), F.gelu(y)
 
     model = Block(forward, norm=nn.GroupNorm(2, 8), conv=nn.Conv2d(8, 6, 1), bn=nn.BatchNorm2d(6))
-    folded = kept(drawn(model), image(2, 8, 5, 3))
+    folded = kept(perturbed(model), image(2, 8, 5, 3))
     assert [line.before for line in report_of(folded).folds] == ["1 conv + 1 bn"]
 
 
 def test_a_norm_over_several_dimensions_is_not_split() -> None:
-    folded = kept(drawn(nn.Sequential(nn.LayerNorm((7, 8)), nn.Linear(8, 5))), image(2, 7, 8))
+    folded = kept(perturbed(nn.Sequential(nn.LayerNorm((7, 8)), nn.Linear(8, 5))), image(2, 7, 8))
     assert not report_of(folded).folds
 
 
 def test_a_norm_that_writes_its_statistics_is_not_split() -> None:
     """torch copies the running statistics onto themselves, in eval as well."""
     norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
-    kept(drawn(nn.Sequential(norm, nn.Conv2d(8, 5, 1))), image(2, 8, 5, 3))
+    kept(perturbed(nn.Sequential(norm, nn.Conv2d(8, 5, 1))), image(2, 8, 5, 3))
 
 
 def test_a_weight_of_another_dtype_is_not_split() -> None:
-    model = drawn(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5)), torch.bfloat16)
+    model = perturbed(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5)), torch.bfloat16)
     model[0].float()  # type: ignore[index]
     folded = reparameterize(model, image(2, 7, 8, dtype=torch.bfloat16))
     assert with_weights(folded) == ["0"]
@@ -358,7 +358,7 @@ def test_a_weight_of_another_dtype_is_not_split() -> None:
 
 def test_a_hooked_norm_is_kept() -> None:
     seen: list[Tensor] = []
-    model, x = drawn(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))), image(2, 7, 8)
+    model, x = perturbed(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))), image(2, 7, 8)
     model[0].register_forward_hook(lambda m, args, y: seen.append(y))  # type: ignore[index]
     folded = kept(model, x)
     assert "a hook or `keep` watches" in reasons(folded)
@@ -366,7 +366,7 @@ def test_a_hooked_norm_is_kept() -> None:
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, OwnNorm])
 def test_a_norm_named_by_keep_is_kept(norm: Callable[[int], nn.Module]) -> None:
-    kept(drawn(nn.Sequential(norm(8), nn.Linear(8, 5))), image(2, 7, 8), keep=["0"])
+    kept(perturbed(nn.Sequential(norm(8), nn.Linear(8, 5))), image(2, 7, 8), keep=["0"])
 
 
 def test_a_returned_norm_is_kept() -> None:
@@ -374,21 +374,21 @@ def test_a_returned_norm_is_kept() -> None:
         y = m.norm(x)
         return y, m.linear(y)
 
-    kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
+    kept(perturbed(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
 
 
 def test_a_norm_whose_parameters_are_read_elsewhere_is_kept() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return F.gelu(m.linear(m.norm(x))) * m.norm.weight.exp()
 
-    kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
+    kept(perturbed(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
 
 
 def test_a_norm_whose_dtype_is_asked_for_is_kept() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return F.gelu(m.linear(m.norm(x.to(m.norm.weight.dtype))))
 
-    folded = kept(drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
+    folded = kept(perturbed(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8))), image(2, 7, 8))
     assert "other code asks for the dtype" in reasons(folded)
 
 
@@ -405,16 +405,16 @@ def test_in_place_writes_keep_the_norm() -> None:
         return torch.relu(m.a(y))
 
     members = {"norm": nn.LayerNorm(8), "a": nn.Linear(8, 8), "b": nn.Linear(8, 8)}
-    split(drawn(Block(every_pixel, **members)), image(2, 7, 8))
-    kept(drawn(Block(one_pixel, **members)), image(2, 7, 8))
+    split(perturbed(Block(every_pixel, **members)), image(2, 7, 8))
+    kept(perturbed(Block(one_pixel, **members)), image(2, 7, 8))
 
 
 def test_norms_that_share_their_weight() -> None:
     a, b = nn.LayerNorm(8), nn.LayerNorm(8)
     b.weight = a.weight
-    both = drawn(nn.Sequential(a, nn.Linear(8, 8), nn.GELU(), b, nn.Linear(8, 5)))
+    both = perturbed(nn.Sequential(a, nn.Linear(8, 8), nn.GELU(), b, nn.Linear(8, 5)))
     split(both, image(2, 7, 8))
-    one = drawn(nn.Sequential(a, nn.Linear(8, 8), nn.GELU(), b, nn.GELU()))
+    one = perturbed(nn.Sequential(a, nn.Linear(8, 8), nn.GELU(), b, nn.GELU()))
     kept(one, image(2, 7, 8))
 
 
@@ -432,9 +432,9 @@ def test_a_norm_that_is_called_twice(norm: Callable[[int], nn.Module]) -> None:
     def members() -> dict[str, nn.Module]:
         return {"norm": norm(8), "a": nn.Linear(8, 8), "b": nn.Linear(8, 8)}
 
-    split(drawn(Block(same, **members())), image(2, 7, 8))
-    split(drawn(Block(both, **members())), image(2, 7, 8))
-    folded = kept(drawn(Block(one, **members())), image(2, 7, 8))
+    split(perturbed(Block(same, **members())), image(2, 7, 8))
+    split(perturbed(Block(both, **members())), image(2, 7, 8))
+    folded = kept(perturbed(Block(one, **members())), image(2, 7, 8))
     assert "is called 2 times" in reasons(folded)
 
 
@@ -444,7 +444,7 @@ def test_one_layer_behind_two_norms_keeps_both() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.a(m.second(F.gelu(m.a(m.first(x)))))
 
-    kept(drawn(Block(forward, first=nn.LayerNorm(8), second=nn.LayerNorm(8), a=nn.Linear(8, 8))), image(2, 7, 8))
+    kept(perturbed(Block(forward, first=nn.LayerNorm(8), second=nn.LayerNorm(8), a=nn.Linear(8, 8))), image(2, 7, 8))
 
 
 def test_control_flow_on_sizes_keeps_the_norm() -> None:
@@ -454,7 +454,7 @@ def test_control_flow_on_sizes_keeps_the_norm() -> None:
         y = m.norm(x)
         return F.gelu(m.linear(y)) * y if x.shape[1] > 7 else F.gelu(m.linear(y))
 
-    model = drawn(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8)))
+    model = perturbed(Block(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8)))
     folded = kept(model, image(2, 7, 8))
     assert distance(model, folded, image(2, 9, 8)) < EXACT
 
@@ -462,7 +462,7 @@ def test_control_flow_on_sizes_keeps_the_norm() -> None:
 def test_the_transformer_layer_of_torch_reads_weights_itself() -> None:
     """Outside the record it passes them to one fused kernel."""
     block = nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, batch_first=True)
-    kept(drawn(block), image(2, 7, 8))
+    kept(perturbed(block), image(2, 7, 8))
 
 
 def test_a_parametrized_weight() -> None:
@@ -470,7 +470,7 @@ def test_a_parametrized_weight() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 2 * x
 
-    model, x = drawn(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))), image(2, 7, 8)
+    model, x = perturbed(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))), image(2, 7, 8)
     parametrize.register_parametrization(model[0], "weight", Double())  # type: ignore[index]
     assert distance(model, reparameterize(model.eval(), x), x) < EXACT
 
@@ -480,7 +480,7 @@ def test_a_parametrized_weight() -> None:
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, OwnNorm])
 def test_it_pickles_copies_loads_and_exports(norm: Callable[[int], nn.Module]) -> None:
-    model, x = drawn(Transformer(norm)), image(2, 7, 8)
+    model, x = perturbed(Transformer(norm)), image(2, 7, 8)
     folded = split(model, x)
     buffer = io.BytesIO()
     pickle.dump(folded, buffer)
@@ -492,7 +492,7 @@ def test_it_pickles_copies_loads_and_exports(norm: Callable[[int], nn.Module]) -
 
 
 def test_in_place_conversion() -> None:
-    model, x = drawn(Transformer()), image(2, 7, 8)
+    model, x = perturbed(Transformer()), image(2, 7, 8)
     truth = copy.deepcopy(model)
     assert reparameterize(model, x, inplace=True) is model
     assert not with_weights(model)
@@ -508,7 +508,7 @@ def test_in_place_conversion() -> None:
     ],
 )
 def test_published_networks(name: str, left: list[str]) -> None:
-    model = drawn(build(name), torch.float32)
+    model = perturbed(build(name), torch.float32)
     x = example_input(model)
     folded = reparameterize(model, x)
     assert with_weights(folded) == left

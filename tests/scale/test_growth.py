@@ -51,16 +51,16 @@ def plain_block() -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
 
 
-def chain(block: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+def chain_of(block: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
     return lambda count: nn.Sequential(*(block() for _ in range(count)))
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "plain": chain(plain_block),
-    "branches": chain(lambda: RepVGGBlock(4, 4)),
-    "residual": chain(Residual),
+    "plain": chain_of(plain_block),
+    "branches": chain_of(lambda: RepVGGBlock(4, 4)),
+    "residual": chain_of(Residual),
     "wide": Wide,
-    "transformer": chain(lambda: nn.Sequential(nn.LayerNorm(9), nn.Linear(9, 9), nn.GELU())),
+    "transformer": chain_of(lambda: nn.Sequential(nn.LayerNorm(9), nn.Linear(9, 9), nn.GELU())),
 }
 
 

@@ -27,7 +27,7 @@ from tests.helpers import Block, distance, image, trained
 X = image(2, 8, 9, 11)
 
 
-def network(blocks: int = 4) -> nn.Module:
+def repvgg_blocks(blocks: int = 4) -> nn.Module:
     return trained(nn.Sequential(*(RepVGGBlock(8, 8) for _ in range(blocks))), X)
 
 
@@ -87,7 +87,7 @@ def doubles() -> int:
 def test_the_kernels_of_one_fold_are_gone_before_those_of_the_next(
     monkeypatch: pytest.MonkeyPatch, verify: Any
 ) -> None:
-    model = network().float()
+    model = repvgg_blocks().float()
     right, found = emit.plain_layer, []
 
     def plain(*arguments: Any) -> Any:
@@ -102,7 +102,7 @@ def test_the_kernels_of_one_fold_are_gone_before_those_of_the_next(
 
 
 def test_folded_parameters_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network()
+    model = repvgg_blocks()
     memory = {each.data_ptr() for each in model.parameters()}
     right, seen = emit.emit, []
 
@@ -117,7 +117,7 @@ def test_folded_parameters_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("verify", [False, "folds", "full"])
 def test_the_result_shares_no_memory_with_the_model(verify: Any) -> None:
-    model = nn.Sequential(network(), nn.GELU(), nn.LayerNorm(11), nn.PReLU()).double().eval()
+    model = nn.Sequential(repvgg_blocks(), nn.GELU(), nn.LayerNorm(11), nn.PReLU()).double().eval()
     model[3].weight.requires_grad_(False)
     before = {key: each.clone() for key, each in model.state_dict().items()}
     folded = reparam.reparameterize(model, X, verify=verify)
@@ -182,7 +182,7 @@ def padded() -> nn.Module:
     return nn.Sequential(strided, nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
 
 
-KINDS: list[Callable[[], nn.Module]] = [chain, network, shared, tied, read_elsewhere, padded]
+KINDS: list[Callable[[], nn.Module]] = [chain, repvgg_blocks, shared, tied, read_elsewhere, padded]
 
 
 @pytest.mark.parametrize("verify", [False, "folds"])
@@ -235,7 +235,7 @@ def test_in_place_old_and_new_weights_are_never_held_at_once(monkeypatch: pytest
 
 
 def test_in_place_a_module_that_others_hold_stays() -> None:
-    model = network()
+    model = repvgg_blocks()
     before, block = copy.deepcopy(model[1]), model[1]
     reparam.reparameterize(model, X, verify=False, inplace=True)
     assert block is not model[1]
@@ -253,11 +253,11 @@ def test_in_place_out_of_memory_says_that_the_model_is_lost(monkeypatch: pytest.
 
     monkeypatch.setattr(weights, "plain_layer", plain)
     with pytest.raises(ModelError, match="can't allocate memory; the model has lost its weights and has to be loaded"):
-        reparam.reparameterize(network(), X, verify=False, inplace=True)
+        reparam.reparameterize(repvgg_blocks(), X, verify=False, inplace=True)
 
 
 def test_in_place_nothing_is_given_up_before_the_folds_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network()
+    model = repvgg_blocks()
     before = copy.deepcopy(model)
     monkeypatch.setattr("reparam.convert.fold_error", lambda *_: 1.0)
     with pytest.raises(reparam.VerificationError, match="Nothing has been changed"):

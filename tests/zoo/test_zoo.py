@@ -62,7 +62,7 @@ def input_of(batch: int, *size: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
-def check(model: nn.Module, row: Row) -> nn.Module:
+def convert_and_check(model: nn.Module, row: Row) -> nn.Module:
     """Converts and verifies; counts what runs; compares at another batch and resolution in float64; converts again."""
     x = input_of(2, row.size, row.size)
     folded = reparam.reparameterize(model, x)
@@ -98,7 +98,7 @@ _SLOW = ("mobileone_s0", "mobileone_s1", "fastvit_mci0", "repvit_m0_9", "ghostne
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in TABLE])
 def test_timm(name: str) -> None:
     pytest.importorskip("timm")
-    check(build(name), TABLE[name])
+    convert_and_check(build(name), TABLE[name])
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -107,4 +107,4 @@ def test_torchvision(name: str) -> None:
     torch.manual_seed(0)
     options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
     model = torchvision.models.get_model(name, **options)
-    check(draw_statistics(draw_constants(model), inputs=(input_of(1, 224, 224),)).eval(), TORCHVISION[name])
+    convert_and_check(draw_statistics(draw_constants(model), inputs=(input_of(1, 224, 224),)).eval(), TORCHVISION[name])
