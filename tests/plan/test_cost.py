@@ -1,4 +1,4 @@
-"""Costs: what they count, that no plan costs more than the original, and how times are taken (by a clock of the test)."""
+"""Costs: what they count, that no plan costs more than the original, and how times are taken (by a clock in tests)."""
 
 from __future__ import annotations
 
