@@ -30,6 +30,7 @@ from reparam.capture.example_inputs import guessed_inputs
 from reparam.capture.graph import Node, Record, model_tensors
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_usable
+from reparam.capture.process import exclusive
 from reparam.capture.recorder import record
 from reparam.capture.rerun import of_one_size
 from reparam.capture.snapshot import copied
@@ -58,6 +59,7 @@ from reparam.rewrite.settle import Settled, settle
 from reparam.rewrite.weights import Refill, aliases, copy_aliases, release_graph, run_refills, shared_tensors
 
 
+@exclusive
 @torch.inference_mode(mode=False)  # a recording follows writes by tensor versions, which inference mode does not keep
 def reparameterize(
     model: nn.Module,

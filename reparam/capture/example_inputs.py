@@ -8,12 +8,14 @@ import torch
 from torch import fx, nn
 
 from reparam.capture.inputs import Inputs
+from reparam.capture.process import ThreadTracer, exclusive
 from reparam.errors import InputError
 
 _SIZES = (64, 224, 32, 256, 384)  # pixels per axis, in the order in which they are tried
 _SPATIAL_AXES = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
+@exclusive
 def guessed_inputs(model: nn.Module) -> Inputs:
     """Random float inputs of the first shape that the model accepts.
 
@@ -47,7 +49,7 @@ class _Proxy(fx.Proxy):
         pass
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ThreadTracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 

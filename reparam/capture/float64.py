@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam.capture.process import PROCESS
 from reparam.capture.snapshot import M, copied
 from reparam.capture.tree import T, mapped, tensors
 
@@ -38,7 +39,7 @@ class Float64(TorchDispatchMode):
     cast. A number that was rounded before any operation (`torch.tensor(0.1, dtype=torch.float32)`, a float32
     attribute) stays rounded.
 
-    The default dtype is that of the process: do not enter this mode while another thread builds models.
+    The default dtype is that of the process, so the mode holds the lock `PROCESS`: a second thread waits for the first.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class Float64(TorchDispatchMode):
         self._defaults: list[torch.dtype] = []
 
     def __enter__(self) -> Float64:
+        PROCESS.acquire()
         self._defaults.append(torch.get_default_dtype())
         torch.set_default_dtype(torch.float64)
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -56,6 +58,7 @@ class Float64(TorchDispatchMode):
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         torch.set_default_dtype(self._defaults.pop())
+        PROCESS.release()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
+from reparam.capture.process import exclusive
 from reparam.capture.tree import tensors
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import compare, is_floating
@@ -127,6 +128,7 @@ def _ratio(samples: Sequence[float], baseline: Sequence[float]) -> Spread:
     return Spread.of([sample / base for sample, base in zip(samples, baseline, strict=True)])
 
 
+@exclusive
 def benchmark(
     models: Mapping[str, Callable[..., Any]],
     example_inputs: Any,

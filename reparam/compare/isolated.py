@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
+from reparam.capture.process import exclusive
 from reparam.capture.tree import leaves
 from reparam.compare.error import Leaves
 
@@ -22,6 +23,7 @@ class ModelFailure(Exception):
     """A model raised on inputs that it was given; the text says what."""
 
 
+@exclusive
 def run(
     model: Callable[..., Any], inputs: Inputs, seed: int, mode: AbstractContextManager[Any] | None = None
 ) -> Leaves:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
+from reparam.capture.process import exclusive
 from reparam.capture.snapshot import copied
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import Leaves, compare, is_floating, numbers, relative_errors
@@ -35,6 +36,7 @@ _GROWTH, _ODD_GROWTH = (32, 64), (1, 3)  # pixels that images get more, by axis
 _VOLUME_GROWTH = (8, 16, 32)  # by depth, height and width
 
 
+@exclusive
 def verify(
     original: nn.Module,
     candidate: Callable[..., Any],

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
+from reparam.capture.process import exclusive
 from reparam.capture.snapshot import copied
 from reparam.capture.tree import mapped
 from reparam.compare.verification import Verification
@@ -63,6 +64,7 @@ def require_exportable(path: Path, force: bool = False) -> None:
             onnx_package(name)
 
 
+@exclusive
 def export(
     model: nn.Module,
     path: Path | str,

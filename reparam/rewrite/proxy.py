@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from reparam.capture.bytecode import attempted, discarded, required, unpacked
+from reparam.capture.process import ThreadTracer
 from reparam.rewrite.signature import LITERALS
 from reparam.rewrite.size_functions import IMPORTED, Scope, scope
 
@@ -131,11 +132,11 @@ def in_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return write
 
 
-class StepTracer(fx.Tracer):
+class StepTracer(ThreadTracer):
     proxy_buffer_attributes = True
 
     def __init__(self, steps: Trace) -> None:
-        super().__init__(autowrap_modules=(), autowrap_functions=IMPORTED)  # type: ignore[arg-type]
+        super().__init__(autowrap_modules=(), autowrap_functions=IMPORTED)
         self.steps = steps
         self.holders: dict[fx.Node, list[fx.Proxy]] = defaultdict(list)
         self.values: dict[fx.Node, torch.Tensor | None] = {}
