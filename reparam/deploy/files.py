@@ -1,7 +1,8 @@
 """Files are written whole or not at all: a path leads to the old file or to the new one, never to half of one.
 
 A file is written under its own name into a hidden folder beside its target, where a runtime can load and check it, and
-is moved into place last. Whatever ends the work before that (an error, Ctrl-C, a full disk), the folder is removed.
+is moved into place last. Whatever ends the work before that (an error, Ctrl-C, SIGTERM, a full disk), the folder is
+removed.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import hashlib
 import os
 import re
 import shutil
+import signal
+import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from reparam.errors import InputError
 
@@ -45,6 +50,11 @@ def require_writable(path: Path, force: bool = False) -> None:
         raise InputError(f"{path} is a folder; name a file in it, such as {path / 'model.safetensors'}")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is a device or a pipe; name a file")
+    if path.is_symlink() and not path.exists() and not force:
+        raise InputError(
+            f"{path} is a link to {path.readlink()}, which does not exist; choose another name, or use --force "
+            "(force=True) to replace the link"
+        )
     if path.exists() and not force:
         raise InputError(f"{path} exists and is not overwritten; choose another name, or use --force (force=True)")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -55,25 +65,28 @@ def require_writable(path: Path, force: bool = False) -> None:
 def written(paths: Sequence[Path], force: bool = False) -> Iterator[list[Path]]:
     """Yields a temporary path for each of `paths`, which share a folder, and moves all files into place at the end.
 
-    Nothing is moved where the block raises. Raises InputError as `require_writable` does, before and after the block,
-    and where the system fails to write: the disk is full, a permission is missing.
+    Nothing is moved where the block raises. A file that replaces another gets its permissions. Raises InputError as
+    `require_writable` does, before and after the block, and where the system fails to write: the disk is full, a
+    permission is missing.
     """
     for path in paths:
         require_writable(path, force)
     first = paths[0]
-    with _explained(first):
+    with _terminated_late(), _explained(first):
         folder = Path(tempfile.mkdtemp(prefix=f".{first.name}.", dir=first.parent))
-    try:
-        with _explained(first):
+        try:
             drafts = [folder / path.name for path in paths]
             yield drafts
-            for draft in drafts:
+            for path, draft in zip(paths, drafts, strict=True):
+                draft.chmod(_permissions(path, folder))
                 _sync(draft)
             for path, draft in zip(paths, drafts, strict=True):
                 require_writable(path, force)
                 draft.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # the files are there, whether or not this file system syncs folders
+                _sync(first.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_file(path: Path) -> Path:
@@ -119,13 +132,55 @@ def _errno(error: Exception) -> int | None:
     return next((number for number in _REASONS if os.strerror(number) in str(error)), None)
 
 
-def _sync(draft: Path) -> None:
-    """Write a file through to the disk, with the permissions of a new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    draft.chmod(0o666 & ~mask)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
+class _Terminated(BaseException):
+    """SIGTERM has arrived."""
+
+
+@contextmanager
+def _terminated_late() -> Iterator[None]:
+    """Within it SIGTERM unwinds the stack, so that drafts are removed, and then ends the process as it would have.
+
+    Python does so for SIGINT. A program that handles SIGTERM itself keeps its handler. Only the main thread can set
+    one: in another thread a draft may stay behind.
+    """
+    signals: list[int] = []
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) == 1:  # a second one must not stop the removal
+            raise _Terminated
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _permissions(path: Path, folder: Path) -> int:
+    """Those of the file that is replaced, or of a new one. The umask is not asked: that would change it for a moment."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:  # there is none
+        with tempfile.TemporaryDirectory(dir=folder) as empty:
+            new = Path(empty) / "new"
+            new.touch(mode=0o666)
+            return stat.S_IMODE(new.stat().st_mode)
+
+
+def _sync(path: Path) -> None:
+    """Write a file, or the names in a folder, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _similar_files(path: Path) -> str:

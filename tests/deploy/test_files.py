@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,68 @@ def test_new_files_have_the_permissions_of_new_files(tmp_path: Path) -> None:
     with written([tmp_path / "a.bin"]) as drafts:
         drafts[0].write_text("")
     assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+    path.chmod(mode)
+    with written([path], force=True) as (draft,):
+        draft.write_text("new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_dangling_link_is_not_replaced_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.symlink_to("gone")
+    with pytest.raises(InputError, match=r"is a link to gone, which does not exist; .*--force"):
+        require_writable(path)
+    with written([path], force=True) as (draft,):
+        draft.write_text("new")
+    assert path.read_text() == "new"
+    assert not path.is_symlink()
+
+
+def test_the_folder_is_synced_after_the_files_are_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, list[str]]] = []
+
+    def fsync(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        synced.append((kind, [path.name for path in tmp_path.glob("a.*")]))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with written([tmp_path / "a.bin"]) as (draft,):
+        draft.write_text("")
+    assert synced == [("file", []), ("folder", ["a.bin"])]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_nothing_is_left_when_sigterm_ends_the_process(tmp_path: Path, times: int) -> None:
+    code = (
+        "import pathlib, time\nfrom reparam.deploy.files import written\n"
+        "with written([pathlib.Path('a.bin')]) as drafts:\n"
+        "    drafts[0].write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert list(tmp_path.iterdir())
+        for _ in range(times):
+            process.terminate()
+        assert process.wait(30) == -signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_is_handled_as_before_afterwards(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with written([tmp_path / "a.bin"]) as (draft,):
+        draft.write_text("")
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
