@@ -13,8 +13,8 @@ computes what depends on one, holds `PROCESS`: calls from several threads wait f
 because one public function calls another. It protects this package from itself. Other threads of the program see the
 changes: they must not build models, draw random numbers or run models while a conversion runs.
 
-Only the main thread sets the handler of SIGTERM (deploy/files.py), which needs no lock either, as Python allows no other
-thread to. Torch's dispatch and function modes, gradient mode and inference mode belong to a thread.
+The handler of SIGTERM (deploy/files.py) needs no lock, as Python lets only the main thread set it; nor do torch's
+dispatch and function modes, gradient mode and inference mode, which belong to a thread.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from reparam.compare.bench import benchmark
 from reparam.compare.levels import FULL
 from reparam.compare.verify import verify as verify_models
 from reparam.deploy.artefact import load
-from reparam.deploy.files import require_file
 from reparam.deploy.runtimes import SUFFIXES, exported_module, open_program
 from reparam.errors import InputError
 from reparam.report.as_data import comparison_data, verification_data
@@ -57,15 +56,16 @@ def verify(
     fixed_size: options.FixedSize = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
+    trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
     """Check that A and B are the same function. Exits with 2 if not."""
     spec = options.ModelSpec(original, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
     with ProgressBar(2) as bar:
         bar("loading the models")
-        truth, inputs, notes, data = _original(spec, input_, input_file)
+        truth, inputs, notes, data = _original(spec, input_, input_file, trust)
         other = options.ModelSpec(candidate, other_arg, other_checkpoint, device=device, dtype=dtype)
-        other_model, other_notes = _candidate(other, spec)
+        other_model, other_notes = _candidate(other, spec, trust)
         bar("comparing them")
         verification = verify_models(truth, other_model, inputs, fixed_size=fixed_size)
     show({**data, "other": candidate, **verification_data(verification)}, [*notes, *other_notes, verification], json)
@@ -94,6 +94,7 @@ def bench(
     check: Annotated[bool, typer.Option(help="Refuse to time models whose outputs differ.")] = True,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
+    trust: options.Trust = False,
     report: options.ReportFile = None,
     force: options.Force = False,
     json: options.Json = False,
@@ -106,7 +107,7 @@ def bench(
     spec = options.ModelSpec(model, arg, checkpoint, checkpoint_key, checkpoint_prefix, partial, device, dtype)
     with ProgressBar(STEPS + 2 + options.measuring_steps(cost)) as bar:
         bar("loading the model")
-        truth, inputs, notes, data = _original(spec, input_, input_file)
+        truth, inputs, notes, data = _original(spec, input_, input_file, trust)
         if other is None:
             deployed, conversion = fold_model(
                 truth, inputs, bar, keep=keep, cost=cost, prune=prune, fixed_size=fixed_size, verify=verify
@@ -114,7 +115,7 @@ def bench(
             models: dict[str, Callable[..., Any]] = {"original": truth, "folded": deployed}
         else:
             other_spec = options.ModelSpec(other, other_arg, other_checkpoint, device=device, dtype=dtype)
-            other_model, other_notes = _candidate(other_spec, spec)
+            other_model, other_notes = _candidate(other_spec, spec, trust)
             notes += other_notes
             models = {model: truth, other if other != model else f"{other} (B)": other_model}
         bar(f"timing {rounds} rounds")
@@ -124,7 +125,7 @@ def bench(
 
 
 def _original(
-    spec: options.ModelSpec, shapes: list[str] | None, file: Path | None
+    spec: options.ModelSpec, shapes: list[str] | None, file: Path | None, trusted: bool
 ) -> tuple[nn.Module, Inputs, list[str], dict[str, Any]]:
     """The original, its inputs, and what to print of it: notes for people, and data for programs."""
     suffix = Path(spec.model).suffix
@@ -135,14 +136,16 @@ def _original(
         return loaded.model, loaded.inputs(shapes, file), loaded.notes, loaded.data()
     if spec.checkpoint is not None or spec.arguments:
         raise InputError(f"{spec.model} has its weights inside; leave out --checkpoint and --arg")
-    module = exported_module(require_file(Path(spec.model)))
+    module = exported_module(Path(spec.model), trusted=trusted)
     if not shapes and file is None:
         raise InputError(f"{spec.model} does not name its inputs; give --input or --input-file")
     loaded = options.LoadedModel(spec, module, None, None)
     return module, loaded.inputs(shapes, file), [], {"model": spec.model}
 
 
-def _candidate(spec: options.ModelSpec, original: options.ModelSpec) -> tuple[Callable[..., Any], list[str]]:
+def _candidate(
+    spec: options.ModelSpec, original: options.ModelSpec, trusted: bool
+) -> tuple[Callable[..., Any], list[str]]:
     """The model or program to compare with the original, and notes on it for people."""
     suffix = Path(spec.model).suffix
     if suffix not in (*SUFFIXES, *ARTEFACTS):
@@ -151,7 +154,7 @@ def _candidate(spec: options.ModelSpec, original: options.ModelSpec) -> tuple[Ca
     if spec.checkpoint is not None or spec.arguments:
         raise InputError(f"{spec.model} has its weights inside; leave out --other-checkpoint and --other-arg")
     if suffix in SUFFIXES:
-        return open_program(spec.model), []
+        return open_program(spec.model, trusted=trusted), []
     if Path(original.model).suffix in SUFFIXES:
         raise InputError(
             f"{spec.model} is rebuilt from the code of A, which {original.model} does not hold; name A by its factory"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reparam.deploy.files import require_file
+from reparam.deploy.files import require_file, too_large
 from reparam.errors import InputError, ModelError, first_line
 
 DTYPES = {
@@ -179,7 +179,7 @@ def read_input(path: Path) -> Any:
             return torch.from_numpy(np.load(path, allow_pickle=False))
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(
+        raise too_large(path, error) or InputError(
             f"{path} cannot be read as input: {first_line(error)}; give a .npy, or a .pt that holds tensors"
         ) from error
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reparam.deploy.files import require_file, sha256
+from reparam.capture.process import PROCESS
+from reparam.deploy.files import require_file, sha256, too_large
 from reparam.errors import InputError, first_line
 
 # Where training scripts keep the weights. Averages come first: they are what the authors evaluate.
@@ -30,6 +30,7 @@ KEYS = (
 _WRAPPERS = ("module", "_orig_mod")  # DataParallel and DistributedDataParallel, torch.compile
 _COUNTER = "num_batches_tracked"  # old checkpoints lack it, and eval mode does not read it
 _LISTED = 4  # names in a message
+_DEEPEST = 8  # dicts within one another in which weights are searched
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
 
     key: where in the file they are, such as "model" or "ema.module"; without it, the first of `KEYS` that holds any.
 
-    Raises InputError for a file that is missing, damaged or of another kind, and for one that runs code when it is
-    read.
+    Raises InputError for a file that is missing, damaged or of another kind, that runs code when it is read, or that is
+    too large or too deeply nested to be read.
     """
     path = require_file(Path(path))
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -126,15 +127,15 @@ def fit(checkpoint: Checkpoint, model: nn.Module, *, prefix: str | None = None, 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
+    except Exception as error:
+        raise too_large(path, error) or InputError(
             f"{path} is damaged, or is not a .safetensors file{_guessed_kind(path)}: {first_line(error)}; copy it again"
         ) from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with PROCESS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old formats, which nobody can change here
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -144,7 +145,7 @@ def _read_pickle(path: Path) -> Any:
             raise InputError(
                 f"{path} is a TorchScript program, no checkpoint; save the state_dict() of the model it was made from"
             ) from error
-        raise _damaged(path, error) from error
+        raise too_large(path, error) or _damaged(path, error) from error
 
 
 def _needs_code(path: Path, text: str) -> InputError:
@@ -195,7 +196,7 @@ def _searched_state(path: Path, content: Any) -> tuple[Mapping[str, Any], str, t
     """The weights, their key, and the other keys that hold weights."""
     if _is_state(content):
         return content, "", ()
-    states = dict(_states(content, ""))
+    states = dict(_states(path, content, "", {id(content)}))
     if not states:
         raise InputError(
             f"{path} holds no weights at the top or under {', '.join(KEYS)}: it is {_described(content)}; name their "
@@ -205,17 +206,29 @@ def _searched_state(path: Path, content: Any) -> tuple[Mapping[str, Any], str, t
     return states[key], key, tuple(others)
 
 
-def _states(content: Any, path: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Every key of `KEYS`, or path of such keys, that holds weights."""
+def _states(
+    path: Path, content: Any, place: str, visited: set[int], depth: int = 0
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every key of `KEYS`, or path of such keys, that holds weights.
+
+    visited: the ids of dicts that have been searched: a dict may be in the file twice, or in itself.
+    """
     states: list[tuple[str, Mapping[str, Any]]] = []
-    if isinstance(content, Mapping):
-        for key in KEYS:
-            inner: Any = content.get(key)
-            here = f"{path}.{key}" if path else key
-            if _is_state(inner):
-                states.append((here, inner))
-            else:
-                states += _states(inner, here)
+    if not isinstance(content, Mapping):
+        return states
+    if depth > _DEEPEST:
+        raise InputError(
+            f"{path} nests dicts more than {_DEEPEST} deep, under {place!r}, and weights are not searched there; name "
+            "their place with --checkpoint-key"
+        )
+    for key in KEYS:
+        inner: Any = content.get(key)
+        here = f"{place}.{key}" if place else key
+        if _is_state(inner):
+            states.append((here, inner))
+        elif id(inner) not in visited:
+            visited.add(id(inner))
+            states += _states(path, inner, here, visited, depth + 1)
     return states
 
 

@@ -101,7 +101,7 @@ def export(
             try:
                 _write(_traced(model, inputs, takes), draft)
                 progress(f"verifying {path.name}")
-                outcome = verify(truth, open_program(draft), inputs, variants=takes != ONE_SHAPE,
+                outcome = verify(truth, open_program(draft, trusted=True), inputs, variants=takes != ONE_SHAPE,
                                  fixed_size=takes == ANY_BATCH).raise_if_failed()  # fmt: skip
             except (ModelError, VerificationError) as error:
                 if takes == ONE_SHAPE:

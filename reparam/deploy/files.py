@@ -35,6 +35,7 @@ _REASONS = {
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "bad allocation", "Failed to allocate memory")  # of C++ libraries
 _CHUNK = 1 << 20
 
 
@@ -98,6 +99,18 @@ def require_file(path: Path) -> Path:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read: permission is denied")
     return path
+
+
+def too_large(path: Path, error: Exception) -> InputError | None:
+    """The error to raise where reading a file took too much memory or recursion; None where `error` is another one."""
+    if isinstance(error, RecursionError):
+        return InputError(f"{path} is nested too deeply to be read; such a file is damaged or made to do harm")
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return InputError(
+            f"{path} needs more memory than this machine has free; use a larger one. If the file is small, it is "
+            "damaged or made to do harm"
+        )
+    return None
 
 
 def sha256(path: Path) -> str:
@@ -164,7 +177,7 @@ def _terminated_late() -> Iterator[None]:
 
 
 def _permissions(path: Path, folder: Path) -> int:
-    """Those of the file that is replaced, or of a new one. The umask is not asked: that would change it for a moment."""
+    """Those of the file that is replaced, or else of a new file. Asking for the umask would change it for a moment."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:  # there is none

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.tree import tensors
-from reparam.deploy.files import require_file
+from reparam.deploy.files import require_file, too_large
 from reparam.errors import InputError, first_line
 
 SUFFIXES = (".pt2", ".onnx")
+_CHECKING_RUNTIME = (1, 24, 1)  # the first onnxruntime that refuses external data outside the model's folder
 
 
 class Program:
@@ -31,23 +32,37 @@ class Program:
         return self._run(*args, **kwargs)
 
 
-def open_program(path: Path | str) -> Program:
+def open_program(path: Path | str, *, trusted: bool = False) -> Program:
     """The program in a `.pt2` or `.onnx` file.
 
-    Raises InputError where the file is missing, damaged or of another kind, or its runtime is not installed.
+    trusted: open a file that can run code: a `.pt2`, or an `.onnx` where onnxruntime does not check it.
+
+    Raises InputError where the file is missing, damaged or of another kind, where it can run code and is not trusted,
+    and where its runtime is not installed.
     """
     path = require_file(Path(path))
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no exported program; name a {' or '.join(SUFFIXES)} file")
-    return Program(path, _onnx_session(path) if path.suffix == ".onnx" else exported_module(path))
+    return Program(path, (_onnx_session if path.suffix == ".onnx" else exported_module)(path, trusted=trusted))
 
 
-def exported_module(path: Path) -> nn.Module:
-    """The module in a `.pt2` file, marked as in eval mode. Raises InputError where the file is damaged."""
+def exported_module(path: Path, *, trusted: bool) -> nn.Module:
+    """The module in a `.pt2` file, marked as in eval mode.
+
+    Raises InputError where the file is missing, damaged or not trusted.
+    """
+    require_file(path)
+    if not trusted:
+        raise InputError(
+            f"{path} is not opened: torch.export.load unpickles parts of a .pt2, and so the file can run any code on "
+            "this machine. If you trust whoever made it, as you would run their Python, use --trust (trusted=True)"
+        )
     try:
         module = torch.export.load(path).module()
     except Exception as error:
-        raise InputError(f"{path} is damaged, or is not a program of torch.export: {first_line(error)}") from error
+        raise too_large(path, error) or InputError(
+            f"{path} is damaged, or is not a program of torch.export: {first_line(error)}"
+        ) from error
     for submodule in module.modules():
         submodule.training = False  # the code has only one mode, and .eval() raises
     return module
@@ -61,16 +76,28 @@ def onnx_package(name: str) -> Any:
         raise InputError(f"{name} is not installed; install it with: pip install 'reparam[onnx]'") from error
 
 
-def _onnx_session(path: Path) -> _Session:
+def _onnx_session(path: Path, *, trusted: bool) -> _Session:
     onnxruntime = onnx_package("onnxruntime")
+    if not trusted and _version(onnxruntime.__version__) < _CHECKING_RUNTIME:
+        raise InputError(
+            f"{path} is not opened: it can name any file of this machine as its weights, which onnxruntime "
+            f"{onnxruntime.__version__} would read. Install onnxruntime {'.'.join(map(str, _CHECKING_RUNTIME))} or "
+            "newer, which checks that; or, if you trust whoever made it, use --trust (trusted=True)"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about its own optimiser
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise InputError(f"{path} is damaged, or is no ONNX model for onnxruntime: {first_line(error)}") from error
+        raise too_large(path, error) or InputError(
+            f"{path} is damaged, or is no ONNX model for onnxruntime: {first_line(error)}"
+        ) from error
     return _Session(session)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
 
 
 class _Session:

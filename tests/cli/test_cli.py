@@ -281,6 +281,16 @@ def test_verify_finds_equal_models_equal() -> None:
     assert "equal: float64 error 0" in ended.out
 
 
+@pytest.mark.parametrize("arguments", [("verify", "a.pt2", "mynet:make"), ("verify", "mynet:make", "a.pt2"),
+                                       ("bench", "a.pt2"), ("bench", "mynet:make", "a.pt2")])  # fmt: skip
+def test_a_program_from_elsewhere_needs_trust(here: Path, arguments: tuple[str, ...]) -> None:
+    (here / "a.pt2").write_bytes(b"PK")
+    said = refused(*arguments, "-i", "1x3x17x19")
+    assert "unpickles" in said
+    assert "use --trust" in said
+    assert "damaged" in refused(*arguments, "-i", "1x3x17x19", "--trust")
+
+
 def test_verify_ends_with_2_where_they_differ() -> None:
     ended = run("verify", "mynet:make", "mynet:make", "--other-arg", "seed=1", "-i", "1x3x17x19", "--json")
     assert ended.code == 2
@@ -294,7 +304,7 @@ def test_verify_needs_an_original(here: Path) -> None:
     assert "no float64 truth" in refused("verify", "a.onnx", "mynet:make", "-i", "1x3x17x19")
     assert "damaged" in refused("verify", "mynet:make", "a.onnx", "-i", "1x3x17x19")
     (here / "a.pt2").write_bytes(b"PK")
-    assert "damaged" in refused("verify", "a.pt2", "mynet:make", "-i", "1x3x17x19")
+    assert "damaged" in refused("verify", "a.pt2", "mynet:make", "-i", "1x3x17x19", "--trust")
     assert "no such file" in refused("verify", "mynet:make", "b.onnx", "-i", "1x3x17x19")
 
 
@@ -518,14 +528,16 @@ def test_export_writes_a_program_that_verifies(suffix: str, here: Path) -> None:
     assert data["file"] == file
     assert data["takes"] == "every batch and size"
     assert data["verification"]["ok"] is True
-    ended = run("verify", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30")
+    trust = ["--trust"] if suffix == ".pt2" else []
+    ended = run("verify", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30", *trust)
     assert ended.code == 0, ended.err
-    assert run("verify", "mynet:make", file, "-i", "2x3x21x30").code == 2
-    timed = run("bench", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30", "--rounds", "2", "--json").data()
+    assert run("verify", "mynet:make", file, "-i", "2x3x21x30", *trust).code == 2
+    timed = run("bench", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30", "--rounds", "2", "--json",
+                *trust).data()  # fmt: skip
     assert [each["name"] for each in timed["models"]] == ["mynet:make", file]
     assert "exists and is not overwritten" in refused("export", "mynet:make", "-o", file)
     if suffix == ".pt2":
-        assert run("verify", file, "mynet:make", "--other-checkpoint", "best.pth", "-i", "2x3x21x30").code == 0
+        assert run("verify", file, "mynet:make", "--other-checkpoint", "best.pth", "-i", "2x3x21x30", *trust).code == 0
 
 
 def test_export_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

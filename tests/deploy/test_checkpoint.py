@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reparam.deploy.checkpoint import fit, read_checkpoint
+from reparam.deploy.checkpoint import KEYS, fit, read_checkpoint
 from reparam.errors import InputError
 
 
@@ -238,3 +238,70 @@ def test_a_torchscript_program(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_checkpoint(tmp_path / "none.pth")
+
+
+# --- nested files, and files that are too large
+
+
+def nested(depth: int, key: str = "model") -> dict[str, Any]:
+    """The weights under that many keys."""
+    content: dict[str, Any] = net().state_dict()
+    for _ in range(depth):
+        content = {key: content}
+    return content
+
+
+def test_weights_are_found_some_levels_deep(tmp_path: Path) -> None:
+    assert read_checkpoint(saved(tmp_path, nested(3))).key == "model.model.model"
+
+
+@pytest.mark.parametrize("depth", [12, 400])
+def test_a_deeply_nested_file_is_refused(tmp_path: Path, depth: int) -> None:
+    path = saved(tmp_path, nested(depth))
+    with pytest.raises(InputError, match=r"nests dicts more than 8 deep, under 'model\.model.*--checkpoint-key"):
+        read_checkpoint(path)
+
+
+def test_the_place_of_deeply_nested_weights_can_be_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, nested(12))
+    assert read_checkpoint(path, ".".join(["model"] * 12)).state.keys() == net().state_dict().keys()
+
+
+def test_a_file_that_contains_itself_is_searched_once(tmp_path: Path) -> None:
+    """Each of its keys leads back to it: without a memory the search has eleven ways to go on, at every step."""
+    content: dict[str, Any] = {"epoch": 3}
+    content.update(dict.fromkeys(KEYS, content))
+    with pytest.raises(InputError, match="holds no weights"):
+        read_checkpoint(saved(tmp_path, content))
+    content["net"] = net().state_dict()
+    assert read_checkpoint(saved(tmp_path, content)).key == "net"
+
+
+def test_a_dict_that_is_shared_is_searched_once(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 3}
+    for _ in range(7):
+        content = dict.fromkeys(KEYS, content)  # 11 ** 7 places hold it
+    with pytest.raises(InputError, match="holds no weights"):
+        read_checkpoint(saved(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "needs more memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "needs more memory"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_takes_too_much_is_refused(
+    tmp_path: Path, suffix: str, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr("reparam.deploy.checkpoint.load_file", load)
+    (tmp_path / f"best{suffix}").write_bytes(b"")
+    with pytest.raises(InputError, match=said):
+        read_checkpoint(tmp_path / f"best{suffix}")

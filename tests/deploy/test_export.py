@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
+import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +75,7 @@ def test_a_file_takes_every_batch_and_size(suffix: str, batch: int, tmp_path: Pa
     assert (done.takes, done.why) == (ANY_SIZE, "")
     assert done.verification.ok
     assert "checked at 4 input shapes" in str(done)
-    program = open_program(done.path)
+    program = open_program(done.path, trusted=True)
     for shape in [(1, 3, 16, 16), (2, 3, 15, 21), (5, 3, 33, 8)]:
         other = example(*shape)
         assert torch.allclose(program(other), model(other), atol=1e-4)
@@ -86,7 +89,7 @@ def test_a_model_of_one_size_takes_every_batch(suffix: str, tmp_path: Path) -> N
     model = trained(Pooled(), x, dtype=torch.float32)
     done = export(model, tmp_path / f"net{suffix}", x)
     assert done.takes in (ANY_SIZE, ANY_BATCH)
-    assert open_program(done.path)(example(5, 3, 8, 10)).shape == (5, 3)
+    assert open_program(done.path, trusted=True)(example(5, 3, 8, 10)).shape == (5, 3)
 
 
 @pytest.mark.slow
@@ -163,13 +166,79 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path, monkeypatch: pytest.
 def test_damaged_programs_are_refused(suffix: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / f"net{suffix}").write_bytes(content)
     with pytest.raises(InputError, match="damaged"):
-        open_program(tmp_path / f"net{suffix}")
+        open_program(tmp_path / f"net{suffix}", trusted=True)
+
+
+class Marks:
+    """What a pickle does to whoever loads it; here it only makes a folder."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("was-run",)
+
+
+def test_a_program_from_elsewhere_is_opened_only_if_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = example(2, 3, 8, 10)
+    path = export(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), tmp_path / "net.pt2", x).path
+    with pytest.raises(InputError, match=r"net\.pt2 is not opened: .* unpickles .* can run any code .*trusted=True"):
+        open_program(path)
+    assert open_program(path, trusted=True)(x).shape == (2, 4, 6, 8)
+    evil = io.BytesIO()
+    torch.save({"a": Marks()}, evil)
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile("evil.pt2", "w") as other:
+        for name in whole.namelist():
+            other.writestr(name, evil.getvalue() if "sample_inputs" in name else whole.read(name))
+    with pytest.raises(InputError, match="is not opened"):
+        open_program("evil.pt2")
+    assert not Path("was-run").exists()
+
+
+def test_an_old_onnxruntime_opens_a_file_only_if_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    with pytest.raises(InputError, match=r"onnxruntime 1\.23\.2 would read\. Install onnxruntime 1\.24\.1 or newer"):
+        open_program(path)
+    with pytest.raises(InputError, match="damaged"):
+        open_program(path, trusted=True)
+
+
+def test_weights_outside_the_folder_of_the_model_are_not_read(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(16))
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="../secret.bin")
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [4]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    (tmp_path / "model" / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="no ONNX model for onnxruntime"):
+        open_program(tmp_path / "model" / "net.onnx")
+
+
+@pytest.mark.parametrize(("error", "said"), [(MemoryError(), "more memory"), (RecursionError(), "nested too deeply")])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_programs_that_take_too_much_are_refused(
+    suffix: str, error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch.export, "load", load)
+    monkeypatch.setattr(pytest.importorskip("onnxruntime"), "InferenceSession", load)
+    (tmp_path / f"net{suffix}").write_bytes(b"")
+    with pytest.raises(InputError, match=said):
+        open_program(tmp_path / f"net{suffix}", trusted=True)
 
 
 def test_a_program_refuses_another_number_of_tensors(tmp_path: Path) -> None:
     x = example(2, 3, 8, 10)
     done = export(trained(nn.Sequential(nn.Conv2d(3, 4, 3)), dtype=torch.float32), tmp_path / "net.onnx", x)
-    program: Any = open_program(done.path)
+    program: Any = open_program(done.path, trusted=True)
     assert torch.equal(program(x), program(input=x))
     with pytest.raises(ValueError, match="it takes 1 tensors"):
         program(x, x)
