@@ -7,6 +7,10 @@ were.
 
 from __future__ import annotations
 
+import unicodedata
+
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories: control, format, surrogate, ...
+
 
 class Refusal(Exception):
     """Why a fold would not be exact, or cannot be written back. `remedy` says what would change that."""
@@ -25,7 +29,10 @@ class BorderRefusal(Refusal):
 
 
 class ReparamError(Exception):
-    """The base class of all errors that this package raises on purpose."""
+    """The base class of all errors that this package raises on purpose. Its text is safe in a terminal."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class TrainModeError(ReparamError):
@@ -42,6 +49,16 @@ class ModelError(ReparamError):
 
 class VerificationError(ReparamError):
     """Two models that must be equal are not. Nothing has been changed."""
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """The text with its invisible characters escaped as in Python's literals, except for those to keep.
+
+    Names come from files and from other people's code. A control character can command a terminal, a bidirectional mark
+    can reorder what a person reads, and a lone surrogate cannot be printed at all.
+    """
+    hidden = {char for char in set(text) - set(keep) if unicodedata.category(char) in _INVISIBLE}
+    return text.translate({ord(char): char.encode("unicode_escape").decode() for char in hidden})
 
 
 def first_line(error: BaseException) -> str:

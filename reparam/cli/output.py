@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from reparam.errors import visible
+
 _WIDTH = 24  # characters
 
 
@@ -17,7 +19,7 @@ def show(data: dict[str, Any], parts: Iterable[object], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(data, indent=2, allow_nan=False))
         return
-    typer.echo("\n\n".join(str(part) for part in parts))
+    typer.echo(visible("\n\n".join(str(part) for part in parts)))
 
 
 class ProgressBar:
@@ -34,7 +36,7 @@ class ProgressBar:
     def __call__(self, step: str) -> None:
         if self.visible:
             full = round(_WIDTH * min(self.done / self.steps, 1))
-            sys.stderr.write(f"\r\x1b[K[{'#' * full}{'.' * (_WIDTH - full)}] {step}")
+            sys.stderr.write(f"\r\x1b[K[{'#' * full}{'.' * (_WIDTH - full)}] {visible(step, keep='')}")
             sys.stderr.flush()
         self.done += 1
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reparam.capture.process import PROCESS
 from reparam.deploy.files import require_file, sha256, too_large
-from reparam.errors import InputError, first_line
+from reparam.errors import InputError, first_line, visible
 
 # Where training scripts keep the weights. Averages come first: they are what the authors evaluate.
 KEYS = (
@@ -304,15 +304,15 @@ def _require_shapes(path: Path, state: Mapping[str, Tensor], model: nn.Module) -
     wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     wrong = [name for name, value in state.items() if name in wanted and wanted[name].shape != value.shape]
     if wrong:
-        first = wrong[0]
+        first, shape = visible(wrong[0], keep=""), state[wrong[0]].shape
         more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         raise InputError(
-            f"{path} does not fit the model: {first} has shape {tuple(state[first].shape)} in the file and "
-            f"{tuple(wanted[first].shape)} in the model{more}; name the model that was trained, with its arguments "
+            f"{path} does not fit the model: {first} has shape {tuple(shape)} in the file and "
+            f"{tuple(wanted[wrong[0]].shape)} in the model{more}; name the model that was trained, with its arguments "
             "(--arg num_classes=...)"
         )
 
 
 def _listed(names: Collection[str]) -> str:
-    first = ", ".join(list(names)[:_LISTED])
+    first = ", ".join(visible(name, keep="") for name in list(names)[:_LISTED])
     return first + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

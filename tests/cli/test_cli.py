@@ -275,6 +275,16 @@ def test_devices_and_dtypes() -> None:
 # --- verify and bench
 
 
+def test_names_from_a_checkpoint_command_no_terminal(here: Path) -> None:
+    name = "\x1b]0;title\x07\u202e\nreparam: all is well"
+    torch.save(mynet().state_dict() | {name: torch.ones(1)}, "best.pth")
+    said = refused("explain", "mynet:make", "-c", "best.pth", "-i", "1x3x17x19")
+    assert r"unexpected \x1b]0;title\x07\u202e\nreparam: all is well" in said
+    ended = run("explain", "mynet:make", "-c", "best.pth", "-i", "1x3x17x19", "--partial")
+    assert r"unexpected \x1b]0;title\x07\u202e\nreparam: all is well" in ended.out
+    assert all(char.isprintable() or char == "\n" for char in ended.out + said)
+
+
 def test_verify_finds_equal_models_equal() -> None:
     ended = run("verify", "mynet:make", "mynet:make", "-i", "1x3x17x19")
     assert ended.code == 0

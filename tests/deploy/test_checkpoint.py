@@ -305,3 +305,11 @@ def test_a_file_that_takes_too_much_is_refused(
     (tmp_path / f"best{suffix}").write_bytes(b"")
     with pytest.raises(InputError, match=said):
         read_checkpoint(tmp_path / f"best{suffix}")
+
+
+def test_the_text_of_an_error_holds_no_invisible_character(tmp_path: Path) -> None:
+    path = saved(tmp_path, net().state_dict() | {"a\x1b[31m\u202e\nb": torch.ones(1)})
+    with pytest.raises(InputError) as error:
+        fit(read_checkpoint(path), net())
+    assert r"unexpected a\x1b[31m\u202e\nb;" in str(error.value)
+    assert str(error.value).isprintable()

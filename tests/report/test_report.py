@@ -367,7 +367,7 @@ def test_no_text_becomes_markup(text: str) -> None:
     assert [name for name in page.tags if name != "text"] == [name for name in calm.tags if name != "text"]
     assert {name for name, _ in page.attributes} == {name for name, _ in calm.attributes}
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href", "style")]
-    seen = "".join("\ufffd" if (ord(sign) < 32 and sign != "\n") or sign in "\u202e\ud800" else sign for sign in text)
+    seen = text.translate({0: "\\x00", 0x1B: "\\x1b", 0x202E: "\\u202e", 0xD800: "\\ud800"})
     assert seen in "".join(page.texts["code"])
 
 
@@ -389,6 +389,14 @@ def test_only_its_own_script_and_style_may_run() -> None:
         assert f"{element}-src 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy
+    assert {"base-uri 'none'", "form-action 'none'"} <= set(policy.split("; "))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_terminal_gets_no_command_and_no_hidden_character(text: str) -> None:
+    printed = str(hostile(text))
+    assert all(char.isprintable() or char == "\n" for char in printed)
+    printed.encode()
 
 
 def test_the_page_holds_what_the_report_says() -> None:

@@ -5,11 +5,11 @@ Names of modules and reasons come from other people's code. This is their only w
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from html import escape
 
-_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn")  # Unicode categories: control, format, surrogate, private, unassigned
+from reparam.errors import visible
+
 _VOID = ("meta", "link", "br", "input")  # elements that have no closing tag
 
 
@@ -35,12 +35,8 @@ def joined(children: Iterable[str]) -> Markup:
 
 
 def escaped(text: str) -> Markup:
-    """The text for use between tags or in an attribute. Invisible characters become U+FFFD."""
-    return Markup(escape("".join("\ufffd" if _invisible(char) else char for char in text), quote=True))
-
-
-def _invisible(char: str) -> bool:
-    return char not in "\n\t" and unicodedata.category(char) in _INVISIBLE
+    """The text for use between tags or in an attribute, without invisible characters."""
+    return Markup(escape(visible(text), quote=True))
 
 
 def _html_attribute(key: str, value: str | float | bool | None) -> str:

@@ -43,7 +43,10 @@ def as_html(outcome: Outcome, latency: Comparison | None = None) -> str:
     )
     title = words.title(outcome)
     # The browser loads nothing, and runs no script or style but these two, whatever a name may hold.
-    policy = f"default-src 'none'; style-src {_source_hash(style)}; script-src {_source_hash(script)}"
+    policy = "; ".join([
+        "default-src 'none'", f"style-src {_source_hash(style)}", f"script-src {_source_hash(script)}",
+        "base-uri 'none'", "form-action 'none'",  # these two do not fall back on default-src
+    ])  # fmt: skip
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
+from reparam.errors import visible
 from reparam.report.outcome import Outcome
 from reparam.report.render import words
 
 
 def as_text(outcome: Outcome) -> str:
-    """Tables and lists, leaving out those that are empty."""
+    """Tables and lists, leaving out those that are empty, and without invisible characters."""
     parts = [
         _folds_table(outcome),
         tabulate(words.counts(outcome), ("", "before", "after"), colalign=_alignment("lrr"), disable_numparse=True),
@@ -19,7 +20,7 @@ def as_text(outcome: Outcome) -> str:
         outcome.worth,
         words.verdict(outcome),
     ]
-    return "\n\n".join(filter(None, parts))
+    return visible("\n\n".join(filter(None, parts)))
 
 
 def _folds_table(outcome: Outcome) -> str:
