@@ -103,7 +103,7 @@ def run(seeds: Iterable[int], say: Callable[[str], None] = print, note: Callable
 
 def _free_classes() -> None:
     """Free the classes that earlier networks were rewritten to."""
-    code._shared_subclass.cache_clear()
+    code._subclass.cache_clear()
     for file in [file for file in linecache.cache if file.startswith(("<reparam forward", "<eval_with_key"))]:
         del linecache.cache[file]
     gc.collect()

@@ -3,7 +3,7 @@
 The conversion cannot simply run again. A plan depends on the weights, which a fresh model does not have (groups of
 channels come from the zeros of a kernel, a padding folds if it equals the bias), and on the version of this package. So
 the difference itself is stored: each module that was replaced, with the arguments of torch's own class; each forward
-that was rewritten, as text that is checked before it is used (see `safe_code`); each name that was removed. The fresh
+that was rewritten, as a graph of known operations (see `program_data`); each name that was removed. The fresh
 model must match the original class by class and tensor by tensor.
 """
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.snapshot import WEIGHT_HOOKS, copied
-from reparam.deploy.safe_code import code_data, read_code, require_members
+from reparam.deploy.program_data import program_data, read_program
 from reparam.errors import InputError
-from reparam.rewrite.code import code_of, set_forward
+from reparam.rewrite.code import forward_of, set_forward
 from reparam.rewrite.layers import BiasMap
 
 Data = dict[str, Any]
@@ -128,8 +128,8 @@ class _Describer:
     def kept(self, path: str, old: nn.Module, new: nn.Module) -> Data:
         """What has changed in a module that is still there: code, members, attributes, hooks, order."""
         where = path or "the model"
-        code = code_of(new)
-        changes: Data = {} if code is None else {"code": code_data(code, where)}
+        program = program_of(new)
+        changes: Data = {} if program is None else {"forward": program_data(program, where)}
         gone, none = [], []
         for registry in _REGISTRIES:
             before, after = vars(old)[registry], vars(new)[registry]
@@ -278,10 +278,8 @@ class _Builder:
             vars(module)[name] = self.constants[f"{path}.{name}" if path else name].to(self.device)
         if "order" in data:
             module._modules.update({name: module._modules.pop(name) for name in data["order"]})
-        if "code" in data:
-            code, paths = read_code(data["code"], where)
-            require_members(module, paths, where)
-            set_forward(module, code)
+        if "forward" in data:
+            set_forward(module, read_program(data["forward"], module, data.get("constants", ()), where))
 
 
 def _remove(module: nn.Module, gone: Iterable[str], none: Iterable[str], unhooked: Collection[str]) -> None:

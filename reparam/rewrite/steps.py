@@ -11,9 +11,10 @@ from torch import fx, nn
 from reparam.capture.graph import Node
 from reparam.capture.norms import without_affine
 from reparam.capture.ops import CHECKS, op_name
-from reparam.rewrite.code import Code, set_forward
+from reparam.rewrite.code import set_forward
 from reparam.rewrite.edits import Piece
 from reparam.rewrite.index import StepIndex, computes_only
+from reparam.rewrite.program import Program
 from reparam.rewrite.trace import Trace
 from reparam.rewrite.users import size_readers
 
@@ -113,7 +114,7 @@ def _called_module(trace: Trace, step: fx.Node) -> nn.Module | None:
 
 def write_forward(trace: Trace) -> set[str]:
     """Make the edited trace the forward of its module; returns the qualified names that the forward uses."""
-    set_forward(trace.module, Code.of(trace.graph))
+    set_forward(trace.module, Program.of(trace.graph))
     names = {str(step.target) for step in trace.graph.nodes if step.op in ("call_module", "get_attr")}
     vars(trace.module).update({name: tensor for name, tensor in trace.literals.items() if name in names})
     return names
