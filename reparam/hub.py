@@ -6,7 +6,7 @@
     deployed = Net.from_pretrained("folder")
 
 For a folded model, the folder also holds `model.json`, the provenance of the artefact. A folder without it holds the
-training form.
+training form. Folded models of format 1 need `from_pretrained(..., trusted=True)`: they hold code, which is executed.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ class FoldedHubMixin(PyTorchModelHubMixin):
         try:
             provenance = _file(model_id, PROVENANCE, location)
         except EntryNotFoundError:
+            options.pop("trusted", None)
             return super()._from_pretrained(model_id=model_id, **options)
         weights = _file(model_id, WEIGHTS, location)
         if weights.parent != provenance.parent:
             raise InputError(f"{model_id}: {WEIGHTS} and {PROVENANCE} are of two revisions; choose one with revision=")
-        reserved = (*_LOCATION_OPTIONS, "map_location", "strict")
+        reserved = (*_LOCATION_OPTIONS, "map_location", "strict", "trusted")
         arguments = {name: value for name, value in options.items() if name not in reserved}
         fresh: Any = cls(**arguments)
-        return load(weights, fresh).to(options.get("map_location", "cpu"))
+        return load(weights, fresh, trusted=bool(options.get("trusted", False))).to(options.get("map_location", "cpu"))
 
 
 _LOCATION_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")

@@ -4,6 +4,9 @@ The provenance describes the folded structure. `load` rebuilds it on a fresh cop
 `structure`) and loads the weights into it, so the model needs no second class for deployment. Three checks protect the
 user: a hash ties the two files together, the outline of the fresh model must match before anything is built, and the
 rebuilt model must compute what the saved one did (see `probe`), because code may change under the same names.
+
+Both files are data: nothing in them is executed. Files of format 1 held text that is, and load only where that is
+asked for.
 """
 
 from __future__ import annotations
@@ -12,43 +15,29 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reparam.deploy.files import require_file, sha256, written
+from reparam.deploy.files import require_writable, sha256
+from reparam.deploy.old_format import OldForward
+from reparam.deploy.pair import Saved, opened, parsed, read_json_bytes, replaced, retries
 from reparam.deploy.probe import probe, require_probe
 from reparam.deploy.structure import constants, describe, outline, rebuild, require_outline
+from reparam.deploy.weights_file import WeightsFile
 from reparam.errors import InputError
 from reparam.report.as_data import report_data
 from reparam.report.report import Report
 from reparam.rewrite.origin import Origin
 
 FORMAT = "reparam artefact"
-VERSION = 1
+VERSION = 2
+_OLD_VERSION = 1  # its forwards are text, which is executed
 _CONSTANT = "constant:"  # prefix in the file of tensors that the state_dict lacks
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The two files of an artefact."""
-
-    weights: Path
-    provenance: Path
-
-    @classmethod
-    def at(cls, path: Path | str) -> Saved:
-        """Both, from the path of either. Raises InputError for another suffix."""
-        path = Path(path)
-        if path.suffix not in (".safetensors", ".json"):
-            raise InputError(f"{path}: an artefact is a .safetensors file with a .json beside it; name one of them")
-        return cls(path.with_suffix(".safetensors"), path.with_suffix(".json"))
 
 
 def save(
@@ -75,60 +64,57 @@ def save(
             "save: this is not a model that reparameterize or load has returned, or it has been pickled since; fold "
             "the original and save the result"
         )
-    with written([saved.weights, saved.provenance], force) as (weights, provenance):
-        structure = describe(origin.skeleton, deployed)
-        state, tied = _state_and_ties(deployed)
-        extra = {
-            _CONSTANT + name: tensor.detach().contiguous() for name, tensor in constants(deployed, structure).items()
-        }
+    require_writable(saved.weights, force)
+    require_writable(saved.provenance, force)
+    structure = describe(origin.skeleton, deployed)
+    state, tied = _state_and_ties(deployed)
+    extra = {_CONSTANT + name: tensor.detach().contiguous() for name, tensor in constants(deployed, structure).items()}
+    report = vars(deployed).get("reparam_report")
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made with": _versions(),
+        "source": dict(source or {}),
+        "inputs": origin.inputs,
+        "options": dict(origin.options),
+        "weights": {"file": saved.weights.name, "tied": tied, "channels last": _channels_last(deployed)},
+        "keys": {old: list(new) for old, new in origin.keys.items()},
+        "original": {**outline(origin.skeleton), "sha256": dict(origin.digests)},
+        "structure": structure,
+        "probe": None if origin.inputs is None else probe(deployed, origin.inputs),
+        "report": report_data(report) if isinstance(report, Report) else None,
+    }
+    with replaced(saved, force) as (weights, provenance):
         save_file(state | extra, weights, {"format": "pt"})
-        report = vars(deployed).get("reparam_report")
-        data = {
-            "format": FORMAT,
-            "version": VERSION,
-            "made with": _versions(),
-            "source": dict(source or {}),
-            "inputs": origin.inputs,
-            "options": dict(origin.options),
-            "weights": {
-                "file": saved.weights.name,
-                "sha256": sha256(weights),
-                "tied": tied,
-                "channels last": _channels_last(deployed),
-            },
-            "keys": {old: list(new) for old, new in origin.keys.items()},
-            "original": {**outline(origin.skeleton), "sha256": dict(origin.digests)},
-            "structure": structure,
-            "probe": None if origin.inputs is None else probe(deployed, origin.inputs),
-            "report": report_data(report) if isinstance(report, Report) else None,
-        }
+        data["weights"]["sha256"] = sha256(weights)
         provenance.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return saved
 
 
-def load(path: Path | str, model: nn.Module, *, verify: bool = True) -> nn.Module:
+def load(path: Path | str, model: nn.Module, *, verify: bool = True, trusted: bool = False) -> nn.Module:
     """The folded model of an artefact, in eval mode, on the device of `model`.
+
+    Nothing in the files is executed, so they may come from strangers; what they describe is built and, with `verify`,
+    run on `model`.
 
     path: of either file.
     model: a fresh original, made by the same code with the same arguments. Its weights do not matter, and it is not
         changed.
     verify: compare some of the numbers that the result computes with those of the saved model.
+    trusted: load a file of format 1, too. It holds Python code, which is executed: set this only if you trust whoever
+        made the file.
 
     Raises InputError where a file is missing, damaged, or does not belong to the other, where `model` has another
     structure than the original, and where the result computes something else.
     """
     saved = Saved.at(path)
-    data = read_provenance(saved.provenance)
-    require_file(saved.weights)
     with _damage_explained(saved.provenance):
-        if sha256(saved.weights) != data["weights"]["sha256"]:
-            raise InputError(
-                f"{saved.weights} is damaged, or was not written together with {saved.provenance.name}: its sha256 "
-                "differs; copy both files again"
-            )
-        state, extra = _read(saved.weights)
-        state |= {name: state[first] for name, first in data["weights"]["tied"].items()}
-        folded = _applied(data, model, extra)
+        data, types, tensors = _read(saved, trusted)
+        state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_CONSTANT)}
+        tied = {str(name): str(first) for name, first in data["weights"]["tied"].items()}
+        state |= {name: state[first] for name, first in tied.items()}
+        types |= {name: types[first] for name, first in tied.items()}
+        folded = _applied(data, model, _constants(tensors), types)
         _set_weights(folded, state)
         if data["weights"].get("channels last"):
             folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -137,61 +123,114 @@ def load(path: Path | str, model: nn.Module, *, verify: bool = True) -> nn.Modul
     return folded
 
 
-def apply(provenance: Mapping[str, Any] | Path | str, model: nn.Module) -> nn.Module:
+def apply(provenance: Mapping[str, Any] | Path | str, model: nn.Module, *, trusted: bool = False) -> nn.Module:
     """The folded structure on a copy of `model`, in eval mode, with zeros for its new weights.
 
     The artefact's weights go into it with `load_state_dict`. `load` does both, with all checks.
 
-    provenance: the .json file or its content. model: a fresh original, as for `load`.
+    provenance: the .json file or its content. model: a fresh original, as for `load`. trusted: as for `load`.
 
     Raises InputError as `load` does.
     """
-    data = provenance if isinstance(provenance, Mapping) else read_provenance(Path(provenance))
-    extra: dict[str, Tensor] = {}
-    if not isinstance(provenance, Mapping) and Saved.at(provenance).weights.exists():
-        extra = _read(Saved.at(provenance).weights)[1]
-    with _damage_explained(Path("the provenance") if isinstance(provenance, Mapping) else Path(provenance)):
-        return _applied(data, model, extra)
+    if isinstance(provenance, Mapping):
+        with _damage_explained(Path("the provenance")):
+            return _applied(_checked(provenance, "the provenance", trusted), model, {}, None)
+    saved = Saved.at(provenance)
+    with _damage_explained(saved.provenance):
+        if not saved.weights.exists():
+            return _applied(_provenance(read_json_bytes(saved.provenance), saved.provenance, trusted), model, {}, None)
+        data, types, tensors = _read(saved, trusted)
+        types |= {str(name): types[str(first)] for name, first in data["weights"]["tied"].items()}
+        return _applied(data, model, _constants(tensors), types)
 
 
 def origin_of(path: Path | str) -> Origin:
     """What an artefact notes about its original. Raises InputError where its .json is missing or damaged."""
     saved = Saved.at(path)
     with _damage_explained(saved.provenance):
-        return _origin(read_provenance(saved.provenance))
+        return _origin(_provenance(read_json_bytes(saved.provenance), saved.provenance, trusted=True))
 
 
 @contextmanager
 def _damage_explained(path: Path) -> Iterator[None]:
-    """Anything missing or of another type in a provenance is an InputError: the file is damaged."""
+    """Anything missing, of another type or too large in a provenance is an InputError: the file is damaged."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        RuntimeError,
+        MemoryError,
+        AssertionError,
+    ) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__}: {str(error)[:300]}") from error
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
+def _read(saved: Saved, trusted: bool) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
+    """The provenance, the dtype and shape of each tensor in the weights, and the tensors, from one save.
+
+    Reads again where the two do not belong together: on a file system without locks, a save may be under way.
+    """
+    for again in retries():
+        with opened(saved) as (contents, file):
+            candidates = [_provenance(content, saved.provenance, trusted) for content in contents]
+            weights = WeightsFile(file, str(saved.weights))
+            tensors, digest = weights.read()
+        for data in candidates:
+            if data["weights"]["sha256"] == digest:
+                return data, {name: entry.type_text for name, entry in weights.entries.items()}, tensors
+        if not again:
+            break
+    raise InputError(
+        f"{saved.weights} is damaged, or was not written together with {saved.provenance.name}: its sha256 differs; "
+        "copy both files again"
+    )
+
+
+def _constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that the state_dict lacks."""
+    return {name.removeprefix(_CONSTANT): tensor for name, tensor in tensors.items() if name.startswith(_CONSTANT)}
+
+
+def _provenance(content: bytes, path: Path, trusted: bool) -> dict[str, Any]:
     """The content of an artefact's .json. Raises InputError for another kind of file, and for another version."""
-    require_file(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        kind, number = data["format"], data["version"]
-        parts = [data[name] for name in ("weights", "original", "structure", "keys", "options")]
-        complete = all(isinstance(part, dict | list) for part in parts)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        data = parsed(content)
+    except (ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{path} is damaged, or is not the provenance of an artefact ({error})") from error
-    if kind != FORMAT or not complete:
+    return _checked(data, str(path), trusted)
+
+
+def _checked(data: Any, path: str, trusted: bool) -> dict[str, Any]:
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise InputError(f"{path} is not the provenance of an artefact; name the .json that `save` has written")
-    if number != VERSION:
+    number = data.get("version")
+    if number == _OLD_VERSION and type(number) is int and not trusted:
+        raise InputError(
+            f"{path} is of format 1, which holds Python code that loading executes; load it only if you trust whoever "
+            "made it, with trusted=True (--trust), or fold the original again and save it with this version"
+        )
+    if number not in (_OLD_VERSION, VERSION) or type(number) is not int:
         raise InputError(
             f"{path} is of version {number}, and this reparam reads version {VERSION}; use the reparam that wrote it"
         )
+    if not all(
+        isinstance(data.get(name), dict | list) for name in ("weights", "original", "structure", "keys", "options")
+    ):
+        raise InputError(f"{path} is damaged, or is not the provenance of an artefact: a part is missing")
     return dict(data)
 
 
-def _applied(data: Mapping[str, Any], model: nn.Module, extra: Mapping[str, Tensor]) -> nn.Module:
+def _applied(
+    data: Mapping[str, Any], model: nn.Module, extra: Mapping[str, Tensor], types: Mapping[str, str] | None
+) -> nn.Module:
     require_outline(model, data["original"])
-    folded = rebuild(model, data["structure"], extra)
+    old = OldForward.of if data["version"] == _OLD_VERSION else None
+    folded = rebuild(model, data["structure"], extra, types, old)
     vars(folded)["reparam_origin"] = _origin(data).with_skeleton_of(model)
     return folded
 
@@ -212,7 +251,7 @@ def _set_weights(folded: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"shapes {wrong}; copy both files again"
         )
     for name, target in targets.items():
-        target.data = state[name].to(target.device, copy=True)
+        target.data = state[name].to(target.device)
 
 
 def _state_and_ties(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -231,17 +270,6 @@ def _state_and_ties(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
             first[id(tensor)] = name
             state[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return state, tied
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The state, and the tensors that the state_dict lacks."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged, or is not a .safetensors file: {error}; copy it again") from error
-    state = {name: tensor for name, tensor in content.items() if not name.startswith(_CONSTANT)}
-    return state, {name.removeprefix(_CONSTANT): content[name] for name in content.keys() - state.keys()}
 
 
 def _channels_last(model: nn.Module) -> bool:

@@ -23,13 +23,16 @@ from reparam.errors import InputError
 
 _SAMPLES = 64  # of each output
 _SEED = 0
+_MAX_NUMBERS = 1 << 26  # of all inputs together: half a gigabyte in float64
 
 
 def probe(model: nn.Module, outline: Mapping[str, Any]) -> dict[str, Any] | None:
     """The inputs, the outputs and the bound to note. outline: of the inputs (see `Inputs.outline`).
 
-    None where the model does not run, returns no floating tensor, or has infinite noise.
+    None where the model does not run, has infinite noise or too large inputs.
     """
+    if _numbers(outline) > _MAX_NUMBERS:
+        return None
     inputs = Inputs.from_outline(outline)
     try:
         outputs = _outputs(double(model), inputs)
@@ -45,6 +48,8 @@ def probe(model: nn.Module, outline: Mapping[str, Any]) -> dict[str, Any] | None
 
 def require_probe(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Raises InputError where the model does not compute the numbers that `probe` has noted."""
+    if _numbers(noted["inputs"]) > _MAX_NUMBERS:
+        raise InputError("the artefact notes an input that is too large to run; load it with verify=False")
     try:
         outputs = _outputs(double(model), Inputs.from_outline(noted["inputs"]))
     except ModelFailure as failure:
@@ -63,6 +68,12 @@ def require_probe(model: nn.Module, noted: Mapping[str, Any]) -> None:
                 f"the model was rebuilt and computes something else: {name} is off by {error:.2g} of its largest, "
                 f"bound {noted['bound']:.2g}; the code of its layers has changed since the artefact was made"
             )
+
+
+def _numbers(outline: Mapping[str, Any]) -> int:
+    """How many numbers the inputs of an outline hold."""
+    shapes = [about.get("shape", ()) for about in (*outline["args"], *outline["kwargs"].values())]
+    return sum(math.prod(map(int, shape)) for shape in shapes)
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:

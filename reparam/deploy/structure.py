@@ -9,19 +9,26 @@ model must match the original class by class and tensor by tensor.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reparam.capture.norms import NORM_MODULES
 from reparam.capture.snapshot import WEIGHT_HOOKS, copied
 from reparam.deploy.program_data import program_data, read_program
+from reparam.deploy.tables import DTYPES
 from reparam.errors import InputError
-from reparam.rewrite.code import forward_of, set_forward
+from reparam.rewrite.code import Forward, forward_of, set_forward
 from reparam.rewrite.layers import BiasMap
+from reparam.rewrite.program import Program, is_name
 
 Data = dict[str, Any]
+MAX_DEPTH = 100  # of modules within modules
+MAX_NUMBERS = 2**34  # of all new weights together
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _NOT_COMPARED = {*vars(nn.Module()), "reparam_report", "reparam_origin"}
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -38,6 +45,7 @@ _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Sequential: (),
     BiasMap: (),
 }
+_FLAGS = frozenset(NORM_MODULES.values())  # the attributes that folding changes, always to False
 _CLASSES = {cls.__name__: cls for cls in _ARGUMENTS}
 
 
@@ -50,7 +58,7 @@ def class_name(module: nn.Module) -> str:
 def outline(model: nn.Module) -> Data:
     """What a fresh model must match: the class of each module, the dtype and shape of each tensor."""
     modules = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
-    return {"modules": modules, "tensors": {name: _type_text(tensor) for name, tensor in _tensors(model)}}
+    return {"modules": modules, "tensors": {name: type_text(tensor) for name, tensor in _tensors(model)}}
 
 
 def require_outline(model: nn.Module, wanted: Data) -> None:
@@ -128,8 +136,13 @@ class _Describer:
     def kept(self, path: str, old: nn.Module, new: nn.Module) -> Data:
         """What has changed in a module that is still there: code, members, attributes, hooks, order."""
         where = path or "the model"
-        program = program_of(new)
-        changes: Data = {} if program is None else {"forward": program_data(program, where)}
+        changes: Data = {}
+        attributes, constant_names = _attributes(old, new, where)
+        forward = forward_of(new)
+        if isinstance(forward, Program):
+            changes["forward"] = program_data(forward, new, constant_names, where)
+        elif forward is not None:
+            raise InputError(f"{where} comes from a file of format 1; fold the original again and save the result")
         gone, none = [], []
         for registry in _REGISTRIES:
             before, after = vars(old)[registry], vars(new)[registry]
@@ -145,7 +158,6 @@ class _Describer:
                 below = self.module(f"{path}.{name}" if path else name, old._modules.get(name), child)
             if below is not None:
                 children[name] = below
-        attributes, constant_names = _attributes(old, new, where)
         hooks = [name for name in _weight_hooks(old) if name not in _weight_hooks(new)]
         changes |= {"gone": gone, "none": none, "attributes": attributes, "constants": constant_names,
                     "unhooked": hooks, "children": children}  # fmt: skip
@@ -169,7 +181,7 @@ def _constructor(module: nn.Module) -> Data:
         arguments["bias"] = module.bias is not None
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         arguments["output_padding"] = _as_json(module.output_padding)
-    tensors = {name: _type_text(tensor) for name, tensor in _own_tensors(module)}
+    tensors = {name: type_text(tensor) for name, tensor in _own_tensors(module)}
     return {"class": type(module).__name__, "arguments": arguments, "tensors": tensors}
 
 
@@ -181,11 +193,19 @@ def _attributes(old: nn.Module, new: nn.Module, where: str) -> tuple[Data, list[
             continue
         if isinstance(value, Tensor):
             constant_names += [name] if name not in before else []
-        elif _is_plain(value) and (name not in before or (_is_plain(before[name]) and before[name] != value)):
+        elif _is_flag(name, value) and before.get(name) != value:
             changed[name] = value
-        elif name not in before:
-            raise InputError(f"{where} has an attribute that folding does not create: {name}; export a .pt2")
+        elif name not in before or (_is_plain(value) and _is_plain(before[name]) and before[name] != value):
+            raise InputError(
+                f"{where} has an attribute that folding does not set: {name}; save the model as reparameterize has "
+                "returned it, or export a .pt2"
+            )
     return changed, constant_names
+
+
+def _is_flag(name: str, value: Any) -> bool:
+    """Whether folding sets that attribute to that value: it does for norms that lose scale and shift."""
+    return name in _FLAGS and value is False
 
 
 def _is_plain(value: Any) -> bool:
@@ -199,10 +219,18 @@ def _as_json(value: Any) -> Any:
 # --- from a fresh model and the difference to a folded model
 
 
-def rebuild(model: nn.Module, structure: Data, tensors: Mapping[str, Tensor]) -> nn.Module:
+def rebuild(
+    model: nn.Module,
+    structure: Data,
+    tensors: Mapping[str, Tensor],
+    types: Mapping[str, str] | None = None,
+    read_old_forward: Callable[[Any], Forward] | None = None,
+) -> nn.Module:
     """A copy of a fresh model in the folded structure, in eval mode; new weights are zero.
 
-    tensors: the `constants`, by name.
+    tensors: the `constants`, by name. types: the dtype and shape of each weight in the file, by name; new weights must
+    agree with them before they take memory. None where there is no file.
+    read_old_forward: makes the forward of a file of format 1, which holds text; None to refuse it.
 
     Raises InputError where the structure is damaged, or holds what folding never writes.
     """
@@ -210,10 +238,7 @@ def rebuild(model: nn.Module, structure: Data, tensors: Mapping[str, Tensor]) ->
     for name in ("reparam_report", "reparam_origin"):
         vars(fresh).pop(name, None)
     device = next((tensor.device for tensor in (*fresh.parameters(), *fresh.buffers())), torch.device("cpu"))
-    try:
-        return _Builder(device, tensors).module("", fresh, structure).eval()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise InputError(f"the structure in the artefact is damaged: {type(error).__name__}: {error}") from error
+    return _Builder(device, tensors, types, read_old_forward).module("", fresh, structure).eval()
 
 
 class _Builder:
@@ -221,65 +246,115 @@ class _Builder:
 
     constants: the tensors that rewritten code reads, by name.
     built: the new modules by path, for places that share one.
+    numbers: of the new weights, where no file says how large they are.
     """
 
-    def __init__(self, device: torch.device, constants: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        constants: Mapping[str, Tensor],
+        types: Mapping[str, str] | None,
+        read_old_forward: Callable[[Any], Forward] | None,
+    ) -> None:
         self.device = device
         self.constants = constants
+        self.types = types
+        self.read_old_forward = read_old_forward
         self.built: dict[str, nn.Module] = {}
+        self.numbers = 0
 
     def module(self, path: str, old: nn.Module | None, data: Data) -> nn.Module:
+        if path.count(".") > MAX_DEPTH:
+            raise _damage(f"{path[:80]} is nested too deep")
         if "same" in data:
             return self.built[data["same"]]
         if "new" in data:
             return self.new(path, old, data["new"])
         if old is None:
-            raise InputError(f"the structure in the artefact is damaged: there is no {path}")
+            raise _damage(f"there is no {path}")
         self.kept(path, old, data["kept"])
         return old
 
     def new(self, path: str, old: nn.Module | None, data: Data) -> nn.Module:
-        cls: Callable[..., nn.Module] = _CLASSES[data["class"]]
-        module: nn.Module
-        if cls in (BiasMap, nn.Identity, nn.Sequential):
-            module = cls()
-        else:
-            arguments = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in data["arguments"].items()
-            }
-            with torch.device("meta"):
-                module = cls(*arguments.values()) if cls in _PADS else cls(**arguments)
+        module = _constructed(data["class"], data["arguments"])
         self.built[path] = module
         for name, text in data["tensors"].items():
-            shape, dtype = _read_type(text)
-            zeros = torch.zeros(shape, dtype=dtype, device=self.device)
-            module.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
+            if name not in module._parameters:
+                raise _damage(f"{path}: a {data['class']} has no {name}")
+            zeros = self.zeros(f"{path}.{name}" if path else name, text)
+            module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
         if any(tensor.is_meta for _, tensor in _own_tensors(module)):
-            raise InputError(f"the structure in the artefact is damaged: {path} lacks a weight")
+            raise _damage(f"{path} lacks a weight")
         for name, below in data["children"].items():
             here = f"{path}.{name}" if path else name
             moved = old.get_submodule(below["from"]) if old is not None and "from" in below else None
-            module._modules[name] = self.module(here, moved, below)
+            _add(module, name, self.module(here, moved, below))
         return module
+
+    def zeros(self, name: str, text: str) -> Tensor:
+        """The memory of a new weight, which the file must hold as well."""
+        shape, dtype = _read_type(text)
+        if self.types is not None and self.types.get(name) != text:
+            raise _damage(f"{name} is {text} here and {self.types.get(name, 'absent')} in the weights")
+        self.numbers += math.prod(shape)
+        if self.numbers > MAX_NUMBERS:
+            raise _damage(f"{name} is too large")
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def kept(self, path: str, module: nn.Module, data: Data) -> None:
         where = path or "the model"
         for name, below in data.get("children", {}).items():
             here = f"{path}.{name}" if path else name
-            module._modules[name] = self.module(here, module._modules.get(name), below)
+            _add(module, name, self.module(here, module._modules.get(name), below))
         _remove(module, data.get("gone", ()), data.get("none", ()), data.get("unhooked", ()))
         for name, value in data.get("attributes", {}).items():
-            if name in _NOT_COMPARED or name.startswith("__") or not _is_plain(value):
+            if not _is_flag(name, value) or not isinstance(module, tuple(NORM_MODULES)):
                 raise InputError(f"{where}: the artefact sets {name}, which folding never does; it is not loaded")
             vars(module)[name] = value
         for name in data.get("constants", ()):
-            if name in _NOT_COMPARED or name in dir(type(module)):
+            if not is_name(name) or name.startswith("__") or hasattr(module, name):
                 raise InputError(f"{where}: the artefact sets {name}, which folding never does; it is not loaded")
             vars(module)[name] = self.constants[f"{path}.{name}" if path else name].to(self.device)
         if "order" in data:
             module._modules.update({name: module._modules.pop(name) for name in data["order"]})
         if "forward" in data:
             set_forward(module, read_program(data["forward"], module, data.get("constants", ()), where))
+        elif "code" in data:  # format 1
+            if self.read_old_forward is None:
+                raise _damage(f"{where} has code, which this format does not hold")
+            set_forward(module, self.read_old_forward(data["code"]))
+
+
+def _damage(what: str) -> InputError:
+    return InputError(f"the structure in the artefact is damaged: {what}; copy both files again")
+
+
+def _constructed(name: str, arguments: Data) -> nn.Module:
+    """A new layer on the meta device, which takes no memory. Its arguments are those that `_constructor` writes."""
+    cls: Callable[..., nn.Module] = _CLASSES[name]
+    wanted = {*_ARGUMENTS[_CLASSES[name]]}
+    wanted |= {"bias"} if issubclass(_CLASSES[name], nn.modules.conv._ConvNd | nn.Linear) else set()
+    wanted |= {"output_padding"} if issubclass(_CLASSES[name], nn.modules.conv._ConvTransposeNd) else set()
+    if set(arguments) != wanted or not all(map(_is_argument, arguments.values())):
+        raise _damage(f"a {name} with other arguments")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    with torch.device("meta"):
+        return cls(*values.values()) if _CLASSES[name] in _PADS else cls(**values)
+
+
+def _is_argument(value: Any) -> bool:
+    """Whether a layer may be made with it: a size, a flag, a word of torch's, or a few sizes."""
+    sizes = value if isinstance(value, list) else [value]
+    plain = len(sizes) <= 6 and all(type(size) is int and abs(size) < 2**31 for size in sizes)
+    return plain or type(value) is bool or value in ("zeros", "reflect", "replicate", "circular", "same", "valid")
+
+
+def _add(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Put a child in its place. torch refuses names that are attributes already, such as those of methods."""
+    if name in module._modules:
+        module._modules[name] = child
+    else:
+        module.add_module(name, child)
 
 
 def _remove(module: nn.Module, gone: Iterable[str], none: Iterable[str], unhooked: Collection[str]) -> None:
@@ -326,17 +401,17 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _type_text(tensor: Tensor) -> str:
+def type_text(tensor: Tensor) -> str:
     """The dtype and shape of a tensor, such as `float32 8x3x3x3`."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))}".rstrip()
 
 
 def _read_type(text: str) -> tuple[list[int], torch.dtype]:
-    name, _, shape = text.partition(" ")
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise InputError(f"the structure in the artefact is damaged: {text!r} is no dtype and shape")
-    return [int(size) for size in shape.split("x")] if shape else [], dtype
+    match = re.fullmatch(r"(\w{1,20})((?: \d{1,12}(?:x\d{1,12}){0,7})?)", text)
+    dtype = DTYPES.get(f"torch.{match[1]}") if match else None
+    if match is None or dtype is None:
+        raise _damage(f"{text[:80]!r} is no dtype and shape")
+    return [int(size) for size in match[2].strip().split("x")] if match[2] else [], dtype
 
 
 def _weight_hooks(module: nn.Module) -> list[str]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
-
 
 
 class Forward(Hashable, Protocol):
@@ -25,7 +24,8 @@ class Forward(Hashable, Protocol):
 
 def set_forward(module: nn.Module, code: Forward) -> None:
     """Give one instance a new forward."""
-    module.__class__ = _subclass(getattr(type(module), "_rewritten_from", type(module)), code)
+    base = getattr(type(module), "_rewritten_from", type(module))
+    module.__class__ = _subclass(cast(Hashable, base), code)
 
 
 def forward_of(module: nn.Module) -> Forward | None:
@@ -54,6 +54,6 @@ def _subclass(base: type[nn.Module], code: Forward) -> type[nn.Module]:
 
 
 def _new_instance(base: type[nn.Module], code: Forward) -> nn.Module:
-    subclass = _subclass(base, code)
+    subclass = _subclass(cast(Hashable, base), code)
     module: nn.Module = subclass.__new__(subclass)
     return module

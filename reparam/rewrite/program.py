@@ -8,10 +8,13 @@ Every name that comes from a model is checked or quoted on the way: a `ModuleDic
 from __future__ import annotations
 
 import builtins
+import itertools
 import keyword
 import linecache
 import math
 import operator
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -62,9 +65,10 @@ class Reference:
         return self.name
 
 
+_ROOT = re.compile(r"\w*")
 # The types of arguments whose `repr` is Python, given the names of `_SCOPE`.
 _PRINTABLE = (
-    Reference, NoneType, bool, int, float, complex, str, bytes, EllipsisType,
+    Reference, NoneType, bool, int, float, str, bytes, EllipsisType,
     torch.dtype, torch.device, torch.memory_format, torch.layout,
 )  # fmt: skip
 
@@ -97,7 +101,10 @@ class Program:
     @staticmethod
     def of(graph: fx.Graph) -> Program:
         """The program of a graph. Annotations are left out: they would need names of the user's module."""
-        return Program(tuple(map(_step, graph.nodes)))
+        names = {node.name: node.name for node in graph.nodes}
+        if "self" in names:
+            names["self"] = next(name for name in map("self_{}".format, itertools.count()) if name not in names)
+        return Program(tuple(_step(node, names) for node in graph.nodes))
 
     def __hash__(self) -> int:
         return hash(self.text)
@@ -123,26 +130,26 @@ class Program:
         return printer.text(), printer.objects
 
 
-def _step(node: fx.Node) -> Step:
+def _step(node: fx.Node, names: Mapping[str, str]) -> Step:
     target: Any = node.target
     if node.op == CALL_FUNCTION:
         target = function_name(target) or target
-    kwargs = tuple((name, _argument(value)) for name, value in node.kwargs.items())
-    return Step(node.op, node.name, target, _argument(node.args), kwargs)
+    kwargs = tuple((name, _argument(value, names)) for name, value in node.kwargs.items())
+    return Step(node.op, names[node.name], target, _argument(node.args, names), kwargs)
 
 
-def _argument(value: Any) -> Any:
+def _argument(value: Any, names: Mapping[str, str]) -> Any:
     """An argument of fx as one of a step: its immutable containers become plain ones."""
     if isinstance(value, fx.Node):
-        return Reference(value.name)
+        return Reference(names[value.name])
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(map(_argument, value))
+        return tuple(_argument(item, names) for item in value)
     if isinstance(value, list):
-        return list(map(_argument, value))
+        return [_argument(item, names) for item in value]
     if isinstance(value, dict):
-        return {key: _argument(item) for key, item in value.items()}
+        return {key: _argument(item, names) for key, item in value.items()}
     if isinstance(value, slice):
-        return slice(_argument(value.start), _argument(value.stop), _argument(value.step))
+        return slice(*(_argument(part, names) for part in (value.start, value.stop, value.step)))
     return value
 
 
@@ -191,6 +198,8 @@ class _Printer:
     def __init__(self, steps: Iterable[Step]) -> None:
         self.steps = list(steps)
         self.objects: dict[str, Any] = {}
+        parameters = {str(step.target).lstrip("*") for step in self.steps if step.op == PLACEHOLDER}
+        self.assigned = parameters.union(step.name for step in self.steps)
         self.dropped: dict[str, list[str]] = {}  # by the step that reads them last
         read: set[str] = set()
         for step in reversed(self.steps):
@@ -226,9 +235,10 @@ class _Printer:
             return self._function(step)
         if step.op == CALL_METHOD:
             _require_name(str(step.target))
-            called = f"{self._literal(step.args[0])}.{step.target}({self._arguments(step.args[1:], step.kwargs)})"
-            return f"{step.name} = {called}"
-        member = _member(str(step.target))
+            receiver = self._literal(step.args[0])
+            receiver = receiver if isinstance(step.args[0], Reference) else f"({receiver})"
+            return f"{step.name} = {receiver}.{step.target}({self._arguments(step.args[1:], step.kwargs)})"
+        member = self._member(str(step.target))
         return f"{step.name} = {member}" + (
             "" if step.op == GET_ATTR else f"({self._arguments(step.args, step.kwargs)})"
         )
@@ -238,34 +248,46 @@ class _Printer:
             name = self._object(step.target)
             return f"{step.name} = {name}({self._arguments(step.args, step.kwargs)})"
         home, _, own = step.target.rpartition(".")
-        if home == "operator" and not step.kwargs:
+        if home == "operator" and not step.kwargs and step.args:
+            refers = isinstance(step.args[0], Reference)
             args = [self._literal(value) for value in step.args]
             match len(args):
-                case 3 if own == "setitem":
+                case 3 if own == "setitem" and refers:
                     return f"{args[0]}[{args[1]}] = {args[2]};  {step.name} = {args[0]}"
-                case 2 if own == "getitem":
+                case 2 if own == "getitem" and refers:
                     return f"{step.name} = {args[0]}[{args[1]}]"
-                case 2 if own in _AUGMENTED:
+                case 2 if own in _AUGMENTED and args[0] in self.dropped[step.name]:
+                    # Only where nothing reads the old value later: of numbers, `+=` makes another one.
                     return f"{args[0]} {_AUGMENTED[own]} {args[1]};  {step.name} = {args[0]}"
                 case 2 if own in _INFIX:
-                    return f"{step.name} = {args[0]} {_INFIX[own]} {args[1]}"
+                    return f"{step.name} = {_operand(args[0])} {_INFIX[own]} {_operand(args[1])}"
                 case 1 if own in _PREFIX:
-                    return f"{step.name} = {_PREFIX[own]}{args[0]}"
-        if (
-            step.target == "getattr"
-            and len(step.args) == 2
-            and isinstance(step.args[1], str)
-            and _is_name(step.args[1])
-        ):
+                    return f"{step.name} = {_PREFIX[own]}{_operand(args[0])}"
+        reads = step.target == "getattr" and len(step.args) == 2 and not step.kwargs
+        if reads and isinstance(step.args[0], Reference) and is_name(step.args[1]):
             return f"{step.name} = {self._literal(step.args[0])}.{step.args[1]}"
-        return f"{step.name} = {step.target}({self._arguments(step.args, step.kwargs)})"
+        for name in step.target.split("."):
+            _require_name(name)
+        called = self._global(step.target, function_of(step.target))
+        return f"{step.name} = {called}({self._arguments(step.args, step.kwargs)})"
+
+    def _global(self, text: str, value: Any) -> str:
+        """A name of torch or Python; one of our own where the forward assigns to its first part."""
+        return self._object(value) if _ROOT.match(text).group() in self.assigned else text  # type: ignore[union-attr]
 
     def _arguments(self, args: Iterable[Any], kwargs: Iterable[tuple[str, Any]]) -> str:
-        named = []
-        for name, value in kwargs:
-            _require_name(name)
-            named.append(f"{name} = {self._literal(value)}")
+        named = [
+            f"{name} = {self._literal(value)}" if is_name(name) else f"**{{{name!r}: {self._literal(value)}}}"
+            for name, value in kwargs
+        ]
         return ", ".join([*map(self._literal, args), *named])
+
+    def _member(self, path: str) -> str:
+        """`self.blocks`, or `getattr(self.blocks, '0')` where a key is no name."""
+        text = "self"
+        for name in path.split("."):
+            text = f"{text}.{name}" if is_name(name) else f"{self._global('getattr', getattr)}({text}, {name!r})"
+        return text
 
     def _literal(self, value: Any) -> str:
         """An argument as Python."""
@@ -276,32 +298,39 @@ class _Printer:
         if type(value) is dict:
             return "{" + ", ".join(f"{self._literal(key)}: {self._literal(item)}" for key, item in value.items()) + "}"
         if isinstance(value, slice):
-            return f"slice({', '.join(map(self._literal, (value.start, value.stop, value.step)))})"
-        return repr(value) if type(value) in _PRINTABLE else self._object(value)
+            called = self._global("slice", slice)
+            return f"{called}({', '.join(map(self._literal, (value.start, value.stop, value.step)))})"
+        if isinstance(value, Reference):
+            _require_name(value.name)
+            return value.name
+        if type(value) not in _PRINTABLE:
+            return self._object(value)
+        return repr(value) if isinstance(value, str | bytes) else self._global(repr(value), value)
 
     def _object(self, value: Any) -> str:
         """A name for an object that is no data."""
         known = next((name for name, other in self.objects.items() if other is value), None)
         if known is None:
             label = getattr(value, "__name__", None) or type(value).__name__
-            plain = "".join(letter if letter.isalnum() else "_" for letter in str(label))
+            plain = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in str(label))
             known = f"_{plain}_{len(self.objects)}"
+            while known in self.assigned:
+                known += "_"
             self.objects[known] = value
         return known
 
 
-def _member(path: str) -> str:
-    """`self.blocks`, or `getattr(self.blocks, '0')` where a key is no name."""
-    text = "self"
-    for name in path.split("."):
-        text = f"{text}.{name}" if _is_name(name) else f"getattr({text}, {name!r})"
-    return text
-
-
-def _is_name(text: Any) -> bool:
-    return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text)
+def is_name(text: Any) -> bool:
+    """Whether a text is a name in Python, and the same name: Python reads some letters as others (NFKC)."""
+    plain = isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text)
+    return plain and unicodedata.is_normalized("NFKC", text)
 
 
 def _require_name(text: str) -> None:
-    if not _is_name(text):
+    if not is_name(text):
         raise ValueError(f"{text!r} is no name that Python code can use")
+
+
+def _operand(text: str) -> str:
+    """An operand as it may stand beside an operator: `-1 ** 2` is not `(-1) ** 2`."""
+    return f"({text})" if text.startswith("-") else text
