@@ -1,4 +1,4 @@
-"""Forwards of format 1, which were text. They are executed, so a file that holds them must come from people you trust."""
+"""Forwards of format 1, which were text and are executed: a file that holds them must come from people you trust."""
 
 from __future__ import annotations
 
