@@ -109,6 +109,12 @@ class Program:
     def __hash__(self) -> int:
         return hash(self.text)
 
+    def __deepcopy__(self, memo: Any) -> Program:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Program, (self.steps,)
+
     @cached_property
     def text(self) -> str:
         """The forward as Python. Raises ValueError for a name that is no identifier."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 import traceback
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.rewrite.code import Code, code_of, set_forward
+from reparam.rewrite.code import forward_of, set_forward
+from reparam.rewrite.program import Program, Reference, Step
 from tests.helpers import conv, image
 
 X = image(2, 4, 5, 6)
@@ -30,12 +32,12 @@ class Scaled(nn.Module):
         return 2 * self(x)
 
 
-def code(scale: float = 3.0) -> Code:
+def code(scale: float = 3.0) -> Program:
     """`conv(x) * scale`, written out."""
     graph = fx.Graph()
     x = graph.placeholder("x")
     graph.output(graph.call_function(torch.mul, (graph.call_module("conv", (x,)), scale)))
-    return Code.of(graph)
+    return Program.of(graph)
 
 
 def rewritten() -> Scaled:
@@ -44,18 +46,17 @@ def rewritten() -> Scaled:
     return module
 
 
-def test_code_is_the_text_of_a_forward_and_its_global_names() -> None:
+def test_the_text_of_a_forward() -> None:
     lines = [line.strip().partition(";")[0] for line in code().text.splitlines()]
     assert lines == ["def forward(self, x):", "conv = self.conv(x)", "mul = torch.mul(conv, 3.0)", "return mul"]
-    assert code().modules == (("torch", "torch"),)
-    assert code().objects == ()
+    assert [step.target for step in code().steps] == ["x", "conv", "torch.mul", "output"]
 
 
 def test_annotations_of_the_user_are_not_written_out() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x", type_expr=Scaled)
     graph.output(x)
-    assert "Scaled" not in Code.of(graph).text
+    assert "Scaled" not in Program.of(graph).text
 
 
 def test_a_rewritten_module_computes_the_new_forward() -> None:
@@ -73,7 +74,7 @@ def test_it_is_still_what_it_was() -> None:
     assert type(module).__doc__ == "The docstring of the user."
     assert module.scale == 2.0
     assert module.code == code().text
-    assert code_of(module) == code()
+    assert forward_of(module) == code()
 
 
 def test_a_class_inside_another_scope_keeps_its_full_name() -> None:
@@ -89,7 +90,7 @@ def test_other_instances_keep_their_forward() -> None:
     plain = Scaled()
     rewritten()
     assert type(plain) is Scaled
-    assert code_of(plain) is None
+    assert forward_of(plain) is None
 
 
 def test_equal_code_is_one_class_and_other_code_is_another() -> None:
@@ -103,7 +104,7 @@ def test_a_second_rewrite_starts_from_the_class_of_the_user() -> None:
     module = rewritten()
     set_forward(module, code(5.0))
     assert type(module).__mro__[1] is Scaled
-    assert code_of(module) == code(5.0)
+    assert forward_of(module) == code(5.0)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
@@ -111,27 +112,79 @@ def test_copies_have_the_new_forward_and_numbers_of_their_own(copied) -> None:  
     module = rewritten()
     other = copied(module)
     assert torch.equal(other(X), module(X))
-    assert code_of(other) == code_of(module)
+    assert forward_of(other) == forward_of(module)
     assert isinstance(other, Scaled)
     with torch.no_grad():
         other.conv.weight.zero_()
     assert module(X).abs().max() > 0
 
 
-def test_a_pickle_holds_the_text_and_no_compiled_code() -> None:
+def test_a_pickle_holds_the_steps_and_no_code() -> None:
     data = pickle.dumps(rewritten())
-    assert b"def forward(self, x):" in data
+    assert b"torch.mul" in data
+    assert b"def forward" not in data
     assert b"_rewritten_code" not in data
 
 
-def test_an_object_that_cannot_be_hashed_gets_a_class_of_its_own() -> None:
-    unhashable = Code("def forward(self, x):\n    return x * numbers[0]\n", (), (("numbers", [3.0]),))
-    module, other = Scaled(), Scaled()
-    set_forward(module, unhashable)
-    set_forward(other, unhashable)
-    assert torch.equal(module(X), 3 * X)
-    assert type(module) is not type(other)
-    assert torch.equal(pickle.loads(pickle.dumps(module))(X), 3 * X)
+def test_objects_that_are_no_data_are_called_by_a_name_of_their_own() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(copy.copy, (x,)))
+    assert "_copy_0(x)" in Program.of(graph).text
+    assert torch.equal(Program.of(graph).forward()(None, X), X)
+
+
+def forward(*steps: Step) -> str:
+    """The text of a forward of `x` with the given steps, which returns the last."""
+    last = Step("output", "output", "output", (Reference(steps[-1].name),))
+    return Program((Step("placeholder", "x", "x"), *steps, last)).text
+
+
+@pytest.mark.parametrize("name", ["class", "a b", "1", "x; y", "x\ny", "ｘ", "", 'x"'])
+def test_steps_and_methods_need_names(name: str) -> None:
+    with pytest.raises(ValueError, match="no name"):
+        forward(Step("call_function", name, "torch.relu", (Reference("x"),)))
+    with pytest.raises(ValueError, match="no name"):
+        forward(Step("call_function", "y", "torch.relu", (Reference(name),)))
+    with pytest.raises(ValueError, match="no name"):
+        forward(Step("call_method", "y", name, (Reference("x"),)))
+
+
+def test_members_and_keywords_that_are_no_names_are_quoted() -> None:
+    x = Reference("x")
+    assert "getattr(self.blocks, 'class').conv(x)" in forward(Step("call_module", "y", "blocks.class.conv", (x,)))
+    assert "getattr(self, '\\n\\'\"')(x)" in forward(Step("call_module", "y", "\n'\"", (x,)))
+    assert "**{'a b': 1}" in forward(Step("call_module", "y", "conv", (x,), (("a b", 1),)))
+
+
+def test_numbers_stand_beside_operators_as_they_are_meant() -> None:
+    steps = (
+        Step("placeholder", "x", "x"),
+        Step("call_function", "pow_1", "operator.pow", (-2, Reference("x"))),
+        Step("output", "output", "output", (Reference("pow_1"),)),
+    )
+    assert Program(steps).forward()(None, 2) == 4
+
+
+def test_a_number_that_is_read_later_is_not_changed_in_place() -> None:
+    steps = (
+        Step("placeholder", "x", "x"),
+        Step("call_function", "iadd", "operator.iadd", (Reference("x"), 1)),
+        Step("call_function", "mul", "operator.mul", (Reference("x"), Reference("iadd"))),
+        Step("output", "output", "output", (Reference("mul"),)),
+    )
+    assert Program(steps).forward()(None, 2) == 6
+
+
+@pytest.mark.parametrize("name", ["torch", "math", "operator", "inf", "max", "slice", "getattr"])
+def test_parameters_may_be_called_like_what_the_forward_needs(name: str) -> None:
+    graph = fx.Graph()
+    x, other = graph.placeholder("x"), graph.placeholder(name)
+    y = graph.call_function(torch.add, (graph.call_function(max, (x, -float("inf"))), other))
+    y = graph.call_function(torch.ones_like, (y,), {"dtype": torch.float64})
+    graph.output(graph.call_function(operator.getitem, (y, slice(0, 1))))
+    program = Program.of(graph)
+    assert program.forward()(None, torch.tensor([1.0]), torch.tensor([2.0])).dtype == torch.float64
 
 
 def test_a_traceback_shows_the_lines_of_the_new_forward() -> None:
