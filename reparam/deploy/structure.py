@@ -317,12 +317,12 @@ class _Builder:
             vars(module)[name] = self.constants[f"{path}.{name}" if path else name].to(self.device)
         if "order" in data:
             module._modules.update({name: module._modules.pop(name) for name in data["order"]})
-        if "forward" in data:
-            set_forward(module, read_program(data["forward"], module, data.get("constants", ()), where))
-        elif "code" in data:  # format 1
+        if "code" in data:  # format 1
             if self.read_old_forward is None:
                 raise _damage(f"{where} has code, which this format does not hold")
             set_forward(module, self.read_old_forward(data["code"]))
+        elif "forward" in data:
+            set_forward(module, read_program(data["forward"], module, data.get("constants", ()), where))
 
 
 def _damage(what: str) -> InputError:
