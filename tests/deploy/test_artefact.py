@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -418,3 +419,137 @@ def test_any_damage_to_the_provenance_is_a_reparam_error(tmp_path: Path) -> None
             except InputError:
                 continue
             assert distance(deployed, loaded, x) < 1e-12, (path, wrong)
+
+
+# --- names from models
+
+
+class Named(nn.Module):
+    """Its layers have keys that are no names in Python, and its forward is rewritten."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict({key: nn.Conv2d(3, 3, 3, padding=1) for key in keys})
+        self.kept = nn.ModuleDict({key: nn.Conv2d(3, 3, 1) for key in keys})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(sum(branch(x) for branch in self.branches.values()))
+        for layer in self.kept.values():
+            y = torch.tanh(layer(y)) * x.shape[1]
+        return y
+
+
+@pytest.mark.parametrize("keys", [("class", "if"), ('a"b', "a'b"), ("x\ny", "x)\n    marked = (1"), ("self", "ｘ")])
+def test_keys_that_are_no_names_convert_print_pickle_and_save(keys: tuple[str, ...], tmp_path: Path) -> None:
+    x = image(2, 3, 6, 5)
+    model = trained(Named(keys).double(), x)
+    deployed = reparam.reparameterize(model, x)
+    compile(deployed.code, "code", "exec")
+    assert distance(model, deployed, x) < 1e-12
+    assert distance(deployed, pickle.loads(pickle.dumps(deployed)), x) == 0
+    saved = save(deployed, tmp_path / "net.safetensors")
+    assert distance(deployed, load(saved.weights, Named(keys).double()), x) == 0
+
+
+# --- format 1
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> tuple[Saved, nn.Module, Tensor]:
+    """An artefact as format 1 had it: the forward is text."""
+    _, _, deployed, x = made("rewritten")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    data = json.loads(saved.provenance.read_text())
+    del data["structure"]["kept"]["forward"]
+    code = {"text": deployed.code, "modules": {"torch": "torch"}, "objects": {"getattr": "getattr"}}
+    data["structure"]["kept"]["code"] = code
+    saved.provenance.write_text(json.dumps({**data, "version": 1}))
+    return saved, deployed, x
+
+
+def test_format_1_loads_only_if_it_is_trusted(old: tuple[Saved, nn.Module, Tensor]) -> None:
+    saved, deployed, x = old
+    make = MODELS["rewritten"][0]
+    with pytest.raises(InputError, match="holds Python code that loading executes.*trusted=True"):
+        load(saved.weights, make().double())
+    with pytest.raises(InputError, match="holds Python code"):
+        apply(saved.provenance, make().double())
+    loaded = load(saved.weights, make().double(), trusted=True)
+    assert distance(deployed, loaded, x) == 0
+    assert distance(deployed, pickle.loads(pickle.dumps(loaded)), x) == 0
+    assert distance(deployed, _filled(apply(saved.provenance, make().double(), trusted=True), saved), x) == 0
+    with pytest.raises(InputError, match="comes from a file of format 1"):
+        save(loaded, saved.weights, force=True)
+
+
+def test_undo_reads_format_1_as_data(old: tuple[Saved, nn.Module, Tensor]) -> None:
+    saved, _, x = old
+    _, model, _, _ = made("rewritten")
+    fresh = MODELS["rewritten"][0]().double()
+    restored = reparam.undo(saved.provenance, model.state_dict(), model=fresh, check=False)
+    assert distance(model, restored, x) == 0
+
+
+# --- both files belong together at any time
+
+
+def test_a_file_that_is_cut_off_later_does_no_harm(tmp_path: Path) -> None:
+    make, _, deployed, x = made("RepVGG")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    loaded = load(saved.weights, make())
+    saved.weights.write_bytes(b"")
+    assert distance(deployed, loaded, x) == 0
+
+
+@pytest.mark.parametrize("last", ["weights", "nothing"])
+def test_a_save_that_dies_between_both_files_leaves_one_version(last: str, tmp_path: Path) -> None:
+    make, _, deployed, x = made("RepVGG")
+    other = copy.deepcopy(deployed)
+    next(other.parameters()).data.mul_(1.5)
+    saved, newer = save(deployed, tmp_path / "net.safetensors"), save(other, tmp_path / "newer.safetensors")
+    saved.pending.write_bytes(newer.provenance.read_bytes())
+    if last == "weights":
+        newer.weights.replace(saved.weights)
+    assert distance(other if last == "weights" else deployed, load(saved.weights, make(), verify=False), x) == 0
+    save(other, saved.weights, force=True)
+    assert not saved.pending.exists()
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, deployed, _ = made("ACNet")
+    saved = save(deployed, tmp_path / "net.safetensors")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(Path, "replace", _refuse)
+    with pytest.raises(InputError):
+        save(deployed, saved.weights, force=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def _refuse(*_: Any) -> None:
+    raise OSError(5, "no")
+
+
+def test_loads_during_saves_give_one_of_the_versions(tmp_path: Path) -> None:
+    make, _, deployed, x = made("RepVGG")
+    other = copy.deepcopy(deployed)
+    next(other.parameters()).data.mul_(1.5)
+    saved = save(deployed, tmp_path / "net.safetensors")
+    stop = threading.Event()
+
+    def save_in_turns() -> None:
+        while not stop.is_set():
+            for model in (other, deployed):
+                save(model, saved.weights, force=True)
+
+    saver = threading.Thread(target=save_in_turns)
+    saver.start()
+    try:
+        fresh, found = make(), set()
+        for _ in range(300):
+            loaded = load(saved.weights, fresh, verify=False)
+            found.add(next(i for i, model in enumerate((deployed, other)) if distance(model, loaded, x) == 0))
+    finally:
+        stop.set()
+        saver.join()
+    assert found == {0, 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors"]

@@ -146,7 +146,7 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
         "child named 'mark'",
     ),
     "new weights": (
-        _value(structure._Builder, "zeros", lambda *_: torch.zeros(4, 4, 3, 3)),
+        _value(structure._Builder, "zeros", lambda *given: torch.zeros(structure._read_type(given[2])[0])),
         "a weight of another dtype",
     ),
     "size of the file": (_value(pair, "MAX_JSON", 1 << 28), "too large"),
