@@ -14,8 +14,8 @@ from reparam.capture.snapshot import copied
 from reparam.compare.levels import Verify, level_of
 from reparam.convert import reparameterize
 from reparam.deploy.artefact import save
-from reparam.deploy.pair import Saved
 from reparam.deploy.files import require_writable
+from reparam.deploy.pair import Saved
 from reparam.errors import InputError
 
 

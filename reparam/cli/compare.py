@@ -144,7 +144,7 @@ def _original(
 
 
 def _candidate(
-    spec: options.ModelSpec, original: options.ModelSpec, trusted: bool
+    spec: options.ModelSpec, original: options.ModelSpec, trust: bool
 ) -> tuple[Callable[..., Any], list[str]]:
     """The model or program to compare with the original, and notes on it for people."""
     suffix = Path(spec.model).suffix
@@ -154,9 +154,9 @@ def _candidate(
     if spec.checkpoint is not None or spec.arguments:
         raise InputError(f"{spec.model} has its weights inside; leave out --other-checkpoint and --other-arg")
     if suffix in SUFFIXES:
-        return open_program(spec.model, trusted=trusted), []
+        return open_program(spec.model, trusted=trust), []
     if Path(original.model).suffix in SUFFIXES:
         raise InputError(
             f"{spec.model} is rebuilt from the code of A, which {original.model} does not hold; name A by its factory"
         )
-    return load(spec.model, replace(original, checkpoint=None).load().model), []
+    return load(spec.model, replace(original, checkpoint=None).load().model, trusted=trust), []

@@ -15,8 +15,8 @@ from reparam.cli.reports import report_writer
 from reparam.compare.levels import FULL, NONE
 from reparam.convert import reparameterize
 from reparam.deploy.artefact import save
-from reparam.deploy.pair import Saved
 from reparam.deploy.files import require_writable
+from reparam.deploy.pair import Saved
 from reparam.errors import InputError
 from reparam.report.as_data import report_data
 from reparam.report.report import Report

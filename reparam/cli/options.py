@@ -83,10 +83,11 @@ ReportFile = Annotated[
 Stages = Annotated[
     bool, typer.Option("--stages", help="Print what each stage made of the model: record, values, plan, edits, result.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON document, for programs.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Open files that can run code, such as a .pt2. Only if you trust who made them.")
+    bool,
+    typer.Option("--trust", help="Open files that can run code (.pt2, artefacts of format 1); you trust their author."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON document, for programs.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 
 

@@ -224,7 +224,7 @@ ATTACKS: dict[str, Change] = {
     **{
         f"{op} {path!r}": steps(node(op, path, *args))
         for op, args in (("call_module", (X,)), ("get_attr", ()))
-        for path in ("mark", "forward", "register_buffer", "conv.__class__", "", ".", "conv.", "_modules", "conv.nowhere")
+        for path in ("mark", "forward", "register_buffer", "conv.__class__", "", ".", "conv.", "conv.nowhere")
     },
     "a module that is read": steps(node("get_attr", "conv")),
     "a tensor that is called": steps(node("call_module", "conv.weight", X)),

@@ -470,7 +470,7 @@ def old(tmp_path: Path) -> tuple[Saved, nn.Module, Tensor]:
 def test_format_1_loads_only_if_it_is_trusted(old: tuple[Saved, nn.Module, Tensor]) -> None:
     saved, deployed, x = old
     make = MODELS["rewritten"][0]
-    with pytest.raises(InputError, match="holds Python code that loading executes.*trusted=True"):
+    with pytest.raises(InputError, match=r"holds Python code that loading executes.*trusted=True"):
         load(saved.weights, make().double())
     with pytest.raises(InputError, match="holds Python code"):
         apply(saved.provenance, make().double())

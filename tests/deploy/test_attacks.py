@@ -118,7 +118,7 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "placeholder": (_reader("placeholder"), "the first parameter is not self"),
     "output": (_reader("output"), "an output with two values"),
     "call_module": (_reader("call_module"), "call_module 'mark'"),
-    "get_attr": (_reader("get_attr"), "get_attr '_modules'"),
+    "get_attr": (_reader("get_attr"), "get_attr 'conv.__class__'"),
     "call_method": (_reader("call_method"), "method apply_"),
     "call_function": (_reader("call_function"), "function eval"),
     "functions": (_value(program_data, "FUNCTIONS", _All()), "function torch.load"),
