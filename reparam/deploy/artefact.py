@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from reparam.capture.process import exclusive
 from reparam.deploy.files import require_writable, sha256
 from reparam.deploy.old_format import OldForward
 from reparam.deploy.pair import Saved, opened, parsed, read_json_bytes, replaced, retries
@@ -40,6 +41,7 @@ _OLD_VERSION = 1  # its forwards are text, which is executed
 _CONSTANT = "constant:"  # prefix in the file of tensors that the state_dict lacks
 
 
+@exclusive
 def save(
     deployed: nn.Module,
     path: Path | str,
@@ -91,6 +93,7 @@ def save(
     return saved
 
 
+@exclusive
 def load(path: Path | str, model: nn.Module, *, verify: bool = True, trusted: bool = False) -> nn.Module:
     """The folded model of an artefact, in eval mode, on the device of `model`.
 
@@ -123,6 +126,7 @@ def load(path: Path | str, model: nn.Module, *, verify: bool = True, trusted: bo
     return folded
 
 
+@exclusive
 def apply(provenance: Mapping[str, Any] | Path | str, model: nn.Module, *, trusted: bool = False) -> nn.Module:
     """The folded structure on a copy of `model`, in eval mode, with zeros for its new weights.
 
