@@ -312,7 +312,7 @@ class _Builder:
                 raise InputError(f"{where}: the artefact sets {name}, which folding never does; it is not loaded")
             vars(module)[name] = value
         for name in data.get("constants", ()):
-            if not is_name(name) or name.startswith("__") or hasattr(module, name):
+            if not is_name(name) or name.startswith("__") or _is_member(module, name):
                 raise InputError(f"{where}: the artefact sets {name}, which folding never does; it is not loaded")
             vars(module)[name] = self.constants[f"{path}.{name}" if path else name].to(self.device)
         if "order" in data:
@@ -355,6 +355,12 @@ def _add(module: nn.Module, name: str, child: nn.Module) -> None:
         module._modules[name] = child
     else:
         module.add_module(name, child)
+
+
+def _is_member(module: nn.Module, name: str) -> bool:
+    """Whether a module has that name already: of its own, registered, or of its class."""
+    registered = any(name in vars(module)[registry] for registry in _REGISTRIES)
+    return registered or name in vars(module) or name in dir(type(module))
 
 
 def _remove(module: nn.Module, gone: Iterable[str], none: Iterable[str], unhooked: Collection[str]) -> None:

@@ -76,7 +76,8 @@ _METHODS = """
 
 def _table(prefix: str, place: Any, names: str) -> dict[str, Callable[..., Any]]:
     """The functions by full name. What this version of torch lacks is left out."""
-    return {prefix + name: getattr(place, name) for name in names.split() if hasattr(place, name)}
+    present = set(dir(place))
+    return {prefix + name: getattr(place, name) for name in names.split() if name in present}
 
 
 # Functions, by the name that a program gives them.
@@ -102,7 +103,7 @@ DTYPES: dict[str, torch.dtype] = _named(
         "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool uint16 uint32 uint64 complex64 complex128 "
         "float8_e4m3fn float8_e5m2"
     ).split()
-    if hasattr(torch, name)
+    if name in vars(torch)
 )
 FORMATS: dict[str, torch.memory_format] = _named(
     (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)

@@ -31,7 +31,7 @@ _DTYPES: dict[str, torch.dtype] = {
         "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
         "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     }.items()
-    if hasattr(torch, text)
+    if text in vars(torch)
 }  # fmt: skip
 
 

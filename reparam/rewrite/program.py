@@ -148,7 +148,7 @@ def _argument(value: Any, names: Mapping[str, str]) -> Any:
     """An argument of fx as one of a step: its immutable containers become plain ones."""
     if isinstance(value, fx.Node):
         return Reference(names[value.name])
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+    if type(value) is tuple or isinstance(value, torch.Size):  # a named tuple stays what it is
         return tuple(_argument(item, names) for item in value)
     if isinstance(value, list):
         return [_argument(item, names) for item in value]

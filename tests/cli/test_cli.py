@@ -482,7 +482,7 @@ def test_a_run_that_is_interrupted_while_it_writes_leaves_nothing_behind(
         (here / "seen").write_text(str(sorted(path.name for path in here.glob(".net*/*"))))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("reparam.deploy.artefact.probe", interrupted)
+    monkeypatch.setattr("reparam.deploy.artefact.sha256", interrupted)
     ended = run("fold", "mynet:make", "-i", "1x3x17x19", "-o", "net.safetensors")
     assert (ended.code, ended.out, ended.err) == (130, "", "reparam: interrupted; nothing was written\n")
     assert (here / "seen").read_text() == "['net.safetensors']"
