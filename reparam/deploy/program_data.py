@@ -26,6 +26,7 @@ from reparam.deploy.tables import (
     LAYOUTS,
     METHOD_PREFIX,
     METHODS,
+    PYTHON,
 )
 from reparam.errors import InputError
 from reparam.rewrite.program import (
@@ -52,8 +53,9 @@ MAX_EXPONENT = 64  # of `pow`: numbers in Python grow without limit
 _OBJECTS: dict[str, Mapping[str, Any]] = {"dtype": DTYPES, "memory_format": FORMATS, "layout": LAYOUTS}
 _KINDS = (torch.dtype, torch.memory_format, torch.layout)  # of the values of `_OBJECTS`, in order
 _SIMPLE = (bool, int, float, str)
-_RESERVED = {"self", "forward", "torch", "operator", "math", "device", "inf", "nan", *dir(builtins)}
-_REFUSED_KEYWORDS = {"out", "key"}  # `out` resizes a tensor; `key` is a function
+_PRINTED = {"self", "forward", "torch", "operator", "math", "device", "inf", "nan", "slice", *PYTHON.split()}
+_RESERVED = {*_PRINTED, *dir(builtins)}
+_REFUSED_KEYWORDS = {"out", "key"}  # `out` resizes a tensor; `key` is a function. None is neither
 
 
 # --- from a program to JSON
@@ -245,7 +247,7 @@ class _Reader:
 
     def placeholder(self, step: Step) -> None:
         own = str(step.target).lstrip("*")
-        _require(is_keyword(own) and own not in _RESERVED and str(step.target).count("*") <= 2, step.target)
+        _require(is_keyword(own) and own not in _PRINTED and str(step.target).count("*") <= 2, step.target)
         others = [str(other.target).lstrip("*") for other in self.steps]
         _require(own not in others and own not in self.names - {step.name}, own)
         _require(all(other.op == PLACEHOLDER for other in self.steps), step.target)
@@ -328,8 +330,8 @@ def is_keyword(name: Any) -> bool:
 
 
 def _require_keywords(step: Step) -> None:
-    for name, _ in step.kwargs:
-        _require(name not in _REFUSED_KEYWORDS, name)
+    for name, value in step.kwargs:
+        _require(value is None or name not in _REFUSED_KEYWORDS, name)
 
 
 def _holds_text(value: Any) -> bool:

@@ -33,7 +33,7 @@ _OPERATORS = """
     add sub mul truediv floordiv mod pow matmul neg pos invert and_ or_ xor not_ is_ is_not eq ne lt le gt ge
     iadd isub imul itruediv ifloordiv getitem setitem
 """
-_PYTHON = "getattr int float bool len abs min max round sum tuple list slice"
+PYTHON = "getattr int float bool len abs min max round sum tuple list slice"
 _MATH = "ceil floor sqrt prod gcd log2"
 _TORCH = """
     abs add addcdiv addcmul addmm all amax amin any arange argmax argmin argsort atan2 baddbmm bmm broadcast_tensors cat
@@ -82,7 +82,7 @@ def _table(prefix: str, place: Any, names: str) -> dict[str, Callable[..., Any]]
 
 # Functions, by the name that a program gives them.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **_table("", builtins, _PYTHON),
+    **_table("", builtins, PYTHON),
     **_table("math.", math, _MATH),
     **_table("operator.", operator, _OPERATORS),
     **_table("torch.", torch, _TORCH),

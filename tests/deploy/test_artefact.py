@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -553,3 +554,26 @@ def test_loads_during_saves_give_one_of_the_versions(tmp_path: Path) -> None:
         saver.join()
     assert found == {0, 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+
+
+class _NamedLikePython(nn.Module):
+    """Its parameter has the name of a function of Python, and torch's own code hands on `out=None`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = F.normalize(self.norm(self.conv(input)), dim=1)
+        return y + self.conv.weight.sum()
+
+
+def test_names_of_python_and_keywords_without_a_value_can_be_saved(tmp_path: Path) -> None:
+    model, x = trained(nn.Sequential(nn.ReLU(), _NamedLikePython()), dtype=torch.float32), torch.randn(2, 4, 7, 9)
+    deployed = reparam.reparameterize(model, x)
+    assert "input" in deployed[1].code
+    assert "out = None" in deployed[1].code
+    reparam.save(deployed, tmp_path / "net.safetensors")
+    loaded = reparam.load(tmp_path / "net.safetensors", nn.Sequential(nn.ReLU(), _NamedLikePython()).eval())
+    with torch.no_grad():
+        assert torch.equal(loaded(x), deployed(x))
