@@ -40,14 +40,14 @@ _AUGMENTED = {
 }  # fmt: skip
 
 # Where the functions of torch and of Python's own library are found, by the prefix of their names.
-_HOMES: dict[str, Any] = {
+_HOMES: dict[str, Any] = {  # Python first: torch's modules have other names for some of its types
+    "": builtins,
+    "operator": operator,
+    "math": math,
     "torch": torch,
     "torch.nn.functional": F,
     "torch.Tensor": torch.Tensor,
     "torch._C._nn": torch._C._nn,
-    "operator": operator,
-    "math": math,
-    "": builtins,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import pickle
 import traceback
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.rewrite.code import forward_of, set_forward
-from reparam.rewrite.program import Program, Reference, Step
+from reparam.rewrite.program import Program, Reference, Step, function_name
 from tests.helpers import conv, image
 
 X = image(2, 4, 5, 6)
@@ -191,3 +192,14 @@ def test_a_traceback_shows_the_lines_of_the_new_forward() -> None:
     with pytest.raises(RuntimeError) as error:
         rewritten()(image(1, 3, 5, 6))
     assert "conv = self.conv(x)" in "".join(traceback.format_tb(error.value.__traceback__))
+
+
+def test_functions_go_by_the_names_that_people_know() -> None:
+    """torch's modules have other names for some types of Python, such as `torch.nn.functional.DType` for int."""
+    assert [function_name(function) for function in (int, len, operator.add, math.ceil)] == [
+        "int",
+        "len",
+        "operator.add",
+        "math.ceil",
+    ]
+    assert function_name(torch.nn.functional.avg_pool2d) == "torch.nn.functional.avg_pool2d"
