@@ -31,9 +31,8 @@ from reparam.capture.graph import Node, Record, model_tensors
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_usable
 from reparam.capture.process import exclusive
-from reparam.capture.recorder import record
-from reparam.capture.rerun import of_one_size
 from reparam.capture.snapshot import copied
+from reparam.capture.witness import of_one_size, witnessed
 from reparam.compare.bisect import bisect
 from reparam.compare.border import Border, borders
 from reparam.compare.bounds import EXACT
@@ -262,8 +261,8 @@ def _convert(
     """
     pinned = _matching(target, request.keep)
     say("recording a run")
-    recorded = with_pinned(record(target, request.inputs), pinned)
-    fixed = of_one_size(target, request.inputs, recorded) if request.fixed_size else ()
+    recorded = with_pinned(witnessed(target, request.inputs, request.fixed_size), pinned)
+    fixed = of_one_size(recorded) if request.fixed_size else ()
 
     def candidates(judge: Cost) -> None:
         fused(recorded, plan(recorded, judge, fixed_size=fixed), judge, ())

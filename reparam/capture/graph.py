@@ -18,20 +18,9 @@ from torch import Tensor, nn
 
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import op_name
+from reparam.capture.symbolic import Decision, is_symbolic
 
-# What the control flow of a module's code may depend on, so that it may differ for another input.
-SIZE = "reads the size of a tensor"
-READ = "reads a number out of a tensor"
-GIVEN = "is called with a number"
-RETURNED = "gets a number, a flag or a collection from a module that it calls"
-MISSING = "asks for a tensor that a module may not return for every input"
-ALIASED = "writes to the result of `contiguous`, which is its input or a copy, depending on the input"
-CAUGHT = "catches an exception that may depend on the input"
-GRADIENTS = "asks whether gradients are recorded"
-LENT = "is called with other tensors in place of its parameters or buffers"
-SETS = "sets attributes of other modules"
-SET = "has attributes that the code of another module sets"
-
+Spelling = tuple[Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]
 
 @dataclass(eq=False, slots=True)
 class Node:
@@ -40,6 +29,8 @@ class Node:
     function: None for an input of the model, a tensor of the model and a tensor of unknown origin.
     op: the name of the operation in the table of `ops.py`, whatever its spelling; "" where there is no function.
     args, kwargs: of the function, with nodes in place of tensors. inputs: the nodes among them.
+    spelling: the call as the code made it, where that is another one: with numbers that depend on the input, or with
+        the scale and shift of a norm. sized: computed with such a number, perhaps by an operation before it.
     call: the module call whose code ran it; None outside any.
     tensor: the parameter, buffer or plain attribute of the model that it is; `name` is its qualified name.
     constant: computed from tensors of the model and literals alone.
@@ -68,6 +59,8 @@ class Node:
     strides: tuple[int, ...] = ()
     inputs: tuple[Node, ...] = ()
     readers: list[Node] = field(default_factory=list)
+    spelling: Spelling | None = None
+    sized: bool = False
     op: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +68,16 @@ class Node:
 
     def __repr__(self) -> str:
         return self.name
+
+    @property
+    def spelled(self) -> Spelling:
+        """Function, arguments and keyword arguments as the code gave them."""
+        return self.spelling or (self.function, self.args, self.kwargs)
+
+    @property
+    def resized(self) -> bool:
+        """Whether its arguments hold a number that depends on the input."""
+        return self.spelling is not None and is_symbolic(self.spelling[1:])
 
     @property
     def operands(self) -> tuple[Node, ...]:
@@ -104,8 +107,9 @@ class Call:
     path: the qualified name of the module. parent: the call whose code made this one; None for the root's.
     events: the operations of its own code and the calls that it made, in order.
     args, kwargs, result: what went in and came out, with nodes in place of tensors.
-    control_flow: what that of its own code may depend on (SIZE, READ, ...). Where it is empty, the code runs the same
-    operations for every input.
+    lent: other tensors stood in for its parameters or buffers.
+    changes: its code changed attributes of modules, or the containers that it was handed.
+    asked: the tensors whose dtype or device its code asked for, by what it was told.
     """
 
     module: nn.Module
@@ -115,7 +119,9 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     result: Any = None
-    control_flow: set[str] = field(default_factory=set)
+    lent: bool = False
+    changes: bool = False
+    asked: dict[Any, Node] = field(default_factory=dict)
 
     def nodes(self) -> Iterator[Node]:
         """The operations of its code and of all calls inside it, in order."""
@@ -145,6 +151,9 @@ class Record:
     hooked: the modules with hooks of the user's.
     writes: by storage, the operations that write to it, in order; also those that do so at other sizes only.
     inspectors: by the id of a tensor of the model, the modules whose code asks for its size, dtype or device.
+    decisions: where numbers that depend on the input became plain values, in order.
+    witnesses: records of other runs (see `witness`).
+    error: the exception that ended the run, if one did.
     """
 
     nodes: list[Node]
@@ -155,6 +164,9 @@ class Record:
     writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
     opaque: frozenset[Node] = frozenset()
     inspectors: Mapping[int, Collection[nn.Module]] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    witnesses: list[Record] = field(default_factory=list)
+    error: str = ""
 
     def readers(self) -> dict[int, list[Node]]:
         """The nodes that read each tensor of the model, by the tensor's id."""
@@ -175,15 +187,6 @@ def nodes_in(tree: Any) -> list[Node]:
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         tree = list(vars(tree).values())
     return [node for item in tree for node in nodes_in(item)] if isinstance(tree, (tuple, list)) else []
-
-
-def has_literals(tree: Any) -> bool:
-    """Whether nested tuples, lists and mappings hold anything but nodes and None."""
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    if isinstance(tree, (tuple, list)):
-        return any(map(has_literals, tree))
-    return not (tree is None or isinstance(tree, Node))
 
 
 def tuple_item(values: Any, index: int) -> Any:

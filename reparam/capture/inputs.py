@@ -93,6 +93,29 @@ class Inputs:
         }
         return {name: inputs for name, inputs in variants.items() if inputs.shapes() != self.shapes()}
 
+    def cut(self, rows: int | None = None, length: int | None = None, pixels: tuple[int, ...] = ()) -> Inputs:
+        """The same inputs with so many rows, such a length and so many pixels, where they are given.
+
+        Rows and pixels are those of `resized`; the length is dimension 1 of every tensor in which it is as long as in
+        the first. Entries are left out at the end, or repeated in order.
+        """
+        batch = _batch_length(self)
+        lengths = [t.shape[1] for _, t in self.tensors() if t.ndim > 1]
+
+        def changed(tensor: Tensor) -> Tensor:
+            if tensor.ndim < 2:
+                return tensor
+            if rows is not None and len(tensor) == batch:
+                tensor = _longer(tensor, 0, rows - len(tensor))
+            if length is not None and tensor.shape[1] == lengths[0]:
+                tensor = _longer(tensor, 1, length - tensor.shape[1])
+            if pixels and tensor.is_floating_point() and tensor.ndim in (3, 4, 5):
+                for i, axis in enumerate(range(2, tensor.ndim)):
+                    tensor = _longer(tensor, axis, pixels[min(i, len(pixels) - 1)] - tensor.shape[axis])
+            return tensor
+
+        return self.map(changed)
+
     def shortened(self, rows: int) -> Inputs:
         """The first `rows` of the batch (see `resized`), or all where there are no more."""
         length = _batch_length(self)

@@ -82,8 +82,6 @@ class Fact(Flag):
     ASKS_LAYOUT = auto()  # strides, or what depends on them
     ASKS_VALUES = auto()
     ASKS_GRADIENTS = auto()  # whether gradients are recorded
-    ASKING_METHOD = auto()  # in traced code, a method that asks
-    ATTRIBUTE = auto()  # in traced code, an attribute that is a tensor
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class OpFacts:
     neutral: the number that changes nothing as its other argument.
     counted: the line of a report's summary in which it counts: "conv", "bn" or "elementwise".
     abbreviation, title, sign: its name in tables, its name in diagrams, and the sign that stands for it there.
-    alone: the same call without its second argument, of which it uses the shape or dtype only.
+    alone: the function that does the same with an attribute of the second argument, of which it uses nothing else.
     """
 
     names: str
@@ -110,7 +108,7 @@ class OpFacts:
     abbreviation: str = ""
     title: str = ""
     sign: str = ""
-    alone: Callable[[Tensor, Tensor], tuple[Callable[..., Any], tuple[Any, ...]]] | None = None
+    alone: tuple[Callable[..., Any], str] | None = None
 
 
 _KERNEL = Fact.CHANNEL_COUNTING | Fact.BATCH_PRESERVING
@@ -199,8 +197,8 @@ TABLE: tuple[OpFacts, ...] = (
     OpFacts("ravel", Kind.VIEW, Fact.PERHAPS_VIEW),
     OpFacts("transpose permute", Kind.VIEW, Fact.VIEW | Fact.REARRANGING),
     OpFacts("swapaxes swapdims movedim moveaxis t unsqueeze squeeze", Kind.VIEW, Fact.VIEW),
-    OpFacts("T mT", Kind.VIEW, Fact.VIEW | Fact.ATTRIBUTE),
-    OpFacts("H mH real imag", Kind.VIEW, Fact.ATTRIBUTE),
+    OpFacts("T mT", Kind.VIEW, Fact.VIEW),
+    OpFacts("H mH real imag", Kind.VIEW),
     OpFacts("as_strided view_as_real view_as_complex", Kind.VIEW, Fact.NEEDS_STRIDES),
     # parts and repetitions
     OpFacts("getitem", Kind.SELECTION, _PART | Fact.INDEXING | Fact.CROPPING, title="slice"),
@@ -219,7 +217,7 @@ TABLE: tuple[OpFacts, ...] = (
     OpFacts("stack", Kind.JOIN, Fact.ANY_STRIDES),
     # copies and writes
     OpFacts("detach", Kind.COPY, Fact.VIEW | Fact.SHAPE_PRESERVING),
-    OpFacts("data", Kind.COPY, Fact.FREE | Fact.SHAPE_PRESERVING | Fact.ATTRIBUTE),
+    OpFacts("data", Kind.COPY, Fact.FREE | Fact.SHAPE_PRESERVING),
     OpFacts(
         "contiguous",
         Kind.COPY,
@@ -229,23 +227,22 @@ TABLE: tuple[OpFacts, ...] = (
     OpFacts("to", Kind.COPY, Fact.PERHAPS_VIEW),
     OpFacts("setitem", Kind.WRITE, title="fill border"),
     # calls that use the shape or dtype of another tensor
-    OpFacts("reshape_as", Kind.VIEW, alone=lambda x, other: (Tensor.reshape, (x, tuple(other.shape)))),
-    OpFacts("view_as", Kind.VIEW, alone=lambda x, other: (Tensor.view, (x, tuple(other.shape)))),
-    OpFacts("expand_as", Kind.SELECTION, alone=lambda x, other: (Tensor.expand, (x, tuple(other.shape)))),
-    OpFacts("type_as", Kind.COPY, alone=lambda x, other: (Tensor.to, (x, other.dtype))),
+    OpFacts("reshape_as", Kind.VIEW, alone=(Tensor.reshape, "shape")),
+    OpFacts("view_as", Kind.VIEW, alone=(Tensor.view, "shape")),
+    OpFacts("expand_as", Kind.SELECTION, alone=(Tensor.expand, "shape")),
+    OpFacts("type_as", Kind.COPY, alone=(Tensor.to, "dtype")),
     # random numbers
     OpFacts("rand randn randint randperm rand_like randn_like randint_like", Kind.RANDOM),
     OpFacts("bernoulli multinomial normal poisson uniform exponential geometric cauchy log_normal random", Kind.RANDOM),
     OpFacts("rrelu", Kind.RANDOM),
     # questions and checks
-    OpFacts("size numel nelement", Kind.QUERY, Fact.ASKS_SIZE | Fact.ASKING_METHOD),
-    OpFacts("shape len is_same_size", Kind.QUERY, Fact.ASKS_SIZE),
-    OpFacts("stride", Kind.QUERY, Fact.ASKS_LAYOUT | Fact.ASKING_METHOD),
+    OpFacts("size numel nelement shape len is_same_size", Kind.QUERY, Fact.ASKS_SIZE),
+    OpFacts("stride", Kind.QUERY, Fact.ASKS_LAYOUT),
     OpFacts("is_contiguous storage_offset untyped_storage dim_order", Kind.QUERY, Fact.ASKS_LAYOUT),
     OpFacts("format repr", Kind.QUERY, Fact.ASKS_VALUES),
     OpFacts("requires_grad is_leaf grad_fn is_inference", Kind.QUERY, Fact.ASKS_GRADIENTS),
-    OpFacts("dim ndimension is_floating_point get_device element_size", Kind.QUERY, Fact.ASKING_METHOD),
-    OpFacts("type", Kind.COPY, Fact.ASKING_METHOD),
+    OpFacts("dim ndimension is_floating_point get_device element_size", Kind.QUERY),
+    OpFacts("type", Kind.COPY),
     OpFacts("ndim dtype device layout itemsize names hash is_tensor data_ptr _version", Kind.QUERY),
     OpFacts("is_complex is_signed is_sparse is_quantized is_nested is_mkldnn", Kind.QUERY),
     OpFacts("is_cpu is_cuda is_mps is_xla is_meta", Kind.QUERY),
@@ -399,9 +396,3 @@ SIZE_QUERIES = _having(Fact.ASKS_SIZE)
 LAYOUT_QUERIES = _having(Fact.ASKS_LAYOUT)
 VALUE_QUERIES = _having(Fact.ASKS_VALUES)
 GRADIENT_QUERIES = _having(Fact.ASKS_GRADIENTS)
-
-# Methods by which traced code asks about a tensor.
-ASKING_METHODS = _having(Fact.ASKING_METHOD)
-
-# Attributes of a tensor that are tensors.
-TENSOR_ATTRIBUTES = _having(Fact.ATTRIBUTE)

@@ -1,19 +1,22 @@
-"""Records one run of the user's model.
+"""Records runs of the user's model.
 
-The model runs once, in eval mode and without gradients, on the user's inputs, under a `TorchFunctionMode`. Every torch
+The model runs in eval mode and without gradients, on the user's inputs, under a `TorchFunctionMode`. Every torch
 function becomes a `Node` and every module call a `Call` that lists its nodes and inner calls in order. Python's control
-flow simply runs, so models that no symbolic tracer can follow are recorded like any other.
+flow simply runs, so models that no symbolic tracer can follow are recorded like any other. Sizes that code asks for
+remember where they come from (see `symbolic`), and what they decide is noted.
 
-The record holds for this run. It is analysed and never executed in place of the user's code. Where code is rewritten,
-what the record says is proven for every input from a symbolic trace (see `rewrite.trace`).
+The record holds for this run. It is analysed and never executed in place of the user's code. What it says of other
+inputs is seen in `witness`.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,31 +24,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from reparam.capture.bytecode import asks_for_result, attempted, caller, of_torch, takes_all
-from reparam.capture.graph import (
-    ALIASED,
-    CAUGHT,
-    GIVEN,
-    GRADIENTS,
-    LENT,
-    MISSING,
-    READ,
-    RETURNED,
-    SET,
-    SETS,
-    SIZE,
-    Call,
-    Node,
-    Record,
-    calls_around,
-    common_call,
-    has_literals,
-    nodes_in,
-    tuple_item,
-)
+from reparam.capture.dims import Dims
+from reparam.capture.graph import Call, Node, Record, nodes_in, tuple_item
 from reparam.capture.inputs import Inputs
 from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
 from reparam.capture.ops import (
+    CHANNEL_COUNTING,
     GRADIENT_QUERIES,
     LAYOUT_QUERIES,
     PERHAPS_VIEWS,
@@ -54,12 +38,14 @@ from reparam.capture.ops import (
     SHAPED_AS,
     SIZE_QUERIES,
     VALUE_QUERIES,
+    facts,
     op_name,
 )
-from reparam.capture.snapshot import ModuleSnapshot, has_hooks, named_tensors, own_tensors
+from reparam.capture.questions import asked, of_torch, otherwise
+from reparam.capture.snapshot import AttributeSnapshot, ModuleSnapshot, has_hooks, named_tensors, own_tensors
+from reparam.capture.symbolic import ITEM, SIZE, Decisions, Shape, Symbolic, atoms, is_symbolic, plain
 from reparam.capture.tree import mapped, tensors
-from reparam.capture.watch import listening, watching
-from reparam.errors import ModelError
+from reparam.errors import ModelError, first_line
 
 
 def record(model: nn.Module, inputs: Inputs) -> Record:
@@ -67,29 +53,70 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
 
     Raises ModelError if the model fails on the inputs.
     """
-    snapshots = [ModuleSnapshot(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    recorder = _Recorder(model)
-    handles = recorder.watch(model)
+    with recording(model) as run:
+        return run.require(inputs)
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[Runs]:
+    """Runs of a model, each of which finds what the ones before have left. In the end the model is as it was."""
+    runs = Runs(model)
     try:
-        copies = inputs.map(recorder.input_copy)
-        with torch.no_grad(), listening(recorder.gradients_asked), watching(recorder.attribute_set), recorder:
-            result = copies.call(model)
-        return recorder.finish(result, snapshots)
-    except Exception as error:
-        raise ModelError(
-            f"the model fails on its example inputs ({inputs}) in eval mode: {type(error).__name__}: {error}; "
-            "give the inputs that its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments"
-        ) from error
+        yield runs
     finally:
-        for handle in handles:
-            handle.remove()
-        for snapshot in snapshots:
+        for snapshot in runs.snapshots:
             snapshot.restore()
 
 
-class _Recorder(TorchFunctionMode):
+class Runs:
+    """Runs of one model, recorded. plain: code is given plain sizes, as it fails with sizes that remember."""
+
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+        self.snapshots = [ModuleSnapshot(module) for module in self.modules]
+        self.plain = False
+
+    def require(self, inputs: Inputs) -> Record:
+        """The record of a run on `inputs`. Raises ModelError if the model fails on them."""
+        recorded = self.run(inputs)
+        if recorded.error:
+            self.plain = True
+            recorded = self.run(inputs)
+        if recorded.error:
+            raise ModelError(
+                f"the model fails on its example inputs ({inputs}) in eval mode: {recorded.error}; "
+                "give the inputs that its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments"
+            )
+        return recorded
+
+    def run(self, inputs: Inputs, lie: str = "") -> Record:
+        """The record of a run; where the model has failed, as far as it came. `lie`: a question answered otherwise."""
+        recorder = _Recorder(self.model, self.plain, lie, self.changed())
+        handles = recorder.watch(self.model)
+        try:
+            copies = inputs.map(recorder.input_copy)
+            with torch.no_grad(), asked(recorder.answer), recorder:
+                result = copies.call(self.model)
+            return recorder.finish(result, self.snapshots)
+        except Exception as error:  # noqa: BLE001 - a user's forward may raise anything
+            return recorder.failed(error)
+        finally:
+            recorder.decisions.close()
+            for handle in handles:
+                handle.remove()
+
+    def changed(self) -> list[nn.Module]:
+        """The modules that hold something else than before the first run."""
+        return [each.module for each in self.snapshots if next(each.stored_since(), None) is not None]
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, plain: bool, lie: str, changing: Collection[nn.Module]) -> None:
         super().__init__()
+        self.plain, self.lie = plain, lie
+        self.decisions = Decisions(lambda: (self._current_call(), len(self.nodes)))
+        self.attributes = [AttributeSnapshot(module) for module in changing]  # as the code has left them so far
         self.nodes: list[Node] = []
         self.model_nodes: list[Node] = []  # of tensors of the model
         self.calls: list[Call] = []
@@ -104,7 +131,6 @@ class _Recorder(TorchFunctionMode):
         self.overwritten: set[int] = set()  # storages that were written to through another tensor
         self.contiguous_calls: dict[Node, Node] = {}  # by the tensor that the call returned as it was
         self.inspectors: dict[int, set[nn.Module]] = defaultdict(set)
-        self.set_by_others: set[nn.Module] = set()  # modules whose attributes the code of others has set
         self.bound: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}  # tensors that hold a node's value, by id
         self.model_tensors = {
             id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in named_tensors(model)
@@ -128,10 +154,9 @@ class _Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         call = Call(module, self.paths[module], self.stack[-1] if self.stack else None)
         call.args, call.kwargs = self._with_nodes(args), self._with_nodes(kwargs)
-        call.control_flow.update([GIVEN] if _has_numbers(call.args) or _has_numbers(call.kwargs) else [])
-        call.control_flow.update([] if self.own_tensors[module].items() <= own_tensors(module).items() else [LENT])
+        call.lent = not self.own_tensors[module].items() <= own_tensors(module).items()
+        self._note_changes()
         if self.stack:
-            self._depends_on(CAUGHT, attempted(caller(sys._getframe()), "_call_impl"))
             self.stack[-1].events.append(call)
         self.calls.append(call)
         self.stack.append(call)
@@ -139,15 +164,21 @@ class _Recorder(TorchFunctionMode):
             self.barriers.update(nodes_in((call.args, call.kwargs)))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        self._note_changes()
         call = self.stack.pop()
         call.result = self._with_nodes(result)
-        self._depends_on(RETURNED, _has_numbers(call.result, flags=True))
-        if call.control_flow and (frame := caller(sys._getframe())) is not None:
-            self._depends_on(MISSING, isinstance(call.result, Node) and asks_for_result(frame.f_code))
-            several = not isinstance(call.result, Node) and not takes_all(frame)
-            self._depends_on(RETURNED, several or has_literals(call.result))
+        for handed, now in ((call.args, args), (call.kwargs, kwargs)):
+            call.changes |= _holds_containers(now) and not _same(handed, self._with_nodes(now))
         if module in self.hooked:
             self.barriers.update(nodes_in(call.result))
+
+    def _note_changes(self) -> None:
+        """Note that the code which has run since the last call began or ended has changed attributes."""
+        for i, before in enumerate(self.attributes):
+            if next(before.stored_since(), None) is not None:
+                self.attributes[i] = AttributeSnapshot(before.module)
+                if self.stack:
+                    self.stack[-1].changes = True
 
     # --- tensors
 
@@ -188,21 +219,6 @@ class _Recorder(TorchFunctionMode):
     def _current_call(self) -> Call | None:
         return self.stack[-1] if self.stack else None
 
-    def _depends_on(self, cause: str, holds: bool = True) -> None:
-        """Note what the control flow of the code that runs now may depend on, if it `holds`."""
-        if holds and self.stack:
-            self.stack[-1].control_flow.add(cause)
-
-    def gradients_asked(self) -> None:
-        """Code asks torch whether gradients are recorded."""
-        self._depends_on(GRADIENTS)
-
-    def attribute_set(self, module: nn.Module, name: str) -> None:
-        """An attribute of a module is set."""
-        if self.stack and self.stack[-1].module is not module and name != "training":
-            self._depends_on(SETS)
-            self.set_by_others.add(module)
-
     def _note_size_read(self, arguments: tuple[Any, ...]) -> None:
         for tensor in arguments:
             if isinstance(tensor, Tensor):
@@ -235,33 +251,96 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = op_name(func)
-        self._depends_on(CAUGHT, attempted(sys._getframe(), "_call_impl"))
         if name in QUERIES:
-            self._depends_on(GRADIENTS, name in GRADIENT_QUERIES and not of_torch(sys._getframe(1)))
-            self._depends_on(READ, name in VALUE_QUERIES)
-            if name in LAYOUT_QUERIES:
-                self.node_of(args[0]).layout_read = True
-            if name in SIZE_QUERIES or name in LAYOUT_QUERIES:
-                self._depends_on(SIZE)
-                self._note_size_read(args)
-            if self.stack and args:
-                self.inspectors[id(args[0])].add(self.stack[-1].module)
-            return func(*args, **kwargs)
+            return self._answered(name, func, args, kwargs, by_user=not of_torch(sys._getframe(1)))
+        if name == "iter":
+            return iter(self.__torch_function__(Tensor.unbind, types, args))
+        self.decisions.handed_to_torch(sys._getframe(1))
         if name in SHAPED_AS:
             self._note_size_read(args[1:])
-            func, args = SHAPED_AS[name](*args)
+            func, attribute = SHAPED_AS[name]
+            args = (args[0], self._shape(args[1]) if attribute == "shape" else self._asked_for(args[1], attribute))
             name = op_name(func)
         versions: list[tuple[Tensor, int]] = []
-        positional, named = self._argument(args, versions), self._argument(kwargs, versions)
+        spelling: Any = (func, self._argument(args, versions), self._argument(kwargs, versions))
+        _, positional, named = spelling
+        if symbolic := is_symbolic((positional, named)):
+            positional, named, args, kwargs = plain(positional), plain(named), plain(args), plain(kwargs)
         inputs = tuple(self.node_of(tensor) for tensor, _ in versions)
         result = func(*args, **kwargs)
         written = [tensor for tensor, version in versions if tensor._version != version]
         node = Node(name, func, positional, named, self._current_call(), inputs=inputs)
+        node.spelling = spelling if symbolic else None
+        node.sized = symbolic or any(operand.sized for operand in inputs)
         node.constant = name not in RANDOM and all(operand.constant for operand in inputs)
         if isinstance(result, Tensor) and not written:
             node = self._split_norm(node, result)
-        self._record(node, result, written, versions)
-        return result
+        return self._record(node, result, written, versions)
+
+    # --- questions
+
+    def answer(self, question: str, truth: Any) -> Any:
+        """What code is told that asks about the process, or about gradients and memory of a tensor."""
+        told = otherwise(truth) if question == self.lie else truth
+        self.decisions.note(question, told)
+        return told
+
+    def _answered(self, name: str, func: Any, args: Any, kwargs: Any, *, by_user: bool) -> Any:
+        """What code is told that asks about a tensor."""
+        tensor = args[0] if args and isinstance(args[0], Tensor) else None
+        if self.stack and tensor is not None:
+            self.inspectors[id(tensor)].add(self.stack[-1].module)
+        truth = func(*plain(args), **plain(kwargs))
+        if tensor is None:
+            return truth
+        if name in GRADIENT_QUERIES:
+            return self.answer(name, truth) if by_user else truth
+        if name in SIZE_QUERIES:
+            self._note_size_read(args)
+            return self._size(name, truth, *args, **kwargs)
+        if name in LAYOUT_QUERIES:
+            node = self.node_of(tensor)
+            node.layout_read = True
+            return truth if node.constant and not node.sized else self.answer(name, truth)
+        if name in VALUE_QUERIES:
+            self._note_value(self.node_of(tensor), truth)
+        elif name in ("dtype", "device") and self.stack:
+            self.stack[-1].asked[truth] = self.node_of(tensor)
+        return truth
+
+    def _asked_for(self, tensor: Tensor, attribute: str) -> Any:
+        with torch._C.DisableTorchFunction():
+            truth = getattr(tensor, attribute)
+        if self.stack:
+            self.stack[-1].asked[truth] = self.node_of(tensor)
+        return truth
+
+    def _shape(self, tensor: Tensor) -> Any:
+        """The shape of a tensor; of one that depends on the input, with the expressions of its sizes."""
+        node = self.node_of(tensor)
+        with torch._C.DisableTorchFunction():
+            sizes = tensor.shape
+        if node.constant and not node.sized:
+            return sizes
+        shape = Shape(Symbolic(size, (SIZE, node, dim), self.decisions) for dim, size in enumerate(sizes))
+        return torch.Size(map(int, shape)) if self.plain else shape
+
+    def _size(self, name: str, truth: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        shape = self._shape(tensor)
+        dim = plain(kwargs.get("dim", args[0] if args else None))
+        if name == "size" and isinstance(dim, int):
+            return shape[dim]
+        if name in ("numel", "nelement"):
+            return math.prod(shape)
+        if name == "len":
+            return int(shape[0])
+        if name == "is_same_size":
+            return shape == self._shape(args[0])
+        return shape if dim is None else truth
+
+    def _note_value(self, node: Node, value: Any) -> None:
+        if not node.constant:
+            self.decisions.note((ITEM, node), value if isinstance(value, (bool, int, float, str)) else repr(value))
 
     def _split_norm(self, node: Node, result: Tensor) -> Node:
         """The scale and shift of a normalisation, whose other part is recorded here; any other node as it is."""
@@ -275,7 +354,7 @@ class _Recorder(TorchFunctionMode):
         rest = tuple(operand for operand in node.inputs if operand not in affine)
         args, kwargs = without_affine(node.function, node.args, node.kwargs)  # type: ignore[arg-type]
         norm = Node(node.name, node.function, args, kwargs, node.call, tuple(result.shape), result.dtype, inputs=rest)
-        norm.strides = result.stride()
+        norm.strides, norm.spelling = result.stride(), node.spelled
         self._add(norm)
         parts = (norm, weight, bias, affine_dimension(node.function))  # type: ignore[arg-type]
         return Node(f"{node.name}'s scale", affine_part, parts, call=node.call, inputs=(norm, *affine))
@@ -294,21 +373,18 @@ class _Recorder(TorchFunctionMode):
             return slice(*(self._argument(part, versions) for part in (value.start, value.stop, value.step)))
         return value
 
-    def _record(self, node: Node, result: Any, written: list[Tensor], versions: list[tuple[Tensor, int]]) -> None:
-        """Add a node whose function has run, and bind the tensors that it returned or wrote to."""
+    def _record(self, node: Node, result: Any, written: list[Tensor], versions: list[tuple[Tensor, int]]) -> Any:
+        """Add a node whose function has run, and bind the tensors that it returned or wrote to. Returns the result."""
         self._record_writes(node, written)
         returned = [result] if isinstance(result, Tensor) else [tensor for _, tensor in tensors(result)]
         if not returned and not written:
-            if node.inputs and result is not None:  # a number is read out of a tensor, which is needed for that
-                self._depends_on(READ)
-                self._add(node)
-            return
+            return self._record_number(node, result)
         if isinstance(result, Tensor) and not written and any(tensor is result for tensor, _ in versions):
             node.passthrough = True
             self.contiguous_calls.update({node.inputs[0]: node} if node.name == "contiguous" else {})
             node.shape, node.dtype = tuple(result.shape), result.dtype
             self._add_event(node)
-            return
+            return result
         self._add(node)
         node.inplace = bool(written)
         value = result if isinstance(result, Tensor) else written[0] if not returned else None
@@ -325,13 +401,25 @@ class _Recorder(TorchFunctionMode):
         for tensor in written:
             if tensor is not value:
                 self._bind(tensor, self._add(self._unknown(tensor, (node,))))
+        return result
+
+    def _record_number(self, node: Node, result: Any) -> Any:
+        """A number is read out of a tensor, which is needed for that; what does not come from weights decides."""
+        if not node.inputs or result is None:
+            return result
+        self._add(node)
+        operand = node.inputs[0]
+        if node.op == "item" and not node.constant and isinstance(result, (int, float)) and not self.plain:
+            return Symbolic(result, (ITEM, operand), self.decisions)
+        self._note_value(node, result)
+        return otherwise(result) if self.lie == VALUES and not node.constant and isinstance(result, bool) else result
 
     def _record_writes(self, node: Node, written: list[Tensor]) -> None:
         for tensor in written:
             _, before, _ = self.bound[id(tensor)]
             before.overwritten = True
-            if before in self.contiguous_calls:
-                _note_between(ALIASED, self.contiguous_calls[before], node)
+            if before in self.contiguous_calls:  # its input or a copy, depending on the input
+                self.decisions.note("whether contiguous() copies what is written to", True)
             storage: int | None = before.storage
             while storage is not None:
                 self.writes[storage].append(node)
@@ -339,7 +427,7 @@ class _Recorder(TorchFunctionMode):
 
     def _record_items(self, node: Node, result: tuple[Any, ...] | list[Any]) -> None:
         """Add a node for each tensor of a tuple, as if it were indexed. How many there are may depend on a size."""
-        self._depends_on(SIZE, not takes_all(sys._getframe(3)))  # the caller of `__torch_function__`
+        self._note_parts(node, result)
         for i, item in enumerate(result):
             if isinstance(item, Tensor):
                 part = Node("getitem", tuple_item, (node, i), {}, node.call, tuple(item.shape), item.dtype)
@@ -349,21 +437,38 @@ class _Recorder(TorchFunctionMode):
                 for _, tensor in tensors(item):
                     self._bind(tensor, self._add(self._unknown(tensor, (node,))))
 
+    def _note_parts(self, node: Node, result: Sequence[Any]) -> None:
+        """Note how many parts a tensor was cut into, where that depends on its size."""
+        if node.op not in ("chunk", "split", "unbind", "tensor_split") or (node.constant and not node.sized):
+            return
+        first = 0 if node.op == "unbind" else 1
+        dim = node.kwargs.get("dim", node.args[1 + first] if len(node.args) > 1 + first else 0)
+        cut = node.kwargs.get("chunks", node.kwargs.get("split_size_or_sections", node.args[1] if first else 1))
+        if isinstance(dim, int) and isinstance(cut, int) and node.op != "tensor_split":
+            size = (SIZE, node.inputs[0], dim % len(node.inputs[0].shape))
+            self.decisions.note(("parts", size, cut) if node.op != "unbind" else size, len(result))
+
     # --- the end
+
+    def failed(self, error: Exception) -> Record:
+        """The record of a run that has ended with an exception."""
+        message = f"{type(error).__name__}: {first_line(error)}"
+        return Record(self.nodes, self.calls, [], set(), set(), decisions=self.decisions.made, error=message)
 
     def finish(self, result: Any, snapshots: list[ModuleSnapshot]) -> Record:
         """The record of the run that has returned `result`; `snapshots` are of the modules before it."""
+        self.decisions.open = False
         with torch._C.DisableTorchFunction():
-            outputs = [self.node_of(tensor) for _, tensor in tensors(result)]
-            for snapshot in snapshots:
-                stored = [tensor for _, value in snapshot.stored_since() for _, tensor in tensors(value)]
-                outputs += [self.bound[id(tensor)][1] for tensor in stored if id(tensor) in self.bound]
+            returned = [tensor for _, tensor in tensors(result)]
+            outputs = [self.node_of(tensor) for tensor in returned]
+            stored = [t for snapshot in snapshots for _, value in snapshot.stored_since() for _, t in tensors(value)]
+            outputs += [self.bound[id(tensor)][1] for tensor in stored if id(tensor) in self.bound]
+            outputs += self._kept_elsewhere([*returned, *stored])
         replaced = {id(tensor) for snapshot in snapshots for tensor in snapshot.replaced_tensors()}
-        lent = {node for call in self.calls if LENT in call.control_flow for node in call.nodes()}
+        lent = {node for call in self.calls if call.lent for node in call.nodes()}
         changed = {node for node in self.model_nodes if id(node.tensor) in replaced or self._is_changed(node)}
-        _no_longer_constant(changed | lent)
-        for call in self.calls:
-            call.control_flow.update([SET] if call.module in self.set_by_others else [])
+        self._settle_sizes()
+        _no_longer_constant(changed | lent | {node for node in self.nodes if node.sized})
         opaque = frozenset(node for storage in self.overwritten for node in self.writes[storage]) | lent
         return Record(
             nodes=self.nodes,
@@ -374,7 +479,47 @@ class _Recorder(TorchFunctionMode):
             writes=self.writes,
             opaque=opaque,
             inspectors=self.inspectors,
+            decisions=self.decisions.made,
         )
+
+    def _kept_elsewhere(self, known: Sequence[Tensor]) -> list[Node]:
+        """The nodes whose tensors somebody keeps whom nobody knows: a global, a closure, an object that is no module."""
+        ids = {id(tensor) for tensor in known}
+        ids.update(id(tensor._base) for tensor in known if tensor._base is not None)
+        nodes = []
+        for key, (reference, node, _) in self.bound.items():
+            tensor = reference()
+            if tensor is not None and key not in ids and node.tensor is None and node.function is not None:
+                nodes.append(node)
+        return nodes
+
+    def _settle_sizes(self) -> None:
+        """Let sizes that are the same number for every input be plain numbers in the arguments of operations."""
+        if not any(node.spelling is not None for node in self.nodes):
+            return
+        dims = Dims(self._fixed_sizes())
+        for node in self.nodes:
+            if node.spelling is not None:
+                function, args, kwargs = node.spelling
+                args, kwargs = _settled(args, dims), _settled(kwargs, dims)
+                symbolic = is_symbolic((args, kwargs))
+                node.spelling = (function, args, kwargs) if symbolic or node.affine_part is not None else None
+            node.sized = node.resized or any(operand.sized for operand in node.inputs)
+
+    def _fixed_sizes(self) -> dict[Any, int]:
+        """The sizes that a layer accepts alone: those of the channels that it reads."""
+        dims, fixed = Dims(), dict[Any, int]()
+        for node in self.nodes:
+            channels = facts(node.op).channels
+            if channels is None or node.op not in CHANNEL_COUNTING or not node.operands:
+                continue
+            operand = node.operands[0]
+            if operand is not node.inputs[0] or not -len(operand.shape) <= channels < len(operand.shape):
+                continue
+            length = dims.of(operand)[channels]
+            if len(length) == 1 and (only := next(iter(length.items())))[1] == 1 and len(only[0]) == 1:
+                fixed[only[0][0]] = operand.shape[channels]
+        return fixed
 
     def _is_changed(self, node: Node) -> bool:
         """Whether the run has written to a tensor of the model."""
@@ -382,13 +527,39 @@ class _Recorder(TorchFunctionMode):
         return tensor._version != version or tensor.data_ptr() != pointer
 
 
-def _has_numbers(tree: Any, flags: bool = False) -> bool:
-    """Whether there are numbers among arguments or results; `flags`: a bool is one."""
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    if isinstance(tree, (tuple, list)):
-        return any(_has_numbers(item, flags) for item in tree)
-    return isinstance(tree, (int, float)) and (flags or not isinstance(tree, bool))
+VALUES = "the values of tensors"
+
+
+def _settled(tree: Any, dims: Dims) -> Any:
+    kind = type(tree)
+    if issubclass(kind, Symbolic):
+        number = None if any(atoms(tree.expression, ITEM)) else dims.number(tree.expression)
+        return tree if number is None else tree.value
+    if kind in (tuple, list, Shape):
+        items = [_settled(item, dims) for item in tree]
+        return items if kind is list else tuple(items)
+    if kind is dict:
+        return {key: _settled(item, dims) for key, item in tree.items()}
+    if kind is slice:
+        return slice(_settled(tree.start, dims), _settled(tree.stop, dims), _settled(tree.step, dims))
+    return tree
+
+
+def _holds_containers(tree: Any) -> bool:
+    """Whether arguments hold lists or dicts."""
+    values = tree.values() if isinstance(tree, Mapping) else tree
+    return any(isinstance(item, (list, dict)) or (type(item) is tuple and _holds_containers(item)) for item in values)
+
+
+def _same(now: Any, then: Any) -> bool:
+    """Whether two trees hold the very same leaves."""
+    if type(now) is not type(then):
+        return False
+    if isinstance(now, Mapping):
+        return list(now) == list(then) and _same(list(now.values()), list(then.values()))
+    if type(now) in (tuple, list):
+        return len(now) == len(then) and all(map(_same, now, then))
+    return now is then or not isinstance(now, Node)
 
 
 def _no_longer_constant(nodes: set[Node]) -> None:
@@ -399,10 +570,3 @@ def _no_longer_constant(nodes: set[Node]) -> None:
         if node.constant:
             node.constant = False
             pending += node.readers
-
-
-def _note_between(cause: str, *nodes: Node) -> None:
-    """Note a cause for all code between the nodes: the calls around each, as far as the one around all."""
-    common = common_call(nodes)
-    for call in (call for node in nodes for call in calls_around(node, common)):
-        call.control_flow.add(cause)

@@ -116,17 +116,21 @@ class DeadWeight:
 
 
 @dataclass(frozen=True)
-class ControlFlow:
-    """A module whose own code may branch differently for another input.
+class DecisionLine:
+    """Where a number of the input, or a question about the process, has become a plain value.
 
-    what: what its code does, such as "reads the size of a tensor".
+    where: the module whose code it is. at: file and line. expression, value: what was decided, and which way.
+    settled: why the folds hold for the other way as well; empty where that is not known.
     """
 
     where: str
-    what: str
+    at: str
+    expression: str
+    value: str
+    settled: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        return f"{self.where} ({self.at}): {self.expression} is {self.value}: {self.settled or 'not settled'}"
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Outcome:
     after: Counts
     verification: Verification | None = None
     dead: tuple[DeadWeight, ...] = ()
-    control_flow: tuple[ControlFlow, ...] = ()
+    decisions: tuple[DecisionLine, ...] = ()
     model: str = ""
     inputs: str = ""
     cost: str = ""

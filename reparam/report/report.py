@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 from torch import nn
 
-from reparam.capture.graph import GRADIENTS, READ, SIZE, Node, Record, has_user_code
+from reparam.capture.graph import Node, Record
 from reparam.capture.ops import facts
+from reparam.capture.symbolic import described
 from reparam.compare.bench import Comparison
 from reparam.plan import cost
 from reparam.plan.cost import Cost, Price, TimedCost
@@ -18,15 +20,13 @@ from reparam.plan.fold import Fold
 from reparam.report.as_data import comparison_data, report_data
 from reparam.report.evidence import Evidence
 from reparam.report.gains import gains
-from reparam.report.outcome import ControlFlow, Counts, DeadWeight, FoldLine, Gain, Outcome
+from reparam.report.outcome import Counts, DeadWeight, DecisionLine, FoldLine, Gain, Outcome
 from reparam.report.refusals import refusal_lines
 from reparam.report.render import as_html, as_markdown, as_text
 from reparam.report.stages import stages
 from reparam.report.steps import operation_name, replacement, steps_of
 
 _FIRST = ("conv", "linear", "bn", "pool")  # of a sum of operations; the others follow in the order of the run
-
-_CAUSES = (SIZE, READ, GRADIENTS)  # what control flow may depend on
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def report(evidence: Evidence) -> Report:
         after=_counts_after(live, evidence),
         verification=evidence.verification,
         dead=dead,
-        control_flow=_control_flow(record),
+        decisions=_decision_lines(record),
         model=type(evidence.original).__name__,
         inputs=evidence.inputs,
         cost=evidence.cost.name,
@@ -145,13 +145,16 @@ def _measured_gain(cost_model: Cost, before: Price, after: Price) -> Gain | None
     return Gain(before.value, after.value) if isinstance(cost_model, TimedCost) else None
 
 
-def _control_flow(record: Record) -> tuple[ControlFlow, ...]:
-    """Where the user's own code may branch, in the order of the calls, once each."""
-    calls = [call for call in record.calls if has_user_code(call.module)]
+def _decision_lines(record: Record) -> tuple[DecisionLine, ...]:
+    """The decisions of a run, in order, once each."""
     lines = (
-        ControlFlow(call.path or "the model itself", cause)
-        for call in calls
-        for cause in _CAUSES
-        if cause in call.control_flow
+        DecisionLine(
+            decision.call.path if decision.call is not None and decision.call.path else "the model itself",
+            f"{PurePath(decision.file).name}:{decision.line}",
+            described(decision.expression),
+            repr(decision.value),
+            decision.settled,
+        )
+        for decision in record.decisions
     )
     return tuple(dict.fromkeys(lines))

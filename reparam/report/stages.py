@@ -35,8 +35,8 @@ def _record_stage(record: Record) -> Stage:
         f"{len(operations)} operations in {len(record.calls)} module calls; {constants} of them are computed from "
         "parameters and buffers alone"
     )
-    causes = ((call.path or "the model itself", cause) for call in record.calls for cause in sorted(call.control_flow))
-    return Stage("record", summary, tuple(dict.fromkeys(f"{path} {cause}" for path, cause in causes)))
+    lines = (f"{decision}: {decision.settled or 'not settled'}" for decision in record.decisions)
+    return Stage("record", summary, tuple(dict.fromkeys(lines)))
 
 
 def _values_stage(record: Record, plan: Plan) -> Stage:

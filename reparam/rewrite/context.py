@@ -13,10 +13,9 @@ from reparam.capture.graph import Call, Node, Record, calls_around, has_user_cod
 from reparam.errors import Refusal
 from reparam.plan.shapes import Extents
 from reparam.plan.strides import layout_sensitive
-from reparam.rewrite.proofs import Proofs
+from reparam.rewrite.proofs import Proofs, readers_elsewhere
 from reparam.rewrite.refused import RefusalAt
 from reparam.rewrite.reshapes import require_proven_sizes
-from reparam.rewrite.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ class Context:
     @cached_property
     def readers(self) -> Mapping[int, list[Node]]:
         """The operations that read each tensor of the model, by the tensor's id."""
-        return self.record.readers()
+        return readers_elsewhere(self.record, self.proofs)
 
     @cached_property
     def layout_sensitive(self) -> Set[Node]:
@@ -106,24 +105,9 @@ class Context:
     def require_proven_sizes(self, node: Node, extents: Extents) -> None:
         """Raise RefusalAt unless code gives a reshape the sizes that `extents` requires, for every input."""
         try:
-            require_proven_sizes(node, self._calling_code(node), extents)
+            require_proven_sizes(node, extents)
         except Refusal as refusal:
             raise RefusalAt(node, refusal.reason, refusal.remedy) from None
-
-    def _calling_code(self, node: Node) -> Trace | None:
-        """The trace of the code that runs an operation; it shows where the sizes come from. Raises Refusal.
-
-        None where the code depends on no number: the sizes that it gives are then the same for every input.
-        """
-        call = node.call
-        if call is None or not has_user_code(call.module):
-            return None
-        try:
-            return self.proofs.trace(call, frozenset({call.module}))
-        except Refusal:
-            if self.proofs.looks(call):
-                raise
-            return None
 
 
 def only_read_by(nodes: Collection[Node], module: nn.Module, readers: Mapping[int, list[Node]]) -> bool:

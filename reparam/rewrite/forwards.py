@@ -16,7 +16,6 @@ from reparam.errors import Refusal
 from reparam.plan.strides import CHANGES_LAYOUT
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Piece, Rewrite, Swap
-from reparam.rewrite.proofs import contains
 from reparam.rewrite.refused import SIZE_READ, RefusalAt, Refused
 from reparam.rewrite.trace import Trace
 from reparam.rewrite.users import is_passed_unread, returned_nodes, size_is_used, unordered_reader
@@ -76,7 +75,7 @@ def _opened_modules(piece: Piece, place: Call, context: Context) -> Set[nn.Modul
                 opened.add(call.module)
     # A module that only hands on a tensor of the piece (a drop path) has to prove that it always does.
     for call in context.passing_calls({*piece.nodes[:-1], piece.base}, place):
-        if context.proofs.looks(call) or not any(True for _ in call.nodes()):
+        if not context.proofs.alike(call.module):
             opened |= {outer.module for outer in call.stack(place) if has_user_code(outer.module)}
     return opened
 
@@ -105,25 +104,12 @@ def _rewrite_call(place: Call, opened: Set[nn.Module], pieces: Sequence[Piece], 
         raise Refusal(f"{context.path(pinned[0])} is pinned by a hook or `keep=`", "without it this would fold")
     if not has_user_code(place.module) and context.read_elsewhere(place.module):
         raise Refusal(f"other code reads the parameters of {place.path}", "code that reads its own would fold")
-    trace = _forward_trace(place, frozenset(opened), context)
+    trace = context.proofs.trace(place, frozenset(opened))
     replaced = {node for piece in pieces for node in piece.nodes}
     returned = returned_nodes(trace)
     for piece in pieces:
         _require_unneeded(trace, piece, replaced, returned, context)
     return Rewrite(trace, pieces)
-
-
-def _forward_trace(place: Call, opened: frozenset[nn.Module], context: Context) -> Trace:
-    """The trace that becomes the forward: for every input, or with a check of the containers among its arguments."""
-    try:
-        return context.proofs.trace(place, opened)
-    except Refusal as refusal:
-        if not contains(place):
-            raise
-        try:
-            return context.proofs.shaped(place, opened)
-        except Refusal:
-            raise refusal from None
 
 
 def _require_unneeded(

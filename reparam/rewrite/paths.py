@@ -1,50 +1,97 @@
-"""The proof that code leads through a fold for every input: its operations run one after another, with none between.
+"""The proof that code leads through a fold in every run: its operations read one another, and nothing else reads them.
 
-Code whose control flow depends on no number always does. All other code has to be proven, by its trace or by a rewrite.
+Code that did the same in all witnesses does. Other code has to lead through the modules of the fold in the same way
+wherever it calls them: the modules can be exchanged then, whatever it does beside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from reparam.capture.graph import Call, calls_around, common_call, has_user_code
+from reparam.capture.graph import Call, Node, Record, common_call
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
 from reparam.rewrite.context import Context
-from reparam.rewrite.edits import Rewrite
-from reparam.rewrite.proofs import contains
 from reparam.rewrite.refused import OUTSIDE
+from reparam.rewrite.trace import unproven
 
 
-def require_proven_path(fold: Fold, rewrites: Collection[Rewrite], context: Context) -> None:
-    """Raise Refusal unless code leads through the fold for every input, or is written anew from a trace that does."""
-    around, unproven = _unproven_code(fold, context)
-    traces = (rewrite.trace for rewrite in rewrites)
-    if unproven and not any(trace.call is around and unproven <= {*trace.opened} for trace in traces):
-        context.proofs.require(around, unproven)
-
-
-def needs_argument_check(fold: Fold, context: Context) -> bool:
-    """Whether code leads through the fold only for containers of a certain length, which a new forward can check."""
-    around, unproven = _unproven_code(fold, context)
-    if not unproven or not contains(around) or context.proofs.holds(around, unproven):
-        return False
-    try:
-        context.proofs.shaped(around, unproven | {around.module})
-    except Refusal:
-        return False
-    return True
-
-
-def _unproven_code(fold: Fold, context: Context) -> tuple[Call, frozenset[nn.Module]]:
-    """The call around a fold, and the modules inside whose code leads through it and may take other ways."""
+def require_proven_path(fold: Fold, context: Context) -> None:
+    """Raise Refusal unless code leads through the fold in every witness, or does not call its modules at all."""
     around = common_call(fold.path)
     if around is None:
         raise Refusal(OUTSIDE)
-    calls = {call for node in fold.path for call in calls_around(node, around) if has_user_code(call.module)}
-    for passing in context.passing_calls({*fold.path} - {fold.sink}, around):
-        calls.update(outer for outer in passing.stack(around) if has_user_code(outer.module))
-    unproven = {outer for call in calls if context.proofs.looks(call) for outer in call.stack() if outer in calls}
-    return around, frozenset(call.module for call in unproven)
+    if context.proofs.alike(around.module):
+        return
+    for witness in context.proofs.unlike:
+        for call in witness.calls:
+            if call.module is around.module and not context.proofs.same(call, around):
+                _Comparison(around, call, witness, context).require(fold)
+
+
+class _Comparison:
+    """A recorded call and one of the same module in a witness, which did something else."""
+
+    def __init__(self, call: Call, other: Call, witness: Record, context: Context) -> None:
+        self.call, self.other, self.witness, self.context = call, other, witness, context
+        self.inner, self.other_inner = _calls_inside(call), _calls_inside(other)
+
+    def require(self, fold: Fold) -> None:
+        """Raise Refusal unless the witness runs all operations of the fold in the same way, or none of them."""
+        images = {node: self._image(node) for node in fold.path}
+        if all(image is None for image in images.values()):
+            return
+        outputs = set(self.witness.outputs)
+        for node, image in [*images.items()]:
+            if image is None or len(image.operands) != len(node.operands):
+                raise self._other()
+            for operand, other in zip(node.operands, image.operands, strict=True):
+                if images.setdefault(operand, other) is not other:
+                    raise self._other()
+            if node in self.context.gone and (image in outputs or not all(map(self._is_removed, image.readers))):
+                raise self._other()
+
+    def _image(self, node: Node) -> Node | None:
+        """The operation that is this one in the other call; None where its module is not called there."""
+        if node.call is self.call or node.call is None:
+            raise self._other()
+        calls, others = self.inner[node.call.module], self.other_inner[node.call.module]
+        if not others:
+            return None
+        if len(calls) != len(others):
+            raise self._other()
+        return self._counterpart(node, calls, others)
+
+    def _counterpart(self, node: Node, calls: Sequence[Call], others: Sequence[Call]) -> Node:
+        index = next(i for i, call in enumerate(calls) if call is node.call)
+        if not self.context.proofs.same(calls[index], others[index]):
+            raise self._other()
+        place = next(i for i, event in enumerate(calls[index].events) if event is node)
+        counterpart = others[index].events[place]
+        assert isinstance(counterpart, Node)
+        return counterpart
+
+    def _is_removed(self, reader: Node) -> bool:
+        """Whether an operation of the witness is one that the plan takes away."""
+        if reader.call is None or not any(call is reader.call for call in self.other_inner[reader.call.module]):
+            return False
+        calls, others = self.inner[reader.call.module], self.other_inner[reader.call.module]
+        return len(calls) == len(others) and self._counterpart(reader, others, calls) in self.context.removed
+
+    def _other(self) -> Refusal:
+        return unproven(self.call, self.context.proofs.difference(self.call))
+
+
+def _calls_inside(call: Call) -> Mapping[nn.Module, list[Call]]:
+    """The calls inside a call, by module, in order."""
+    calls: dict[nn.Module, list[Call]] = defaultdict(list)
+    pending: list[Call] = [call]
+    while pending:
+        inner = [event for event in pending.pop().events if isinstance(event, Call)]
+        for each in inner:
+            calls[each.module].append(each)
+        pending += reversed(inner)
+    return calls

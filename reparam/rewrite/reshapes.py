@@ -1,39 +1,33 @@
 """The proof that code gives a reshape sizes that are right for every input.
 
-A record holds the sizes of one run. A trace shows where they come from: sizes of tensors, multiplied and divided. They
-are expressed in the lengths that depend on the input, and compared with what the fold requires of the reshape. Numbers
-written in the code are the same for every input; the batch and the pixels are not.
+A record holds the sizes of one run, and the expressions that they come from: sizes of tensors, multiplied and divided.
+They are expressed in the lengths that depend on the input, and compared with what the fold requires of the reshape.
+Numbers written in the code are the same for every input; the batch and the pixels are not.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from torch import fx
-
 from reparam.algebra.index_map import Length
 from reparam.capture.graph import Node, has_user_code
-from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, SHAPE_PRESERVING, SHAPED_AS, facts, op_name
+from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, SHAPE_PRESERVING, facts
+from reparam.capture.symbolic import SIZE, Symbolic
 from reparam.errors import Refusal
 from reparam.plan.shapes import Extents, IntactChannels, Lengths, same_size_input, same_size_origin
-from reparam.rewrite.trace import Trace
 from reparam.rules import RULES
 
 _INFERRED = Length.constant(-1)  # torch infers this size from the others
 _ONE = Length.constant(1)
 
 
-def require_proven_sizes(node: Node, trace: Trace | None, extents: Extents) -> None:
-    """Raise Refusal unless the sizes that a node is given are as required, for every input.
-
-    trace: of the code that runs the node; None where that code gives it numbers that depend on no input.
-    """
+def require_proven_sizes(node: Node, extents: Extents) -> None:
+    """Raise Refusal unless the sizes that a node is given are as required, for every input."""
     required = extents.required[node]
-    given = _given_sizes(node, trace, extents.lengths)
+    given = _given_sizes(node, extents.lengths)
     if node.op == "unflatten" and isinstance(required, tuple):
         dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         dim %= len(node.operands[0].shape)
@@ -48,20 +42,17 @@ def require_proven_sizes(node: Node, trace: Trace | None, extents: Extents) -> N
         )
 
 
-def _given_sizes(node: Node, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> Sequence[Length | None] | None:
+def _given_sizes(node: Node, lengths: Mapping[Node, Lengths]) -> Sequence[Length | None] | None:
     """The sizes that a node is given; None where they are unknown."""
-    code = _SizeExpressions(trace, lengths)
+    code = _SizeExpressions(lengths)
+    _, args, kwargs = node.spelled
     try:
-        step = None if trace is None else trace.at[node]
-        args, kwargs = (node.args, node.kwargs) if step is None else (step.args, step.kwargs)
-        if step is not None and op_name(step.target) in SHAPED_AS:
-            return code.shape(args[1])
         arguments = RULES[node.op].signature.bind(*args, **kwargs).arguments
         sizes = code.sizes(next(arguments[name] for name in ("sizes", "shape", "output_size") if name in arguments))
         if sizes and "output_size" in arguments and len(sizes) == 1:
             return [*sizes] * (len(node.shape) - 2)
         return sizes
-    except (KeyError, TypeError):
+    except (StopIteration, TypeError):
         return None
 
 
@@ -104,10 +95,9 @@ def _product(sizes: Sequence[Length | None]) -> Length | None:
 
 
 class _SizeExpressions:
-    """The steps of a trace that compute sizes, as lengths. `lengths`: of the tensors of a fold, its base first."""
+    """Sizes that code has computed, as lengths. `lengths`: of the tensors of a fold, its base first."""
 
-    def __init__(self, trace: Trace | None, lengths: Mapping[Node, Lengths]) -> None:
-        self.trace = trace
+    def __init__(self, lengths: Mapping[Node, Lengths]) -> None:
         self.lengths = {same_size_origin(node): node_lengths for node, node_lengths in lengths.items()}
         self.base = next(iter(lengths))
         self.base_batch: Node | None = None  # until it is known: batch_origin may ask for sizes
@@ -116,14 +106,10 @@ class _SizeExpressions:
     def sizes(self, given: Any) -> Sequence[Length | None] | None:
         """A shape, given as several sizes or as one sequence of them."""
         first = given[0] if isinstance(given, (tuple, list)) and len(given) == 1 else given
-        value = self.value(first)
-        return value if isinstance(value, tuple) else None if value is None else (value,)
+        return tuple(map(self.value, first)) if isinstance(first, (tuple, list)) else (self.value(first),)
 
-    def shape(self, step: Any) -> Lengths | None:
-        """The shape of the tensor that a step computes; None where it computes none that was recorded."""
-        node = self.trace.tree.get(step) if self.trace is not None and isinstance(step, fx.Node) else None
-        if not isinstance(node, Node):
-            return None
+    def shape(self, node: Node) -> Lengths:
+        """The lengths of a tensor."""
         if same_size_origin(node) in self.lengths:
             return self.lengths[same_size_origin(node)]
         lengths = _lengths_outside(node)
@@ -138,8 +124,7 @@ class _SizeExpressions:
 
     def _same_batch_input(self, node: Node) -> Node | None:
         if node.op in ("view", "reshape"):
-            step = self.trace.at.get(node) if self.trace is not None else None
-            sizes = None if step is None or len(step.args) < 2 else self.sizes(step.args[1:])
+            sizes = self.sizes(node.spelled[1][1:])
             return self._tensor_of_batch(sizes[0]) if sizes else None
         keeps = node.op in SHAPE_PRESERVING or _batched_rank(node.op) == len(node.shape) or _keeps_first_dimension(node)
         return node.operands[0] if keeps and len(node.operands) == 1 else None
@@ -153,47 +138,24 @@ class _SizeExpressions:
             return self.base
         return symbol[0] if isinstance(symbol, tuple) and symbol[1] == 0 else None
 
-    def value(self, item: Any) -> Any:
-        """A Length, a tuple of them, or None for anything else."""
-        if isinstance(item, (tuple, list)):
-            return tuple(map(self.value, item))
-        if isinstance(item, int) and not isinstance(item, bool):
-            return Length.constant(item)
-        if not isinstance(item, fx.Node):
+    def value(self, size: Any) -> Length | None:
+        """The length that a size is; None where it is none."""
+        if isinstance(size, Symbolic):
+            return self._length(size.expression)
+        return Length.constant(size) if type(size) is int else None
+
+    def _length(self, expression: Any) -> Length | None:
+        if not isinstance(expression, tuple):
+            return Length.constant(expression) if type(expression) is int else None
+        name, *parts = expression
+        if name == SIZE:
+            return self.shape(parts[0])[parts[1]]
+        if name not in ("mul", "floordiv"):
             return None
-        if item.op == "call_method" and item.target == "size":
-            shape = self.shape(item.args[0])
-            dim = item.kwargs.get("dim", item.args[1] if len(item.args) > 1 else None)
-            return shape if dim is None else _item(shape, dim)
-        if item.target is getattr and item.args[1] == "shape":
-            return self.shape(item.args[0])
-        if item.target is len:
-            return _item(self.shape(item.args[0]), 0)
-        if item.op == "call_function" and len(item.args) == 2:
-            return self._result(item)
-        return None
-
-    def _result(self, step: fx.Node) -> Any:
-        """The value of an operator of two arguments."""
-        if step.target is operator.getitem:
-            return _item(self.value(step.args[0]), step.args[1])
-        a, b = map(self.value, step.args)
-        if isinstance(a, tuple) and isinstance(b, tuple) and step.target is operator.add:
-            return (*a, *b)
-        if isinstance(a, Length) and isinstance(b, Length):
-            if step.target is operator.mul:
-                return a * b
-            if step.target is operator.floordiv:
-                return a // b
-        return None
-
-
-def _item(values: Any, index: Any) -> Any:
-    if not isinstance(values, tuple) or not isinstance(index, (int, slice)):
-        return None
-    if isinstance(index, slice) and any(isinstance(part, fx.Node) for part in (index.start, index.stop, index.step)):
-        return None
-    return values[index]
+        a, b = map(self._length, parts)
+        if a is None or b is None:
+            return None
+        return a * b if name == "mul" else a // b
 
 
 def _batched_rank(name: str) -> int | None:

@@ -19,7 +19,7 @@ from reparam.plan.horizontal import fused
 from reparam.plan.plan import Constraints, Plan, plan
 from reparam.rewrite.edits import Edits
 from reparam.rewrite.lowering import lower
-from reparam.rewrite.proofs import Proofs
+from reparam.rewrite.proofs import Proofs, undecided
 
 NO_FUSION_PAYS = "no fusion of convolutions pays"
 FUSED = "the plan with fused convolutions can be written back"
@@ -56,7 +56,7 @@ def settle(
     pinned: modules that keep their place and identity. fixed_size: nodes whose recorded sizes are the only ones.
     only: at most so many of the choices, the first ones, if given.
     """
-    rounds = _Rounds(record, Proofs(record), cost_model, pinned, fixed_size, only)
+    rounds = _Rounds(record, Proofs(record), cost_model, pinned, fixed_size, only, undecided(record))
     while not rounds.why:
         rounds.next()
     return rounds.settled()

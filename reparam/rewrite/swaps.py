@@ -13,8 +13,8 @@ from reparam.errors import Refusal
 from reparam.rewrite.chains import READ_ELSEWHERE, Part
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Piece, Swap
-from reparam.rewrite.paths import needs_argument_check
 from reparam.rewrite.refused import OUTSIDE
+from reparam.rewrite.trace import takes_size
 
 
 class SwapStage:
@@ -33,7 +33,7 @@ class SwapStage:
     def _chain_edit(self, group: Sequence[Part]) -> tuple[list[Swap], list[Piece]] | None:
         """An edit for each operation where it stands; None where they cannot be edited one by one."""
         part = group[0]
-        if not part.chain or not part.keeps_read_sizes() or needs_argument_check(part.planned, self._context):
+        if not part.chain or not part.keeps_read_sizes():
             return None
         swaps: list[Swap] = []
         pieces: list[Piece] = []
@@ -82,8 +82,9 @@ class SwapStage:
             return False
         if not has_user_code(call.module):
             return True
-        trace = self._context.proofs.trace(call, frozenset({call.module}))
-        return not any(trace.sized(node) for node in nodes if node not in part.planned.reshapes)
+        if call.changes or not self._context.proofs.alike(call.module):
+            return False
+        return not any(takes_size(node) for node in nodes if node not in part.planned.reshapes)
 
     def _has_one_outcome(self, call: Call) -> bool:
         """Whether every call of the module becomes the same."""

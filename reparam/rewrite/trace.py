@@ -1,388 +1,367 @@
-"""The proof that code may be rewritten: its symbolic trace, matched with what the record saw.
+"""The code of a call as a graph, built from the record: what it becomes when its forward is written anew.
 
-A record is true for one run. A symbolic trace of one module's forward holds for every input, because a proxy has no
-size and no value that Python could decide on. Where the two show the same operations on the same tensors in the same
-order, what was concluded from the record holds for the code, and the trace is the text in which it can be edited.
-Only what is edited is traced: every inner module that is not concerned stays one call.
-
-Record and trace are matched step by step while the trace is made, so a proxy knows which recorded tensor it stands
-for. It tells its rank, and a parameter its value, as neither depends on the input; it never tells a size.
+A call whose decisions are settled is its own program. Its operations stand in the graph in their order, sizes as the
+expressions that they are. The code of *opened* inner modules is written out; every other inner call is one step.
+What the forward was handed beside tensors it checks: the program holds for calls with these flags.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
-from collections.abc import Collection, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from reparam.capture.bytecode import line_of
-from reparam.capture.graph import CAUGHT, GRADIENTS, LENT, MISSING, SET, SETS, Call, Node, nodes_in, tuple_item
+from reparam.capture.graph import Call, Node, nodes_in, tuple_item
 from reparam.capture.norms import affine_part
-from reparam.capture.ops import (
-    ASKING_METHODS,
-    CHECKS,
-    CONVOLUTIONS,
-    INPLACE_OPERATORS,
-    SHAPED_AS,
-    TENSOR_ATTRIBUTES,
-    op_name,
-)
-from reparam.capture.snapshot import AttributeSnapshot
-from reparam.capture.tree import leaves
-from reparam.errors import Refusal, first_line
-from reparam.rewrite.proxy import NOTHING, Missing, StepProxy, StepTracer, in_place
-from reparam.rewrite.signature import arguments, unproven
-from reparam.rewrite.size_functions import Scope, symbolic
-from reparam.rewrite.trace_cache import Watch, contents
+from reparam.capture.ops import CONVOLUTIONS
+from reparam.capture.symbolic import FUNCTIONS, ITEM, SIZE, Decision, Shape, Symbolic
+from reparam.errors import Refusal
 
-_WRITES = ("setitem", *INPLACE_OPERATORS)  # by Python's own operators
-_BRANCHES = 6  # in one forward: they are as many doublings
+_LITERALS = (type(None), bool, int, float, str)
+_ASKED = (torch.dtype, torch.device)
+_ARGUMENTS = (
+    *_LITERALS, *_ASKED, torch.memory_format, torch.layout, torch.Size, type(...), complex, bytes,
+)  # fmt: skip
+
+
+def unproven(call: Call, what: str, remedy: str = "") -> Refusal:
+    """The refusal to rewrite a forward, for the reason `what`."""
+    where = f"{call.path or 'the model itself'} ({type(call.module).__name__})"
+    return Refusal(f"the forward of {where} cannot be rewritten: {what}", remedy)
 
 
 class Trace:
-    """The traced forward of one call; `tree[n]` is what fx node n was in the record, `at[node]` the way back.
+    """The graph of one call. `tree[n]` is what fx node n was in the record, `at[node]` the way back.
 
-    literals: tensors written out in the code, under the names of attributes that the graph reads them from.
+    tree: a node, a container of nodes, or None for what is computed from constants alone. Steps that compute sizes, and
+        checks, are not in it.
+    inner: the steps that call modules. literals: tensors that no module registers, under the names of attributes that
+        the graph reads them from.
 
-    settled: what the forward is handed besides tensors is always the same; it is traced with that, and checks it.
-    shaped: so it is traced with as many tensors as there were in lists, tuples and dicts, and checks that.
-    exchanged: where other functions stand in for `int`, `len` or `float`; more are added as the trace needs them.
-    twin: the trace of a call of another module that holds the same (see `twins`): its graph is taken, not made anew.
-    ways: where branches on sizes lead, one by one; longer if there are more. Without, no branch is followed.
-
-    Raises Refusal where the forward cannot be traced or is not what ran.
+    Raises Refusal where the call is no program of its own.
     """
 
     def __init__(
-        self,
-        call: Call,
-        opened: Collection[nn.Module],
-        *,
-        settled: bool = False,
-        shaped: bool = False,
-        ways: list[bool] | None = None,
-        exchanged: frozenset[Scope] = frozenset(),
-        twin: Trace | None = None,
+        self, call: Call, opened: Collection[nn.Module], decisions: Mapping[Call | None, Sequence[Decision]]
     ) -> None:
-        self.settled, self.shaped = settled, shaped
-        self.ways, self._turns = ways, 0
-        self.call = call
-        self.module = call.module
-        self.opened = opened
-        self.given = arguments(call)
+        self.call, self.module, self.opened = call, call.module, opened
+        self.decisions = decisions
+        self.graph = fx.Graph()
         self.tree: dict[fx.Node, Any] = {}
         self.at: dict[Node, fx.Node] = {}
         self.inner: dict[fx.Node, Call] = {}
-        self.lengths: dict[fx.Node, int] = {}
-        self.literals: dict[str, torch.Tensor] = {}
-        self.exchanged = exchanged
-        self._entries = list(entries(call, opened))
-        self._left: Iterator[Node | Call] = iter(())
-        self.watch = Watch()
-        self.graph = self._followed() if twin is None else self._repeated(twin)
-
-    def _followed(self) -> fx.Graph:
-        while True:
-            for each in (self.tree, self.at, self.inner, self.lengths, self.literals):
-                each.clear()
-            self._turns = 0
-            self._left = iter(self._entries)
-            try:
-                return _traced(self)
-            except Missing as found:
-                self.exchanged |= found.scopes
-
-    def _repeated(self, twin: Trace) -> fx.Graph:
-        """The steps of a twin, matched with what was recorded here; proxies would have told the code the same of it."""
-        graph, steps = fx.Graph(), dict[fx.Node, fx.Node]()
-        self._left = iter(self._entries)
-        for step in twin.graph.nodes:
-            steps[step] = graph.node_copy(step, steps.__getitem__)
-            self.match(steps[step])
-            if self._told(steps[step]) != twin._told(step):
-                raise self._other("depends on the number of dimensions")
-        return graph
-
-    def _told(self, node: fx.Node) -> tuple[int | None, int | None, bool]:
-        return self.rank(node), self.lengths.get(node), bool(node.all_input_nodes) and self.overwrites(node)
-
-    @cached_property
-    def contents(self) -> Any:
-        return contents(self.module, self.opened)
-
-    def turn(self) -> bool | None:
-        """Where the next branch leads; None where it is not followed."""
-        if self.ways is None or self._turns == _BRANCHES:
-            return None
-        self.ways += [True] if self._turns == len(self.ways) else []
-        self._turns += 1
-        return self.ways[self._turns - 1]
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether it computes with weights alone, and an argument was None: code may ask for that unseen."""
-        computing = ("call_function", "call_method", "call_module")
-        absent = not self.settled and any(value is None for value in self.given.values())
-        return absent and any(self.tree.get(n, n) is None and n.op in computing for n in self.graph.nodes)
+        self.literals: dict[str, Tensor] = {}
+        self._steps: dict[Node, fx.Node] = {}  # the last step that computed a tensor, or handed it on
+        self._numbers: dict[Any, fx.Node] = {}
+        self._told: dict[Any, fx.Node] = {}  # dtypes and devices that the forward was handed
+        self._items: list[fx.Node] = []
+        self._names = {inner: path for path, inner in call.module.named_modules(remove_duplicate=False)}
+        self._held: dict[int, str] | None = None
+        self._parameters()
+        self._events(call)
+        self.graph.output(self._argument(call.result))
+        self._drop_unread_items()
 
     def sized(self, node: Node) -> bool:
-        """Whether the operation takes an argument that depends on the size of the input.
+        """Whether the operation takes an argument that depends on the size of the input."""
+        return takes_size(node)
 
-        The groups of a convolution do not, however they are computed: they are its channels over those of its kernel.
-        """
-        step = self.at[node]
-        groups = _groups(step) if node.op in CONVOLUTIONS else None
-        return any(argument not in self.tree for argument in step.all_input_nodes if argument is not groups)
+    # --- what goes in
 
-    def overwrites(self, node: fx.Node) -> bool:
-        """Whether a step gives its first argument a new value, and returns it (or nothing)."""
-        called = getattr(node.target, "__name__", str(node.target))
-        by_name = (called.endswith("_") and not called.endswith("__")) or called in _WRITES
-        if node.op == "call_module" or not (by_name or node.kwargs.get("inplace") is True):
-            return False
-        before, after = self.tree.get(node.all_input_nodes[0], NOTHING), self.tree.get(node)
-        if isinstance(before, Node) and isinstance(after, Node):
-            return (
-                after.inplace
-                and after.args[0] is before
-                and "out" not in after.kwargs
-                and after.storage == before.storage
-            )
-        return before is None  # computed from constants
+    def _parameters(self) -> None:
+        given = _bound(self.call)
+        steps = {}
+        for name, parameter in inspect.signature(self.module.forward).parameters.items():
+            star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            default = () if star or parameter.default is parameter.empty else (parameter.default,)
+            steps[name] = self.graph.create_node("placeholder", star + name, default, name=name)
+        for name, step in steps.items():
+            default = inspect.signature(self.module.forward).parameters[name].default
+            self._bind(step, given[name], check=True, default=default)
 
-    def rank(self, node: fx.Node) -> int | None:
-        """The number of dimensions of the tensor that a step computes, where it is one that was recorded."""
-        seen = self.tree.get(node)
-        return len(seen.shape) if isinstance(seen, Node) else None
+    def _bind(self, step: fx.Node, value: Any, *, check: bool, default: Any = None) -> None:
+        """Note that a step gives a value. `check`: that it does is checked, as far as the value is no tensor."""
+        if isinstance(value, Node):
+            self._put(step, value)
+        elif isinstance(value, Symbolic):
+            self._numbers.setdefault(value.expression, step)
+        elif isinstance(value, Mapping):
+            self._check(check, operator.eq, self._call(list, step) if check else step, list(value))
+            self._bind_items(step, value, {key: (operator.getitem, key) for key in value}, check)
+        elif isinstance(value, (tuple, list)):
+            self._check(check, operator.eq, self._call(len, step) if check else step, len(value))
+            self._bind_items(step, value, {i: (operator.getitem, i) for i in range(len(value))}, check)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: (getattr, field.name) for field in dataclasses.fields(value)}
+            self._bind_items(step, vars(value), fields, check)
+        elif isinstance(value, _ASKED):
+            self._told.setdefault(value, step)
+        elif type(value) in _LITERALS:
+            self._check(check, operator.is_ if value is None else operator.eq, step, value)
+        elif check and value is not default:
+            raise unproven(self.call, f"it is called with a {type(value).__name__}", "tensors and flags would fold")
 
-    def match(self, node: fx.Node) -> None:
-        """The next step of the trace, which has to be the next one of the record."""
-        if node.op == "placeholder":
-            self._is(node, self.given.get(str(node.target).lstrip("*")))
-        elif node.op == "get_attr":
-            self.tree[node] = None
-        elif node.op == "output":
-            if varying(map(self.tree.get, node.all_input_nodes)) != distinct(nodes_in(self.call.result)):
-                raise self._other("returns other tensors")
-            if (left := next(self._left, None)) is not None:
-                raise self._other(f"does not reach {_name(left)}")
-        else:
-            self._step(node)
+    def _bind_items(
+        self, step: fx.Node, values: Any, ways: Mapping[Any, tuple[Callable[..., Any], Any]], check: bool
+    ) -> None:
+        if any(not node.constant for node in nodes_in(values)):
+            self.tree[step] = values
+        for key, (function, index) in ways.items():
+            if nodes_in(values[key]) or isinstance(values[key], Symbolic) or (check and type(values[key]) in _LITERALS):
+                item = self._call(function, step, index)
+                self._items.append(item)
+                self._bind(item, values[key], check=check)
 
-    def _step(self, node: fx.Node) -> None:
-        inputs = node.all_input_nodes[:1] if op_name(node.target) in SHAPED_AS else node.all_input_nodes
-        length = self._length(node)
-        if length is not None:
-            self.lengths[node] = length
-        operands = varying(map(self.tree.get, inputs))
-        if not operands:
-            if not self.settled and any(map(self._absent, inputs)):
-                raise self._other(f"calls {op_name(node.target)} on an argument that was None")
-            if all(argument in self.tree for argument in inputs):
-                self.tree[node] = None  # computed from constants alone
+    def _put(self, step: fx.Node, node: Node) -> None:
+        self._steps[node] = step
+        self.tree[step] = None if node.constant else node
+        if not node.constant:
+            self.at.setdefault(node, step)
+
+    def _check(self, wanted: bool, function: Callable[..., Any], *args: Any) -> None:
+        if wanted:
+            path = self.call.path or "the model"
+            message = f"{path} was converted for calls with other arguments than these"
+            self._call(torch._assert, self._call(function, *args), message)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        return self.graph.call_function(function, args)
+
+    # --- what the code does
+
+    def _events(self, call: Call) -> None:
+        decisions = list(self.decisions.get(call, ()))
+        for place, event in enumerate([*call.events, None]):
+            while decisions and decisions[0].place <= place:
+                self._require(decisions.pop(0))
+            if isinstance(event, Call):
+                if event.module in self.opened:
+                    self._events(event)
+                else:
+                    self._inner_call(event)
+            elif event is not None and event.function is not affine_part:
+                self._operation(event)
+
+    def _require(self, decision: Decision) -> None:
+        """Check a decision that no input has been seen to take otherwise."""
+        if not decision.checked:
             return
-        source = self.tree.get(inputs[0])
-        if isinstance(node.target, type) and node.target is not list:  # a dataclass or named tuple of tensors
-            self.tree[node] = list(map(self.tree.get, inputs))
-        elif node.target is operator.getitem and not isinstance(source, Node):
-            self._is(node, source[node.args[1]])  # type: ignore[index]
-        elif node.target is getattr and not isinstance(source, Node):
-            self._is(node, getattr(source, str(node.args[1]), None))
-        elif not self._looks(node):
-            self._consume(node, operands, next(self._left, None))
-
-    def _absent(self, node: fx.Node) -> bool:
-        """Whether it is an argument that was None: a proxy is none, whatever the code asks."""
-        return node.op == "placeholder" and self.given.get(str(node.target).lstrip("*"), NOTHING) is None
-
-    def _length(self, node: fx.Node) -> int | None:
-        """The number of entries of a step that is the shape of a tensor, or a part of one."""
-        if len(node.args) == 1 and node.op == "call_method" and node.target == "size":
-            return self.rank(node.args[0])  # type: ignore[arg-type]
-        if node.target is getattr and node.args[1] == "shape":
-            return self.rank(node.args[0])  # type: ignore[arg-type]
-        if node.target is operator.getitem and isinstance(node.args[1], slice):
-            whole = self.lengths.get(node.all_input_nodes[0])
-            return None if whole is None else len(range(whole)[node.args[1]])
-        return None
-
-    def _looks(self, node: fx.Node) -> bool:
-        """Whether it asks something about a tensor (a size, a dtype) instead of computing one."""
-        name = op_name(node.target)
-        if node.op == "call_function" and node.target is getattr:
-            return node.args[1] not in TENSOR_ATTRIBUTES
-        return name in CHECKS or node.target in (len, list) or (node.op == "call_method" and name in ASKING_METHODS)
-
-    def _consume(self, node: fx.Node, operands: list[Node], seen: Node | Call | None) -> None:
-        if isinstance(seen, Call):
-            same = node.op == "call_module" and self.module.get_submodule(str(node.target)) is seen.module
-            given, result = distinct(nodes_in((seen.args, seen.kwargs))), seen.result
-            given = [operand for operand in given if not operand.constant]
-            self.inner[node] = seen
-        elif seen is not None:
-            name = node.args[1] if node.target is getattr else op_name(node.target)
-            recorded = seen.op
-            same = node.op != "call_module" and (recorded in (name, f"r{name}") or name in SHAPED_AS)
-            given, result = distinct(seen.operands), parts(seen)
-            if any(argument not in self.tree for argument in node.all_input_nodes):
-                given = [operand for operand in given if not foreign(operand)]
-        else:
-            raise self._other(f"goes on with {node.format_node()}")
-        if not same or given != operands:
-            raise self._other(f"calls {op_name(node.target)} where {_name(seen)} ran")
-        if other := _literals((node.args, node.kwargs)) - _literals((seen.args, seen.kwargs)):
-            raise self._other(f"hands {_name(seen)} {min(other)}, which it was not handed")
-        self._is(node, result)
-        if isinstance(seen, Node):
-            self.at[seen] = node
-
-    def _is(self, node: fx.Node, tree: Any) -> None:
-        if not varying([tree]):
+        before = list(self.graph.nodes)[-1]
+        try:
+            condition = self._number(decision.expression)
+        except Refusal:  # of a size that this code was not handed
+            while (last := list(self.graph.nodes)[-1]) is not before:
+                self.graph.erase_node(last)
             return
-        self.tree[node] = tree
-        if isinstance(tree, Node):
-            self.at.setdefault(tree, node)
+        if isinstance(condition, fx.Node):
+            holds = condition if decision.value else self._call(operator.not_, condition)
+            path = decision.call.path if decision.call is not None else ""
+            self._call(torch._assert, holds, f"{path or 'the model'} was converted for inputs of other sizes than this")
 
-    def _other(self, what: str) -> Refusal:
-        return unproven(self.call, f"traced for every input it {what}")
-
-
-def _groups(step: fx.Node) -> Any:
-    """The last argument of a functional convolution."""
-    return step.kwargs.get("groups", step.args[6] if len(step.args) > 6 else None)
-
-
-def _literals(tree: Any) -> set[float]:
-    """The numbers among arguments."""
-    found = set[float]()
-    fx.node.map_aggregate(tree, lambda leaf: found.add(leaf) if isinstance(leaf, (int, float)) else None)
-    return found
-
-
-def _name(seen: Node | Call) -> str:
-    return f"{seen.path} ({type(seen.module).__name__})" if isinstance(seen, Call) else seen.name
-
-
-for _operator in (f"__{name}__" for name in INPLACE_OPERATORS):
-    setattr(StepProxy, _operator, in_place(_operator, getattr(operator, _operator)))
-
-
-def _traced(steps: Trace) -> fx.Graph:
-    """The graph of the module's forward. What tracing leaves behind in the modules' attributes is undone."""
-    module, opened = steps.module, steps.opened
-    before = [AttributeSnapshot(each) for each in {module: None, **dict.fromkeys(opened)}]
-    tracer = StepTracer(steps)
-    try:
-        with torch.no_grad(), symbolic([module, *opened], steps.exchanged), steps.watch:
-            graph = tracer.trace(module)
-        if tracer.missing:  # code has gone on without
-            raise Missing(tracer.missing)
-        if tracer.caught:
-            raise steps._other(CAUGHT)
-        _in_order(module, graph)
-        if any(not _same_items(now, then) for now, then in tracer.containers):
-            raise steps._other("changes a list or dict that it was handed")
-        for held in before:
-            _require_nothing_kept(steps, held)
-        return graph
-    except Exception as error:  # a user's forward may raise anything on a proxy
-        if tracer.missing:
-            raise Missing(tracer.missing) from None
-        if isinstance(error, Refusal):
-            raise
-        line = line_of(module, opened, error)
-        raise Refusal(
-            f"the forward of {type(module).__name__} cannot be rewritten: tracing it for every input stops {line}"
-            f"({type(error).__name__}: {first_line(error)})",
-            "a forward without branches on sizes or values would fold",
-        ) from None
-    finally:
-        for held in before:
-            held.restore()
-
-
-def _in_order(module: nn.Module, graph: fx.Graph) -> None:
-    """Put `*args` where it stands: fx prints it behind the arguments that go by keyword alone."""
-    kinds = {name: each.kind for name, each in inspect.signature(module.forward).parameters.items()}
-    given = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-    by_keyword = next((node for name, node in given.items() if kinds.get(name) is inspect.Parameter.KEYWORD_ONLY), None)
-    rest = next((node for name, node in given.items() if name.startswith("*") and name[1] != "*"), None)
-    if by_keyword is not None and rest is not None:
-        by_keyword.prepend(rest)
-
-
-def _same_items(now: Any, then: Any) -> bool:
-    if isinstance(now, dict):
-        now, then = ([*each, *each.values()] for each in (now, then))
-    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
-
-
-def _require_nothing_kept(steps: Trace, before: AttributeSnapshot) -> None:
-    """Refuse a forward that keeps on its module what it computes from the input: the trace does not show that."""
-    for name, value in before.stored_since():
-        if name.startswith("_tensor_constant") and before.module is steps.module and name not in before.values:
-            steps.literals[name] = value
+    def _inner_call(self, call: Call) -> None:
+        if call.module not in self._names:
+            raise unproven(self.call, f"it calls {call.path or type(call.module).__name__}, which is not inside it")
+        args, kwargs = self._argument(call.args), self._argument(call.kwargs)
+        step = self.graph.create_node("call_module", self._names[call.module], args, kwargs)
+        if any(not node.constant for node in nodes_in((call.args, call.kwargs, call.result))):
+            self.inner[step] = call
         else:
-            kept = [leaf.node for _, leaf in leaves(value) if isinstance(leaf, fx.Proxy)]
-            if any(node not in steps.tree or steps.tree[node] is not None for node in kept):
-                raise steps._other(f"keeps a tensor on its module (self.{name})")
+            self.tree[step] = None
+        self._bind(step, call.result, check=False)
+
+    def _operation(self, node: Node) -> None:
+        if node.function is None:
+            if node.inputs and node.inputs[0] in self._steps:  # the same tensor, overwritten through another one
+                self._steps[node] = self._steps[node.inputs[0]]
+            return
+        if node.function is tuple_item:
+            step = self._call(operator.getitem, self._step(node.args[0]), node.args[1])
+            self._items.append(step)
+            self._put(step, node)
+            return
+        function, args, kwargs = node.spelled
+        kind, target, args = _spelled(function, self._argument(args))
+        step = self.graph.create_node(kind, target, args, self._argument(kwargs))
+        if node.passthrough:
+            operand = node.operands[0] if node.operands else node.inputs[0]
+            self._put(step, operand)
+            self.at.setdefault(node, step)
+        elif node.dtype is not None:
+            self._put(step, node.affine_part or node)
+            if not node.constant:
+                self.at[node] = step
+        elif any(reader.function is tuple_item for reader in node.readers):
+            self._steps[node] = step
+            self.tree[step] = None if node.constant else parts(node)
+            if not node.constant:
+                self.at[node] = step
+        else:
+            self._numbers[ITEM, node.inputs[0]] = step
+            self.at.setdefault(node, step)
+
+    def _drop_unread_items(self) -> None:
+        for step in reversed(self._items):
+            if not step.users:
+                node = self.tree.pop(step, None)
+                if isinstance(node, Node) and self.at.get(node) is step:
+                    del self.at[node]
+                self.graph.erase_node(step)
+
+    # --- arguments
+
+    def _argument(self, value: Any) -> Any:
+        """An argument with steps in the place of nodes and of numbers that depend on the input."""
+        kind = type(value)
+        if isinstance(value, Node):
+            return self._step(value)
+        if issubclass(kind, Symbolic):
+            return self._number(value.expression)
+        if isinstance(value, Mapping):
+            return self._made(kind, {key: self._argument(item) for key, item in value.items()}, dict)
+        if kind in (tuple, Shape):
+            whole = _whole_shape(value)
+            return tuple(map(self._argument, value)) if whole is None else self._call(getattr, self._step(whole), "shape")
+        if kind is list:
+            return list(map(self._argument, value))
+        if kind is slice:
+            return slice(self._argument(value.start), self._argument(value.stop), self._argument(value.step))
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            return self._call(kind, *map(self._argument, value))
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+            return self._made(kind, {name: self._argument(item) for name, item in fields.items()}, None)
+        if isinstance(value, _ASKED):
+            return self._asked(value)
+        if isinstance(value, _ARGUMENTS) or callable(value):
+            return value
+        raise unproven(self.call, f"it hands on a {kind.__name__}, whose contents may depend on the input")
+
+    def _made(self, kind: type, items: dict[Any, Any], plain: type | None) -> Any:
+        if kind is plain:
+            return items
+        if not all(isinstance(key, str) for key in items):
+            raise unproven(self.call, f"it makes a {kind.__name__}, whose keys are no names")
+        return self.graph.call_function(kind, (), items)
+
+    def _asked(self, value: Any) -> Any:
+        """A dtype or device: the parameter that it came by, that of a tensor that the code has asked, or itself."""
+        if value in self._told:
+            return self._told[value]
+        node = next((call.asked[value] for call in self.call.stack() if value in call.asked), None)
+        node = next((each.asked[value] for each in self._written_out(self.call) if value in each.asked), node)
+        if node is None or (node not in self._steps and node.tensor is None):
+            return value
+        return self._call(getattr, self._step(node), "dtype" if isinstance(value, torch.dtype) else "device")
+
+    def _written_out(self, call: Call) -> list[Call]:
+        inner = [event for event in call.events if isinstance(event, Call) and event.module in self.opened]
+        return [call, *(each for event in inner for each in self._written_out(event))]
+
+    def _step(self, node: Node) -> fx.Node:
+        if node not in self._steps:
+            if node.tensor is None:
+                raise unproven(self.call, f"it reads {node.name}, a tensor that it was not handed")
+            step = self.graph.create_node("get_attr", self._attribute(node.tensor))
+            self._put(step, node)
+        return self._steps[node]
+
+    def _attribute(self, tensor: Tensor) -> str:
+        """The path below the module where a tensor of the model is; a new name for one in a plain container."""
+        if self._held is None:
+            tensors = [*self.module.named_parameters(remove_duplicate=False)]
+            tensors += self.module.named_buffers(remove_duplicate=False)
+            for inner, path in self._names.items():
+                own = ((name, value) for name, value in vars(inner).items() if isinstance(value, Tensor))
+                tensors += ((f"{path}.{name}" if path else name, value) for name, value in own)
+            self._held = {}
+            for path, held in tensors:
+                self._held.setdefault(id(held), path)
+        if id(tensor) not in self._held:
+            if isinstance(tensor, nn.Parameter):
+                raise unproven(self.call, "it reads a parameter of a module that is not inside it")
+            self._held[id(tensor)] = name = f"_tensor_constant{len(self.literals)}"
+            self.literals[name] = tensor
+        return self._held[id(tensor)]
+
+    def _number(self, expression: Any) -> Any:
+        """A number that depends on the input, as steps."""
+        if not isinstance(expression, tuple):
+            return expression
+        if expression not in self._numbers:
+            name, *parts = expression
+            if name == SIZE:
+                step = self.graph.call_method("size", (self._step(parts[0]), parts[1]))
+            elif name in FUNCTIONS:
+                step = self._call(FUNCTIONS[name], *map(self._number, parts))
+            else:
+                raise unproven(self.call, "it goes by a number that it was not handed")
+            self._numbers[expression] = step
+        return self._numbers[expression]
 
 
-def entries(call: Call, opened: Collection[nn.Module]) -> Iterator[Node | Call]:
-    """The operations of the call and of opened inner calls, and all other calls.
-
-    Raises Refusal where the code does what no trace shows.
-    """
-    if GRADIENTS in call.control_flow:
-        remedy = "a forward that does the same whether or not gradients are recorded, and does not ask, would fold"
-        raise unproven(call, f"it {GRADIENTS}, and may compute something else where they are", remedy)
-    unseen = [each for each in (CAUGHT, MISSING, SETS, SET) if each in call.control_flow]
-    unseen += [LENT for each in (call, *call.events) if _lent(each)]
-    if unseen:
-        raise unproven(call, f"it {unseen[0]}")
-    for event in call.events:
-        if isinstance(event, Call):
-            if event.module in opened:
-                yield from entries(event, opened)
-            elif any(not node.constant for node in nodes_in((event.args, event.kwargs))):
-                yield event
-        elif not event.constant and event.function not in _PARTS:
-            yield event
-
-
-_PARTS = (tuple_item, affine_part, None)  # no step of their own: entries of a tuple, scales of a norm, unknown tensors
-
-
-def _lent(event: Node | Call) -> bool:
-    return isinstance(event, Call) and LENT in event.control_flow
-
-
-def parts(node: Node) -> Any:
-    """The result of an operation: the node, its affine part, or the entries of the tuple that it returned."""
-    if node.affine_part is not None:
-        return node.affine_part
-    if node.passthrough:
-        return node.operands[0]
-    if node.dtype is not None:
-        return node
+def parts(node: Node) -> list[Node | None]:
+    """The entries of the tuple that an operation returned."""
     found = {reader.args[1]: reader for reader in node.readers if reader.function is tuple_item}
     return [found.get(i) for i in range(max(found, default=-1) + 1)]
 
 
-def foreign(node: Node) -> bool:
-    """Whether it comes from nowhere in the record: out of a cache, for one."""
-    return node.function is None and node.call is not None and not node.inputs
+def takes_size(node: Node) -> bool:
+    """Whether an operation takes an argument that depends on the size of the input.
+
+    The groups of a convolution do not, however they are computed: they are its channels over those of its kernel.
+    """
+    if not node.resized:
+        return False
+    _, args, kwargs = node.spelled
+    if node.op in CONVOLUTIONS:
+        args, kwargs = args[:6], {name: value for name, value in kwargs.items() if name != "groups"}
+    return any(isinstance(leaf, Symbolic) for leaf in _leaves((args, kwargs)))
 
 
-def varying(trees: Any) -> list[Node]:
-    """The nodes in described trees that depend on the model's input, each once."""
-    return distinct(node for tree in trees if tree is not None for node in nodes_in(tree) if not node.constant)
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, slice):
+        tree = [tree.start, tree.stop, tree.step]
+    return [leaf for item in tree for leaf in _leaves(item)] if isinstance(tree, (tuple, list)) else [tree]
 
 
-def distinct(nodes: Iterable[Node]) -> list[Node]:
-    return list(dict.fromkeys(nodes))
+def _bound(call: Call) -> Mapping[str, Any]:
+    """What the forward of a call was handed, by name, with the defaults for what was not."""
+    try:
+        bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs)
+    except (TypeError, ValueError) as error:
+        raise unproven(call, f"it is called in another way ({error})") from None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _whole_shape(sizes: Sequence[Any]) -> Node | None:
+    """The tensor whose shape it is, if it is a whole one."""
+    nodes = {size.expression[1] for size in sizes if isinstance(size, Symbolic) and size.expression[0] == SIZE}
+    node = nodes.pop() if len(nodes) == 1 else None
+    whole = node is not None and len(node.shape) == len(sizes) and all(isinstance(size, Symbolic) for size in sizes)
+    return node if whole and [size.expression[2] for size in sizes] == list(range(len(sizes))) else None  # type: ignore[index]
+
+
+def _spelled(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
+    """The kind, target and arguments of the fx node that calls a torch function."""
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        return "call_function", getattr, (args[0], function.__self__.__name__)
+    if name.startswith("__") and name.endswith("__"):
+        own = name[2:-2]
+        swapped = own[1:] if own[0] == "r" and len(args) == 2 and hasattr(operator, own[1:]) else ""
+        if swapped:
+            return "call_function", getattr(operator, swapped), (args[1], args[0])
+        own = {"div": "truediv", "rdiv": "truediv", "idiv": "itruediv", "and": "and_", "or": "or_"}.get(own, own)
+        if hasattr(operator, own):
+            return "call_function", getattr(operator, own), args
+    if getattr(Tensor, name, None) is function:
+        return "call_method", name, args
+    return "call_function", function, args

@@ -7,15 +7,13 @@ from collections.abc import Collection, Iterator, Sequence
 from torch import fx
 
 from reparam.capture.graph import Node, nodes_in
-from reparam.capture.ops import CHECKS, SHAPED_AS, op_name
+from reparam.capture.ops import CHECKS, op_name
 from reparam.rewrite.trace import Trace
 
 
 def size_readers(trace: Trace, step: fx.Node) -> Iterator[fx.Node]:
-    """The steps that read the size of a step's tensor: they compute no tensor, or one of its shape."""
-    for user in step.users:
-        if user not in trace.tree or (op_name(user.target) in SHAPED_AS and step is not user.all_input_nodes[0]):
-            yield user
+    """The steps that read the size of a step's tensor: they compute no tensor."""
+    return (user for user in step.users if user not in trace.tree)
 
 
 def size_is_used(trace: Trace, node: Node, removed: Collection[Node]) -> bool:

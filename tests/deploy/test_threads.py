@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import reparam
 from reparam.capture.float64 import Float64
 from reparam.capture.process import ThreadTracer
-from reparam.capture.watch import listening, watching
 from reparam.deploy.files import written
 from tests.helpers import image, trained
 

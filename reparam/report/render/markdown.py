@@ -26,12 +26,12 @@ def as_markdown(outcome: Outcome, latency: Comparison | None = None) -> str:
     parts += [*_quantisation_part(outcome), *_refusals_part(outcome)]
     if outcome.dead:
         parts += ["## Dead weight", _pipe_table(words.DEAD, words.dead(outcome), numbers=(3, 4))]
-    if outcome.control_flow:
+    if outcome.decisions:
         lines = [
             f"- {_escaped(f'{words.first(places)}: {cause}')}"
-            for cause, places in words.places_by_cause(outcome).items()
+            for cause, places in words.decisions_by_reason(outcome).items()
         ]
-        parts += ["## Control flow", _escaped(words.CONTROL_FLOW) + ":", "\n".join(lines)]
+        parts += ["## Decisions", _escaped(words.DECISIONS) + ":", "\n".join(lines)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

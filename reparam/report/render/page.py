@@ -308,8 +308,8 @@ def _findings_section(outcome: Outcome) -> Markup | None:
             "No output of the recorded run depends on these; prune=True removes those that no other input needs either."
         )
         parts += [tag("h3", "Dead weight"), explanation, table("Dead weight", words.DEAD, rows, numbers=(3, 4))]
-    if outcome.control_flow:
-        causes = [(place_list(places), cause) for cause, places in words.places_by_cause(outcome).items()]
-        flow = table("Control flow", ("where", "what its code does"), causes)
-        parts += [tag("h3", "Control flow"), note(f"{words.CONTROL_FLOW}."), flow]
+    if outcome.decisions:
+        causes = [(place_list(places), cause) for cause, places in words.decisions_by_reason(outcome).items()]
+        flow = table("Decisions", ("decision", "why the folds hold either way"), causes)
+        parts += [tag("h3", "Decisions"), note(f"{words.DECISIONS}."), flow]
     return section("findings", "Also found", *parts) if parts else None

@@ -16,7 +16,7 @@ def as_text(outcome: Outcome) -> str:
         tabulate(words.counts(outcome), ("", "before", "after"), colalign=_alignment("lrr"), disable_numparse=True),
         _refusals_list(outcome),
         _dead_table(outcome),
-        _control_flow_list(outcome),
+        _decision_list(outcome),
         outcome.worth,
         words.verdict(outcome),
     ]
@@ -45,10 +45,10 @@ def _dead_table(outcome: Outcome) -> str:
     return tabulate(words.dead(outcome), words.DEAD, colalign=_alignment("lllrrl"), disable_numparse=True)
 
 
-def _control_flow_list(outcome: Outcome) -> str:
-    """Each cause once, with the first modules that it was found in."""
-    lines = [f"  {words.first(places)}: {cause}" for cause, places in words.places_by_cause(outcome).items()]
-    return "\n".join([f"{words.CONTROL_FLOW}:", *lines]) if lines else ""
+def _decision_list(outcome: Outcome) -> str:
+    """The decisions by what settled them, the first few of each."""
+    lines = [f"  {reason}: {words.first(places)}" for reason, places in words.decisions_by_reason(outcome).items()]
+    return "\n".join([f"{words.DECISIONS}:", *lines]) if lines else ""
 
 
 def _alignment(columns: str) -> list[str]:

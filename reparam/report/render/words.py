@@ -19,7 +19,7 @@ _FIRST_TIME = 4  # the columns of FOLDS from here on are times
 REFUSALS = ("where", "operation", "why", "what would change it", "error of a naive fold", "count")
 DEAD = ("dead weight", "kind", "in eval", "elements", "bytes", "fate")
 KEPT = "Kept as they are"
-CONTROL_FLOW = "May branch differently for other inputs (no fold relies on the recorded branch)"
+DECISIONS = "Decided by sizes, by numbers of the input or by the state of the process"
 FOLDS_ALONE = "Each fold verified alone"
 
 
@@ -60,11 +60,12 @@ def dead(outcome: Outcome) -> list[tuple[str, str, str, str, str, str]]:
     return [(d.name, d.kind, d.why, f"{d.elements:,}", f"{d.bytes:,}", d.fate) for d in outcome.dead]
 
 
-def places_by_cause(outcome: Outcome) -> dict[str, list[str]]:
-    """Where control flow may depend on the input, by what the code does there, in the order of the calls."""
+def decisions_by_reason(outcome: Outcome) -> dict[str, list[str]]:
+    """The decisions by what settled them, in order."""
     places: dict[str, list[str]] = {}
-    for line in outcome.control_flow:
-        places.setdefault(line.what, []).append(line.where)
+    for line in outcome.decisions:
+        text = f"{line.where} ({line.at}): {line.expression} is {line.value}"
+        places.setdefault(line.settled or "not settled, so nothing behind it folds", []).append(text)
     return places
 
 

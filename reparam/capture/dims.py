@@ -1,0 +1,289 @@
+"""Which sizes are one size: every dimension of a recorded tensor in terms of the dimensions of earlier ones.
+
+A length is a polynomial with integer coefficients: it maps products of atoms (sorted tuples) to their coefficients. An
+atom is a dimension that nothing else determines, or an integer division that does not come out even. Two lengths with
+the same polynomial are equal for every input, and one without atoms is the same number for every input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from reparam.capture.graph import Node, tuple_item
+from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, LAYERS, POOLS, SHAPE_PRESERVING, facts
+from reparam.capture.symbolic import SIZE, Symbolic
+
+Length = Mapping[tuple[Hashable, ...], int]
+
+
+def constant(number: int) -> Length:
+    return {(): number} if number else {}
+
+
+class Dims:
+    """The lengths of the dimensions of a record's tensors. `fixed`: atoms that are the same number for every input."""
+
+    def __init__(self, fixed: Mapping[Hashable, int] | None = None) -> None:
+        self.fixed = fixed or {}
+        self._lengths: dict[Node, tuple[Length, ...]] = {}
+
+    def of(self, node: Node) -> tuple[Length, ...]:
+        """The length of each dimension."""
+        waiting = [node]  # no recursion: networks are a thousand operations deep
+        while waiting:
+            here = waiting[-1]
+            unknown = [operand for operand in here.inputs if operand not in self._lengths]
+            if unknown and here not in self._lengths:
+                waiting += unknown
+                continue
+            waiting.pop()
+            if here not in self._lengths:
+                self._lengths[here] = self._lengths_of(here)
+        return self._lengths[node]
+
+    def number(self, expression: Any) -> int | float | bool | None:
+        """The number that an expression is for every input; None where it may differ."""
+        length = self.length(expression)
+        if length is None:
+            return None
+        return length.get((), 0) if not any(length) else None
+
+    def length(self, expression: Any) -> Length | None:
+        """The length that an expression is; None where it is none."""
+        if isinstance(expression, bool) or not isinstance(expression, int | tuple):
+            return None
+        if isinstance(expression, int):
+            return constant(expression)
+        name, *parts = expression
+        if name == SIZE:
+            return self.of(parts[0])[parts[1]]
+        lengths = [self.length(part) for part in parts]
+        if any(length is None for length in lengths):
+            return None
+        return _applied(name, lengths)  # type: ignore[arg-type]
+
+    def same(self, a: Any, b: Any) -> bool:
+        """Whether two expressions are equal for every input."""
+        left, right = self.length(a), self.length(b)
+        return left is not None and left == right
+
+    def _own(self, node: Node, dim: int) -> Length:
+        atom = (SIZE, node, dim)
+        return constant(self.fixed[atom]) if atom in self.fixed else {(atom,): 1}
+
+    def _lengths_of(self, node: Node) -> tuple[Length, ...]:
+        if node.tensor is not None or (node.constant and not node.sized):
+            return tuple(map(constant, node.shape))
+        own = tuple(self._own(node, dim) for dim in range(len(node.shape)))
+        try:
+            lengths = self._known(node, own) if node.inputs and node.function is not None else None
+        except (LookupError, TypeError, ValueError):  # spelled in another way than the rules below expect
+            lengths = None
+        return own if lengths is None or len(lengths) != len(own) else tuple(lengths)
+
+    def _known(self, node: Node, own: Sequence[Length]) -> Sequence[Length] | None:
+        first = self._lengths[node.inputs[0]]
+        row = facts(node.op)
+        _, args, kwargs = node.spelled
+        if node.inplace or (node.op in SHAPE_PRESERVING and len(node.operands) == 1):
+            return first
+        if node.function is tuple_item:
+            whole, op = node.inputs[0].inputs[0], node.inputs[0].op
+            if op not in ("chunk", "split", "split_with_sizes"):
+                return None
+            at = _dimension(node.inputs[0].kwargs.get("dim", _item(node.inputs[0].args, 2, 0)), len(whole.shape))
+            parts = list(self._lengths[whole])
+            parts[at] = constant(node.shape[at]) if not any(parts[at]) else own[at]
+            return parts
+        if node.op in LAYERS:
+            return self._of_layer(node, first, own)
+        if node.op in POOLS and len(node.shape) == row.spatial + 2 and not kwargs and len(args) <= 4:
+            kernel = _each(args[1], row.spatial)
+            stride = _each(_item(args, 2, None) or args[1], row.spatial)
+            padding = _each(_item(args, 3, 0), row.spatial)
+            sizes = zip(first[2:], kernel, stride, padding, strict=True)
+            return [*first[:2], *(_windows(length, k, s, 2 * p) for length, k, s, p in sizes)]
+        if node.op == "permute":
+            order = args[1] if isinstance(args[1], tuple | list) else args[1:]
+            return [first[dim] for dim in order]
+        if node.op == "transpose":
+            a, b = args[1:]
+            swapped = list(first)
+            swapped[a], swapped[b] = swapped[b], swapped[a]
+            return swapped
+        if node.op in ("view", "reshape"):
+            given = args[1] if isinstance(args[1], tuple | list) else args[1:]
+            return self._reshaped(list(given), first, own)
+        if node.op in BROADCASTING:
+            return self._broadcast(node, own)
+        if node.op == "cat":
+            at = _dimension(kwargs.get("dim", _item(args, 1, 0)), len(own))
+            joined = [self._lengths[operand] for operand in node.inputs]
+            return [sum_of(each[dim] for each in joined) if dim == at else first[dim] for dim in range(len(own))]
+        if node.op == "getitem" and node.inputs == (args[0],):
+            return _indexed(args[1], first, own)
+        return None
+
+    def _of_layer(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
+        spatial = facts(node.op).spatial
+        if not spatial:
+            return [*first[:-1], constant(node.shape[-1])]
+        if len(node.shape) != spatial + 2:
+            return None
+        channels = constant(node.shape[1])
+        if node.op not in CONVOLUTIONS:
+            return [first[0], channels, *own[2:]]
+        _, args, kwargs = node.spelled
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        stride, padding, dilation = (
+            kwargs.get(name, _item(args, position, default))
+            for name, position, default in (("stride", 3, 1), ("padding", 4, 0), ("dilation", 5, 1))
+        )
+        if padding == "same":
+            return [first[0], channels, *first[2:]]
+        around = (0,) * spatial if padding == "valid" else _each(padding, spatial)
+        spans = [d * (k - 1) + 1 for d, k in zip(_each(dilation, spatial), weight.shape[2:], strict=True)]
+        sizes = zip(first[2:], spans, _each(stride, spatial), around, strict=True)
+        return [first[0], channels, *(_windows(length, span, s, 2 * p) for length, span, s, p in sizes)]
+
+    def _reshaped(
+        self, given: Sequence[Any], before: Sequence[Length], own: Sequence[Length]
+    ) -> Sequence[Length] | None:
+        lengths = [self.length(item.expression if isinstance(item, Symbolic) else item) for item in given]
+        inferred = [i for i, item in enumerate(given) if isinstance(item, int) and type(item) is int and item == -1]
+        for i in inferred:
+            others = [length for j, length in enumerate(lengths) if j != i]
+            whole = product_of(before)
+            rest = None if None in others else divided(whole, product_of(others))  # type: ignore[arg-type]
+            lengths[i] = own[i] if rest is None else rest
+        return [own[i] if length is None else length for i, length in enumerate(lengths)]
+
+    def _broadcast(self, node: Node, own: Sequence[Length]) -> Sequence[Length]:
+        result: list[Length] = []
+        operands = [self._lengths[operand] for operand in node.inputs]
+        for dim, length in enumerate(own, -len(own)):
+            here = [lengths[dim] for lengths in operands if len(lengths) >= -dim]
+            there = [each for each in here if each != constant(1)]
+            known = next((each for each in there if not any(each)), None)
+            same = not there or all(each == there[0] for each in there)
+            result.append(known if known is not None else (there or here)[0] if same else length)
+        return result
+
+
+def _applied(name: str, lengths: Sequence[Length]) -> Length | None:
+    if name == "add":
+        return sum_of(lengths)
+    if name == "sub":
+        return sum_of([lengths[0], product_of([constant(-1), lengths[1]])])
+    if name == "mul":
+        return product_of(lengths)
+    if name == "neg":
+        return product_of([constant(-1), lengths[0]])
+    if name in ("floordiv", "mod"):
+        exact = divided(lengths[0], lengths[1])
+        if name == "mod":
+            return {} if exact is not None else _opaque(name, lengths)
+        return _opaque(name, lengths) if exact is None else exact
+    if not any(map(any, lengths)) and name == "pow":
+        base, exponent = (length.get((), 0) for length in lengths)
+        return constant(base**exponent) if exponent >= 0 else None
+    return None
+
+
+def _opaque(name: str, lengths: Sequence[Length]) -> Length | None:
+    numbers = [length.get((), 0) for length in lengths]
+    if not any(map(any, lengths)):
+        if not numbers[1]:
+            return None
+        return constant(numbers[0] // numbers[1] if name == "floordiv" else numbers[0] % numbers[1])
+    return {((name, *map(_key, lengths)),): 1}
+
+
+def _key(length: Length) -> Hashable:
+    return frozenset(length.items())
+
+
+def sum_of(lengths: Iterable[Length]) -> Length:
+    total: dict[tuple[Hashable, ...], int] = {}
+    for length in lengths:
+        for atoms, count in length.items():
+            total[atoms] = total.get(atoms, 0) + count
+    return {atoms: count for atoms, count in total.items() if count}
+
+
+def product_of(lengths: Iterable[Length]) -> Length:
+    total: Length = constant(1)
+    for length in lengths:
+        terms: dict[tuple[Hashable, ...], int] = {}
+        for a, x in total.items():
+            for b, y in length.items():
+                atoms = tuple(sorted((*a, *b), key=hash))
+                terms[atoms] = terms.get(atoms, 0) + x * y
+        total = terms
+    return total
+
+
+def divided(length: Length, by: Length) -> Length | None:
+    """The quotient where the division comes out even for every input; None elsewhere."""
+    if len(by) != 1:
+        return None
+    ((atoms, count),) = by.items()
+    result: dict[tuple[Hashable, ...], int] = {}
+    for own, times in length.items():
+        rest = list(own)
+        for atom in atoms:
+            if atom not in rest:
+                return None
+            rest.remove(atom)
+        if times % count:
+            return None
+        result[tuple(rest)] = times // count
+    return result
+
+
+def _windows(length: Length, span: int, stride: int, padding: int) -> Length:
+    """How many windows fit: floor((length + padding - span) / stride) + 1."""
+    steps = _applied("floordiv", [sum_of([length, constant(padding - span)]), constant(stride)])
+    assert steps is not None
+    return sum_of([steps, constant(1)])
+
+
+def _indexed(index: Any, before: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
+    """Behind slices, numbers and None."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(item, list) or isinstance(item, Node) for item in items):
+        return None
+    if Ellipsis not in items:
+        items.append(Ellipsis)
+    at = items.index(Ellipsis)
+    consumed = sum(item is not None for item in items) - 1
+    items[at : at + 1] = [slice(None)] * (len(before) - consumed)
+    result: list[Length] = []
+    left = list(before)
+    for item in items:
+        if item is None:
+            result.append(constant(1))
+        elif isinstance(item, slice):
+            length = left.pop(0)
+            result.append(length if item == slice(None) else own[len(result)])
+        else:
+            left.pop(0)
+    return result
+
+
+def _each(value: Any, count: int) -> tuple[int, ...]:
+    """A number for each axis."""
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    items = items * count if len(items) == 1 else items
+    if len(items) != count or not all(type(item) is int for item in items):
+        raise ValueError("no plain numbers")
+    return items
+
+
+def _item(args: Sequence[Any], position: int, default: Any) -> Any:
+    return args[position] if len(args) > position else default
+
+
+def _dimension(dim: int, rank: int) -> int:
+    return dim % rank

@@ -1,0 +1,354 @@
+"""Numbers that remember where they come from: sizes of tensors, and what code computes from them.
+
+While a model is recorded, `x.shape`, `x.size()` and `x.numel()` give `Symbolic` numbers. Arithmetic keeps their
+expression, and torch functions are handed the plain number. A comparison is symbolic as well. Wherever such a number
+becomes a plain one (a branch, an index, a text, a key, a number of iterations) that is a *decision*, which the run's
+`Decisions` note. So nothing that code concludes from a size leaves unseen, whatever carries it.
+
+A `Symbolic` is no subclass of int: Python's own functions would read its digits without asking. It only claims the
+class of its number, as `isinstance` believes that. It stays usable as a number when the run is over.
+"""
+
+from __future__ import annotations
+
+import linecache
+import math
+import operator
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from reparam.capture.graph import Call, Node
+
+# How a decision is settled (see `witness`).
+SAME = "the same for every input"
+BOTH_WAYS = "a run took the other way"
+FAILS_OTHERWISE = "the model fails otherwise"
+NO_SIZE = "no size that the model takes changes it"
+
+_SET_CLASS: Callable[[object, type], None] = object.__dict__["__class__"].__set__
+
+SIZE, ITEM = "size", "item"  # the atoms of expressions: ("size", node, dimension), ("item", node)
+
+
+@dataclass(eq=False)
+class Decision:
+    """A number that depends on the input, or the answer to a question about the process, has become a plain value.
+
+    expression: of sizes and numbers, or the question. value: what it was. sizes: the sizes in the expression.
+    file, line: the code that asked. call: the module call whose code it is. place: how many events of that call, and
+    position: how many nodes of the record, came before.
+    instruction: where in that code. settled: why another value changes nothing; "" while that is not known.
+    """
+
+    expression: Any
+    value: Any
+    sizes: tuple[int, ...]
+    file: str
+    line: int
+    call: Call | None
+    place: int
+    position: int
+    instruction: int
+    settled: str = ""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for the same decision in another run."""
+        return (self.call.path if self.call else "", self.file, self.line, outline(self.expression))
+
+    @property
+    def checked(self) -> bool:
+        """Whether code that is written anew has to check it: a branch that no run took the other way."""
+        return isinstance(self.value, bool) and self.settled in (FAILS_OTHERWISE, NO_SIZE)
+
+    @property
+    def code(self) -> str:
+        """The line of the code."""
+        return linecache.getline(self.file, self.line).strip()
+
+    def __str__(self) -> str:
+        code = f": `{self.code}`" if self.code else ""
+        return f"{self.file}:{self.line}{code} ({described(self.expression)} is {self.value!r})"
+
+
+@dataclass(eq=False)
+class Decisions:
+    """The decisions of one run. where: the call that runs now, and how many nodes there are."""
+
+    where: Callable[[], tuple[Call | None, int]]
+    made: list[Decision] = field(default_factory=list)
+    numbers: list[weakref.ref[Symbolic]] = field(default_factory=list)
+    open: bool = True
+
+    def close(self) -> None:
+        """The run is over: nothing is noted any more, and numbers that code has kept are plain ones to torch."""
+        self.open = False
+        for reference in self.numbers:
+            if (number := reference()) is not None:
+                _SET_CLASS(number, _Kept)
+        self.numbers.clear()
+
+    def note(self, expression: Any, value: Any) -> None:
+        if not self.open:
+            return
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("reparam."):
+            frame = frame.f_back
+        call, position = self.where()
+        sizes = tuple(node.shape[dim] for _, node, dim in atoms(expression, SIZE))
+        place = len(call.events) if call is not None else 0
+        file, line, instruction = frame.f_code.co_filename, frame.f_lineno, frame.f_lasti
+        self.made.append(Decision(expression, value, sizes, file, line, call, place, position, instruction))
+
+    def handed_to_torch(self, frame: FrameType) -> None:
+        """Forget what the call that `frame` is making asked for: torch looks at its arguments and is then told all."""
+        while self.made and self.made[-1].instruction == frame.f_lasti and self._is_at(self.made[-1], frame):
+            self.made.pop()
+
+    def _is_at(self, decision: Decision, frame: FrameType) -> bool:
+        return (decision.file, decision.line) == (frame.f_code.co_filename, frame.f_lineno)
+
+
+class Symbolic:
+    """A number with its expression."""
+
+    def __new__(cls, value: Any, expression: Any, decisions: Decisions) -> Any:
+        if not decisions.open:
+            return value
+        kind = _KINDS[bool if isinstance(value, bool) else float if isinstance(value, float) else int]
+        return object.__new__(kind)
+
+    def __init__(self, value: Any, expression: Any, decisions: Decisions) -> None:
+        self.value = value
+        self.expression = expression
+        self._decisions = decisions
+        decisions.numbers.append(weakref.ref(self))
+
+    @property
+    def __class__(self) -> type:
+        return type(self.value)
+
+    def _plain(self) -> Any:
+        self._decisions.note(self.expression, self.value)
+        return self.value
+
+    def __bool__(self) -> bool:
+        if isinstance(self.value, bool):
+            return bool(self._plain())
+        return bool(Symbolic(bool(self.value), ("ne", self.expression, 0), self._decisions))
+
+    def __index__(self) -> int:
+        return operator.index(self._plain())
+
+    def __int__(self) -> int:
+        return int(self._plain())
+
+    def __float__(self) -> float:
+        return float(self._plain())
+
+    def __complex__(self) -> complex:
+        return complex(self._plain())
+
+    def __hash__(self) -> int:
+        return hash(self._plain())
+
+    def __repr__(self) -> str:
+        return repr(self._plain())
+
+    def __str__(self) -> str:
+        return str(self._plain())
+
+    def __format__(self, spec: str) -> str:
+        return format(self._plain(), spec)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain(), name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        value = self._plain()
+        return type(value), (value,)
+
+    def __copy__(self) -> Symbolic:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Symbolic:
+        return self
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __round__(self, *digits: int) -> Any:
+        return self._of("round", round, *digits)
+
+    def _of(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        return Symbolic(function(self.value, *args), (name, self.expression, *args), self._decisions)
+
+    __array_ufunc__ = None  # numbers of numpy leave the operator to this class
+
+
+def _unary(name: str, function: Callable[[Any], Any]) -> Callable[[Symbolic], Any]:
+    return lambda self: self._of(name, function)
+
+
+def _binary(name: str, function: Callable[[Any, Any], Any], swapped: bool) -> Callable[[Symbolic, Any], Any]:
+    def method(self: Symbolic, other: Any) -> Any:
+        if isinstance(other, Symbolic):
+            value, expression = other.value, other.expression
+        elif isinstance(other, (int, float)):
+            value = expression = other
+        elif type(other).__module__ == "numpy" and getattr(other, "ndim", 1) == 0:
+            value = expression = other.item()
+        else:
+            return NotImplemented
+        pair = (value, self.value) if swapped else (self.value, value)
+        expressions = (expression, self.expression) if swapped else (self.expression, expression)
+        return Symbolic(function(*pair), (name, *expressions), self._decisions)
+
+    return method
+
+
+_ARITHMETIC = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift",
+)  # fmt: skip
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_UNARY: Mapping[str, Callable[[Any], Any]] = {
+    "neg": operator.neg, "pos": operator.pos, "abs": abs, "invert": operator.invert,
+    "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc,
+}  # fmt: skip
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in (*_ARITHMETIC, *_COMPARISONS)},
+    **_UNARY,
+    "round": round,
+}
+for _name in (*_ARITHMETIC, *_COMPARISONS):
+    setattr(Symbolic, f"__{_name.rstrip('_')}__", _binary(_name, FUNCTIONS[_name], swapped=False))
+for _name in _ARITHMETIC:
+    setattr(Symbolic, f"__r{_name.rstrip('_')}__", _binary(_name, FUNCTIONS[_name], swapped=True))
+for _name, _function in _UNARY.items():
+    setattr(Symbolic, f"__{_name}__", _unary(_name, _function))
+
+
+class _Integer(Symbolic, torch.SymInt):
+    """Torch's parsers of arguments take these three where they take a number."""
+
+
+class _Float(Symbolic, torch.SymFloat):
+    pass
+
+
+class _Boolean(Symbolic, torch.SymBool):
+    pass
+
+
+class _Kept(Symbolic):
+    """A number that code has kept when the run is over: torch takes it as the plain one."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*plain(args), **plain(kwargs or {}))
+
+
+_KINDS = {int: _Integer, float: _Float, bool: _Boolean}
+
+
+class Shape(tuple[Any, ...]):
+    """The sizes of a tensor, as torch.Size."""
+
+    __slots__ = ()
+
+    @property
+    def __class__(self) -> type:
+        return torch.Size
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = super().__getitem__(index)
+        return Shape(item) if isinstance(index, slice) else item
+
+    def __add__(self, other: Any) -> Any:
+        return Shape((*self, *other)) if isinstance(other, tuple) else NotImplemented
+
+    def __radd__(self, other: Any) -> Any:
+        return Shape((*other, *self)) if isinstance(other, tuple) else NotImplemented
+
+    def __reduce__(self) -> Any:
+        return torch.Size, ([operator.index(item) for item in self],)
+
+
+def atoms(expression: Any, kind: str) -> Iterator[Any]:
+    """The sizes, or the numbers read out of tensors, in an expression."""
+    if isinstance(expression, tuple):
+        if expression[0] == kind:
+            yield expression
+        elif expression[0] not in (SIZE, ITEM):
+            for part in expression[1:]:
+                yield from atoms(part, kind)
+
+
+def plain(tree: Any) -> Any:
+    """Nested arguments with plain numbers."""
+    kind = type(tree)
+    if issubclass(kind, Symbolic):
+        return tree.value
+    if kind in (tuple, list):
+        return kind(map(plain, tree))
+    if kind is Shape:
+        return torch.Size(map(plain, tree))
+    if kind is dict:
+        return {key: plain(item) for key, item in tree.items()}
+    if kind is slice:
+        return slice(plain(tree.start), plain(tree.stop), plain(tree.step))
+    return tree
+
+
+def is_symbolic(tree: Any) -> bool:
+    """Whether nested arguments hold a symbolic number."""
+    kind = type(tree)
+    if issubclass(kind, Symbolic):
+        return True
+    if kind in (tuple, list, Shape):
+        return any(map(is_symbolic, tree))
+    if kind is dict:
+        return any(map(is_symbolic, tree.values()))
+    return kind is slice and any(map(is_symbolic, (tree.start, tree.stop, tree.step)))
+
+
+def outline(expression: Any) -> Any:
+    """An expression with the names of operations in place of nodes: equal in another run."""
+    if not isinstance(expression, tuple):
+        return expression
+    if expression[0] in (SIZE, ITEM):
+        _, node, *dim = expression
+        return (expression[0], node.call.path if node.call else "", node.op, *dim)
+    return (expression[0], *map(outline, expression[1:]))
+
+
+_SIGNS = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**",
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+}  # fmt: skip
+
+
+def described(expression: Any) -> str:
+    """An expression for people: `relu.shape[2] > 4`."""
+    if not isinstance(expression, tuple):
+        return str(expression)
+    name, *parts = expression
+    if name == SIZE:
+        return f"{parts[0].name}.shape[{parts[1]}]"
+    if name == ITEM:
+        return f"{parts[0].name}.item()"
+    texts = [f"({described(p)})" if isinstance(p, tuple) and p[0] in _SIGNS else described(p) for p in parts]
+    return f" {_SIGNS[name]} ".join(texts) if name in _SIGNS else f"{name.rstrip('_')}({', '.join(texts)})"

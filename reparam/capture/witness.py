@@ -1,0 +1,191 @@
+"""What a record says of other inputs: witnesses, and the decisions that they settle.
+
+A run in which no number of the input became a plain value does the same for every input. Where numbers did, other runs
+are recorded, the *witnesses*: at the smallest size that the model takes, at an odd one and a larger one, with other
+answers to questions about the process. What happens in all of them alike may fold.
+
+A decision is settled if a witness took the other way, if the model fails wherever it goes the other way, if its
+expression is the same number for every input, or if no size that the model takes changes it. After a decision that is
+not settled nothing folds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from reparam.capture.dims import Dims
+from reparam.capture.graph import Node, Record
+from reparam.capture.inputs import Inputs
+from reparam.capture.recorder import VALUES, Runs, recording
+from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, Decision, atoms
+
+# Pixels of witnesses, smallest first, until the model takes one. Many models want multiples of their stride.
+_SMALL = ((1, 1), (2, 3), (3, 5), (5, 7), (9, 11), (17, 13), (33, 19), (32, 64), (64, 96), (96, 64), (128, 192))
+
+
+def witnessed(model: nn.Module, inputs: Inputs, fixed_size: bool = False) -> Record:
+    """The record of a run on `inputs`, with its witnesses and what they settle. The model is left as it was.
+
+    fixed_size: images keep the size of the example; only the batch differs.
+
+    Raises ModelError if the model fails on its inputs.
+    """
+    with recording(model) as runs:
+        return _Witnesses(runs, inputs, fixed_size).record()
+
+
+class _Witnesses:
+    def __init__(self, runs: Runs, inputs: Inputs, fixed_size: bool) -> None:
+        self.runs, self.inputs, self.fixed_size = runs, inputs, fixed_size
+        self.main = runs.require(inputs)
+        self.others: list[Record] = []  # failed runs as well
+        self.smallest = inputs
+
+    def record(self) -> Record:
+        if self.runs.changed():
+            self._run(self.inputs)
+        self._run_smallest()
+        for question in dict.fromkeys(d.expression for d in self.main.decisions if isinstance(d.expression, str)):
+            self._run(self.smallest, question)
+        for other in self._larger() if any(map(_is_of_sizes, self.unsettled())) else ():
+            self._run(other)
+            if not any(map(_is_of_sizes, self.unsettled())):
+                break
+        if any(any(atoms(d.expression, ITEM)) for d in self.unsettled()):
+            self._run(self.smallest, VALUES)
+        self.main.witnesses = [other for other in self.others if not other.error]
+        self._note_changes()
+        self.unsettled()
+        return self.main
+
+    def _run(self, inputs: Inputs, lie: str = "") -> bool:
+        """Run the model once more; returns whether it took the inputs."""
+        other = self.runs.run(inputs, lie)
+        self.others.append(other)
+        return not other.error
+
+    def _run_smallest(self) -> None:
+        """Run the model on the smallest inputs that it takes, of one row if the example has several, else of two."""
+        for candidate in self._smaller():
+            if self._run(candidate):
+                self.smallest = candidate
+                return
+
+    def _smaller(self) -> Iterator[Inputs]:
+        shapes = self.inputs.shapes()
+        rows = 1 if max((shape[0] for shape in shapes if len(shape) > 1), default=1) > 1 else 2
+        own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
+        for pixels in _SMALL if own and not self.fixed_size else ():
+            if all(pixels[min(i, 1)] < length for i, length in enumerate(own)):
+                yield self.inputs.cut(rows, pixels=pixels)
+        yield self.inputs.cut(rows)
+        yield self.inputs.cut()
+
+    def _larger(self) -> Iterator[Inputs]:
+        """Inputs at which decisions that are still open may be taken otherwise."""
+        shapes = [shape for shape in self.inputs.shapes() if len(shape) > 1]
+        if not shapes:
+            return
+        rows, length = shapes[0][0], shapes[0][1]
+        own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
+        if own and not self.fixed_size:
+            first, last = own[0], own[-1]
+            for pixels in (
+                (first // 2 | 1, last * 2 // 3 | 1),
+                (first + 5, last + 3),
+                (last + 32, first + 64),
+                (first * 2, last * 2),
+            ):
+                yield self.inputs.cut(rows, pixels=pixels)
+        for other in (length + 1, max(1, length // 2), 1, 2 * length):
+            yield self.inputs.cut(rows, length=other)
+        yield self.inputs.cut(rows + 1)
+        yield self.inputs.cut(4 * rows)
+
+    # --- what they settle
+
+    def unsettled(self) -> list[Decision]:
+        """The decisions that nothing has settled yet; those that something has learn what."""
+        dims = Dims()
+        main = _by_key(self.main)
+        others = [(_by_key(other), bool(other.error)) for other in self.others]
+        for key, decisions in main.items():
+            settled = self._settled(decisions, [(each.get(key, []), failed) for each, failed in others], dims)
+            for decision in decisions:
+                decision.settled = settled
+        return [decision for decision in self.main.decisions if not decision.settled]
+
+    def _settled(
+        self, made: Sequence[Decision], others: Sequence[tuple[Sequence[Decision], bool]], dims: Dims
+    ) -> str:
+        values = [decision.value for decision in made]
+        if all(_is_constant(decision, dims) for decision in made):
+            return SAME
+        runs = [(other, failed) for other, failed in others if other]
+        turned = [failed for other, failed in runs if not _continues([d.value for d in other], values, failed)]
+        if not all(turned):
+            return BOTH_WAYS
+        if turned:
+            return FAILS_OTHERWISE
+        sizes = [decision.sizes for decision in made]
+        moved = any([d.sizes for d in other] != sizes for other, failed in runs if not failed)
+        return NO_SIZE if _is_of_sizes(made[0]) and not moved else ""
+
+    def _note_changes(self) -> None:
+        """Which code changes attributes is seen in a later run."""
+        changing = {call.path for other in self.others for call in other.calls if call.changes}
+        for call in self.main.calls:
+            call.changes |= call.path in changing
+
+
+def _by_key(record: Record) -> Mapping[Any, list[Decision]]:
+    decisions: dict[Any, list[Decision]] = defaultdict(list)
+    for decision in record.decisions:
+        decisions[decision.key].append(decision)
+    return decisions
+
+
+def _continues(values: Sequence[Any], main: Sequence[Any], failed: bool) -> bool:
+    """Whether a run has decided as the main one; a run that failed may have come less far."""
+    return list(values) == list(main[: len(values)] if failed else main)
+
+
+def _is_of_sizes(decision: Decision) -> bool:
+    """Whether it goes by sizes alone."""
+    return not isinstance(decision.expression, str) and not any(atoms(decision.expression, ITEM))
+
+
+def _is_constant(decision: Decision, dims: Dims) -> bool:
+    """Whether a decision is taken in the same way for every input, by its expression alone."""
+    if not _is_of_sizes(decision):
+        return False
+    expression = decision.expression
+    name, *parts = expression
+    if name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        return dims.number(("sub", *parts)) is not None
+    if name == "parts":
+        return dims.number(parts[0]) is not None
+    return dims.number(expression) is not None
+
+
+def of_one_size(recorded: Record) -> frozenset[Node]:
+    """The nodes whose sizes no batch changes, of a record whose witnesses differ from it in the batch alone.
+
+    None behind a tensor whose sizes it does change: a stride rounds, and may hide that at one batch. All of them where
+    the model takes no other batch, none where it does something else then.
+    """
+    shapes = recorded.nodes[0].shape
+    other = next((each for each in recorded.witnesses if each.nodes[0].shape != shapes), None)
+    if other is None:
+        return frozenset(recorded.nodes)
+    if [node.op for node in other.nodes] != [node.op for node in recorded.nodes]:
+        return frozenset()
+    found: set[Node] = set()
+    for node, twin in zip(recorded.nodes, other.nodes, strict=True):
+        if node.shape[1:] == twin.shape[1:] and len(node.shape) == len(twin.shape) and found.issuperset(node.operands):
+            found.add(node)
+    return frozenset(found)
