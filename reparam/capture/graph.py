@@ -87,7 +87,8 @@ class Node:
     @property
     def affine_part(self) -> Node | None:
         """The scale and shift that the same call of the user's code computes, if it is a normalisation with any."""
-        return next((reader for reader in self.readers if reader.function is affine_part), None)
+        parts = (reader for reader in self.readers if reader.function is affine_part and reader.args[0] is self)
+        return next(parts, None)
 
     @property
     def path(self) -> str:

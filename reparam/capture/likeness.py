@@ -13,13 +13,17 @@ import torch
 from torch import nn
 
 from reparam.capture.graph import Call, Node, Record
-from reparam.capture.symbolic import ITEM, SIZE, Shape, Symbolic
+from reparam.capture.symbolic import ITEM, SIZE, Shape, Symbolic, plain
 
 
 class Likeness:
-    """The keys of calls, comparable for all records that were given to the same `Likeness`."""
+    """The keys of calls, comparable for all records that were given to the same `Likeness`.
 
-    def __init__(self) -> None:
+    plain: sizes are the numbers that they were, wherever they came from.
+    """
+
+    def __init__(self, plain: bool = False) -> None:
+        self.plain = plain
         self._numbers: dict[Hashable, int] = {}
         self._keys: dict[Call, tuple[int, tuple[Node, ...]]] = {}
 
@@ -62,8 +66,10 @@ class _Description:
             described = ("unknown", self._tree(node.inputs))
         else:
             _, args, kwargs = node.spelled
-            described = (node.op, node.passthrough, node.inplace, self._tree(args), self._tree(kwargs))
-        if not node.passthrough:
+            described = (node.op, node.inplace, self._tree(args), self._tree(kwargs))
+        if node.op == "contiguous":  # returns its input at some sizes, and a copy at others
+            self.numbers.setdefault(node, self.numbers[node.inputs[0]] if node.inputs[0].tensor is None else -1)
+        elif not node.passthrough:
             self.numbers.setdefault(node, len(self.numbers))
         return described
 
@@ -88,13 +94,15 @@ class _Description:
         if kind is Node:
             return self._number(tree, given)
         if issubclass(kind, Symbolic):
-            return self._expression(tree.expression, given)
+            return self._symbolic(tree, given)
         if kind in (tuple, list, Shape):
             return ("list" if kind is list else "tuple", *(self._tree(item, given) for item in tree))
         if isinstance(tree, Mapping):
             return (kind.__name__, *((repr(key), self._tree(item, given)) for key, item in tree.items()))
         if kind is slice:
             return ("slice", *(self._tree(part, given) for part in (tree.start, tree.stop, tree.step)))
+        if kind is torch.Size:
+            return ("tuple", *map(self._tree, tree))
         if kind in _PLAIN:
             return (kind.__name__, repr(tree))
         if isinstance(tree, (tuple, list)):
@@ -102,6 +110,11 @@ class _Description:
         if hasattr(kind, "__dataclass_fields__"):
             return (kind.__name__, self._tree(vars(tree), given))
         return (kind.__name__, getattr(tree, "__qualname__", ""))
+
+    def _symbolic(self, number: Symbolic, given: bool) -> Hashable:
+        if self.likeness.plain:
+            return self._tree(plain(number))
+        return self._expression(number.expression, given)
 
     def _expression(self, expression: Any, given: bool) -> Hashable:
         if not isinstance(expression, tuple):
@@ -113,5 +126,5 @@ class _Description:
 
 
 _PLAIN = (
-    bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, torch.Size, type(...),
+    bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, type(...),
 )  # fmt: skip

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from reparam.capture.caches import cached_functions, replaced
 from reparam.capture.dims import Dims
 from reparam.capture.graph import Call, Node, Record, nodes_in, tuple_item
 from reparam.capture.inputs import Inputs
+from reparam.capture.likeness import Likeness
 from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
 from reparam.capture.ops import (
     CHANNEL_COUNTING,
@@ -44,7 +46,7 @@ from reparam.capture.ops import (
 from reparam.capture.questions import asked, of_torch, otherwise
 from reparam.capture.snapshot import AttributeSnapshot, ModuleSnapshot, has_hooks, named_tensors, own_tensors
 from reparam.capture.symbolic import ITEM, SIZE, Decisions, Shape, Symbolic, atoms, is_symbolic, plain
-from reparam.capture.tree import mapped, tensors
+from reparam.capture.tree import leaves, mapped, tensors
 from reparam.errors import ModelError, first_line
 
 
@@ -64,6 +66,7 @@ def recording(model: nn.Module) -> Iterator[Runs]:
     try:
         yield runs
     finally:
+        runs.clear_caches()
         for snapshot in runs.snapshots:
             snapshot.restore()
 
@@ -76,6 +79,12 @@ class Runs:
         self.modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
         self.snapshots = [ModuleSnapshot(module) for module in self.modules]
         self.plain = False
+        self._cached = cached_functions(model)
+
+    def clear_caches(self) -> None:
+        """Forget what earlier runs have left in the caches of functions."""
+        for function in self._cached:
+            function.cache_clear()
 
     def require(self, inputs: Inputs) -> Record:
         """The record of a run on `inputs`. Raises ModelError if the model fails on them."""
@@ -92,11 +101,12 @@ class Runs:
 
     def run(self, inputs: Inputs, lie: str = "") -> Record:
         """The record of a run; where the model has failed, as far as it came. `lie`: a question answered otherwise."""
+        self.clear_caches()
         recorder = _Recorder(self.model, self.plain, lie, self.changed())
         handles = recorder.watch(self.model)
         try:
             copies = inputs.map(recorder.input_copy)
-            with torch.no_grad(), asked(recorder.answer), recorder:
+            with torch.no_grad(), asked(recorder.answer), replaced(self._cached, recorder.cached), recorder:
                 result = copies.call(self.model)
             return recorder.finish(result, self.snapshots)
         except Exception as error:  # noqa: BLE001 - a user's forward may raise anything
@@ -105,6 +115,16 @@ class Runs:
             recorder.decisions.close()
             for handle in handles:
                 handle.remove()
+
+    def sees_sizes(self, inputs: Inputs, recorded: Record) -> bool:
+        """Whether code does something else with plain sizes than in a recorded run (`type(width) is int`)."""
+        if self.plain or not recorded.calls:
+            return False
+        self.plain = True
+        with_plain = self.run(inputs)
+        self.plain = False
+        likeness = Likeness(plain=True)
+        return bool(with_plain.error) or likeness.key(with_plain.calls[0]) != likeness.key(recorded.calls[0])
 
     def changed(self) -> list[nn.Module]:
         """The modules that hold something else than before the first run."""
@@ -276,6 +296,26 @@ class _Recorder(TorchFunctionMode):
         if isinstance(result, Tensor) and not written:
             node = self._split_norm(node, result)
         return self._record(node, result, written, versions)
+
+    def cached(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function with a cache, whose calls are operations. Those that are handed tensors run as ever."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if tensors((args, kwargs)) or torch._C._len_torch_function_stack() == 0:
+                return function(*args, **kwargs)
+            node = Node(function.__name__, function, plain(args), plain(kwargs), self._current_call())
+            node.op = f"{function.__module__}.{function.__qualname__}"
+            node.sized = is_symbolic((args, kwargs))
+            node.spelling = (function, args, kwargs) if node.sized else None
+            node.constant = not node.sized
+            with torch._C.DisableTorchFunction():
+                result = function(*node.args, **node.kwargs)
+            if not tensors(result):
+                for number in (leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Symbolic)):
+                    self.decisions.note(number.expression, number.value)
+            return self._record(node, result, [], [])
+
+        return called
 
     # --- questions
 

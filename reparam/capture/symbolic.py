@@ -99,7 +99,9 @@ class Decisions:
         if not self.open:
             return
         frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("reparam."):
+        while frame.f_back is not None and _is_no_users(home := str(frame.f_globals.get("__name__", ""))):
+            if home.startswith("torch.nn.modules."):  # torch's own layers do the same at every size
+                return
             frame = frame.f_back
         call, position = self.where()
         sizes = tuple(node.shape[dim] for _, node, dim in atoms(expression, SIZE))
@@ -114,6 +116,11 @@ class Decisions:
 
     def _is_at(self, decision: Decision, frame: FrameType) -> bool:
         return (decision.file, decision.line) == (frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_no_users(home: str) -> bool:
+    """Whether code is this package's or torch's."""
+    return home.partition(".")[0] in ("reparam", "torch")
 
 
 class Symbolic:
@@ -326,9 +333,12 @@ def is_symbolic(tree: Any) -> bool:
 
 
 def outline(expression: Any) -> Any:
-    """An expression with the names of operations in place of nodes: equal in another run."""
+    """An expression with the names of operations in place of nodes: equal in another run.
+
+    Numbers are left out: they may come from a size that has become a plain number.
+    """
     if not isinstance(expression, tuple):
-        return expression
+        return expression if isinstance(expression, str) else "number"
     if expression[0] in (SIZE, ITEM):
         _, node, *dim = expression
         return (expression[0], node.call.path if node.call else "", node.op, *dim)

@@ -11,6 +11,7 @@ not settled nothing folds.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -44,17 +45,22 @@ class _Witnesses:
         self.main = runs.require(inputs)
         self.others: list[Record] = []  # failed runs as well
         self.smallest = inputs
+        self.complete = False  # whether all inputs have been tried that may settle something
 
     def record(self) -> Record:
+        self._run_smallest()
         if self.runs.changed():
             self._run(self.inputs)
-        self._run_smallest()
         for question in dict.fromkeys(d.expression for d in self.main.decisions if isinstance(d.expression, str)):
             self._run(self.smallest, question)
+        if any(map(_is_number, self.main.decisions)):
+            for other in self._near():
+                self._run(other)
         for other in self._larger() if any(map(_is_of_sizes, self.unsettled())) else ():
             self._run(other)
             if not any(map(_is_of_sizes, self.unsettled())):
                 break
+        self.complete = True
         if any(any(atoms(d.expression, ITEM)) for d in self.unsettled()):
             self._run(self.smallest, VALUES)
         self.main.witnesses = [other for other in self.others if not other.error]
@@ -73,7 +79,18 @@ class _Witnesses:
         for candidate in self._smaller():
             if self._run(candidate):
                 self.smallest = candidate
-                return
+                break
+        if self.others and self._sees_sizes():
+            self.runs.plain, self.others = True, []
+            self.main = self.runs.require(self.inputs)
+            self._run(self.smallest)
+
+    def _sees_sizes(self) -> bool:
+        """Whether code does something else as sizes remember. What a run leaves behind may make a difference once."""
+        last = self.others[-1]
+        if last.error or not self.runs.sees_sizes(self.smallest, last):
+            return False
+        return self._run(self.smallest) and self.runs.sees_sizes(self.smallest, self.others[-1])
 
     def _smaller(self) -> Iterator[Inputs]:
         shapes = self.inputs.shapes()
@@ -84,6 +101,16 @@ class _Witnesses:
                 yield self.inputs.cut(rows, pixels=pixels)
         yield self.inputs.cut(rows)
         yield self.inputs.cut()
+
+    def _near(self) -> Iterator[Inputs]:
+        """Sizes near the smallest, of both parities: what code does with a plain number is not seen."""
+        shape = next((shape[2:] for shape in self.smallest.shapes() if 3 <= len(shape) <= 5), ())
+        if not shape or self.fixed_size or self.smallest is self.inputs:
+            return
+        first, last = shape[0], shape[-1]
+        step = math.gcd(first, last, 32)
+        for more in ((1, 2), (2, 1), (3, 4), (4, 3)):
+            yield self.smallest.cut(pixels=(first + step * more[0], last + step * more[1]))
 
     def _larger(self) -> Iterator[Inputs]:
         """Inputs at which decisions that are still open may be taken otherwise."""
@@ -129,10 +156,12 @@ class _Witnesses:
         turned = [failed for other, failed in runs if not _continues([d.value for d in other], values, failed)]
         if not all(turned):
             return BOTH_WAYS
-        if turned:
-            return FAILS_OTHERWISE
+        if turned and isinstance(values[0], bool):
+            return FAILS_OTHERWISE if self.complete else ""
         sizes = [decision.sizes for decision in made]
-        moved = any([d.sizes for d in other] != sizes for other, failed in runs if not failed)
+        reached = [other for other, failed in runs if not failed]
+        moved = any([d.sizes for d in other] != sizes for other in reached)
+        moved |= not reached and not all(failed for _, failed in others)
         return NO_SIZE if _is_of_sizes(made[0]) and not moved else ""
 
     def _note_changes(self) -> None:
@@ -152,6 +181,11 @@ def _by_key(record: Record) -> Mapping[Any, list[Decision]]:
 def _continues(values: Sequence[Any], main: Sequence[Any], failed: bool) -> bool:
     """Whether a run has decided as the main one; a run that failed may have come less far."""
     return list(values) == list(main[: len(values)] if failed else main)
+
+
+def _is_number(decision: Decision) -> bool:
+    """Whether a number that depends on a size has become a plain one."""
+    return _is_of_sizes(decision) and not isinstance(decision.value, bool) and decision.settled != SAME
 
 
 def _is_of_sizes(decision: Decision) -> bool:

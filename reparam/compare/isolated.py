@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from reparam.capture.caches import cached_functions
 from reparam.capture.inputs import Inputs
 from reparam.capture.process import exclusive
 from reparam.capture.tree import leaves
 from reparam.compare.error import Leaves
-
-_CACHED_FUNCTION = type(cache(len))
-
 
 class ModelFailure(Exception):
     """A model raised on inputs that it was given; the text says what."""
@@ -42,10 +38,7 @@ def run(
 @contextmanager
 def _restored_caches(model: Callable[..., Any]) -> Iterator[None]:
     """Clear the `functools` caches of user code that have been filled meanwhile: they would keep float64 tensors."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    classes = {base for module in modules for base in type(module).__mro__ if not _is_builtin(base)}
-    scopes = [scope for base in classes for scope in (vars(base), vars(sys.modules.get(base.__module__, base)))]
-    caches = {id(value): value for scope in scopes for value in scope.values() if isinstance(value, _CACHED_FUNCTION)}
+    caches = {id(function): function for function in cached_functions(model)}
     misses = {key: function.cache_info().misses for key, function in caches.items()}
     try:
         yield
@@ -53,10 +46,6 @@ def _restored_caches(model: Callable[..., Any]) -> Iterator[None]:
         for key, function in caches.items():
             if function.cache_info().misses != misses[key]:
                 function.cache_clear()
-
-
-def _is_builtin(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in ("torch", "builtins")
 
 
 @contextmanager

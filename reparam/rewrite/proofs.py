@@ -66,6 +66,8 @@ class Proofs:
         if len(self._keys[call.module]) > 1:
             raise unproven(call, "it is called in several ways, and does not do the same in all of them")
         for inner in _written_out(call, opened):
+            if inner.module in self.record.hooked:
+                raise unproven(call, f"a hook changes or watches what {inner.path or 'it'} is called with", "without it this would fold")
             if inner.changes:
                 what = f"{inner.path or 'it'} changes attributes, or lists that it is handed"
                 raise unproven(call, what, "a forward that keeps nothing would fold")

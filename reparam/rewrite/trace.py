@@ -160,8 +160,8 @@ class Trace:
             return
         if isinstance(condition, fx.Node):
             holds = condition if decision.value else self._call(operator.not_, condition)
-            path = decision.call.path if decision.call is not None else ""
-            self._call(torch._assert, holds, f"{path or 'the model'} was converted for inputs of other sizes than this")
+            name = type(self.module if decision.call is None else decision.call.module).__name__
+            self._call(torch._assert, holds, f"{name} takes no input of such a size")
 
     def _inner_call(self, call: Call) -> None:
         if call.module not in self._names:
@@ -349,6 +349,16 @@ def _whole_shape(sizes: Sequence[Any]) -> Node | None:
     return node if whole and [size.expression[2] for size in sizes] == list(range(len(sizes))) else None  # type: ignore[index]
 
 
+# Methods that Python's operators call.
+_OPERATORS = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "matmul": operator.matmul,
+}
+
+
 def _spelled(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
     """The kind, target and arguments of the fx node that calls a torch function."""
     name = getattr(function, "__name__", "")
@@ -363,5 +373,7 @@ def _spelled(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any,
         if hasattr(operator, own):
             return "call_function", getattr(operator, own), args
     if getattr(Tensor, name, None) is function:
+        if name in _OPERATORS and len(args) == 2:
+            return "call_function", _OPERATORS[name], args
         return "call_method", name, args
     return "call_function", function, args

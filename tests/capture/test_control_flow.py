@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from reparam.capture.graph import READ, SIZE
+
 from tests.capture.residual import SIZES, Layer, PassesOn, Residual, fold_at
 from tests.helpers import EXACT, convs_ran, distance, image, norms_ran, report_of, trained
 
