@@ -11,7 +11,6 @@ inputs is seen in `witness`.
 
 from __future__ import annotations
 
-import math
 import sys
 import weakref
 from collections import defaultdict
@@ -136,6 +135,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.plain, self.lie = plain, lie
         self.decisions = Decisions(lambda: (self._current_call(), len(self.nodes)))
+        self.decisions.values_lie = lie == VALUES
         self.attributes = [AttributeSnapshot(module) for module in changing]  # as the code has left them so far
         self.nodes: list[Node] = []
         self.model_nodes: list[Node] = []  # of tensors of the model
@@ -371,7 +371,7 @@ class _Recorder(TorchFunctionMode):
         if name == "size" and isinstance(dim, int):
             return shape[dim]
         if name in ("numel", "nelement"):
-            return math.prod(shape)
+            return shape.numel()
         if name == "len":
             return int(shape[0])
         if name == "is_same_size":
@@ -451,8 +451,10 @@ class _Recorder(TorchFunctionMode):
         operand = node.inputs[0]
         if node.op == "item" and not node.constant and isinstance(result, (int, float)) and not self.plain:
             return Symbolic(result, (ITEM, operand), self.decisions)
-        self._note_value(node, result)
-        return otherwise(result) if self.lie == VALUES and not node.constant and isinstance(result, bool) else result
+        lies = self.lie == VALUES and not node.constant and isinstance(result, bool)
+        told = otherwise(result) if lies else result
+        self._note_value(node, told)
+        return told
 
     def _record_writes(self, node: Node, written: list[Tensor]) -> None:
         for tensor in written:

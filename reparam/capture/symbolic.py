@@ -11,6 +11,7 @@ class of its number, as `isinstance` believes that. It stays usable as a number 
 
 from __future__ import annotations
 
+import functools
 import linecache
 import math
 import operator
@@ -80,11 +81,16 @@ class Decision:
 
 @dataclass(eq=False)
 class Decisions:
-    """The decisions of one run. where: the call that runs now, and how many nodes there are."""
+    """The decisions of one run.
+
+    where: the call that runs now, and how many nodes there are. values_lie: branches on numbers of the input go the other
+    way.
+    """
 
     where: Callable[[], tuple[Call | None, int]]
     made: list[Decision] = field(default_factory=list)
     numbers: list[weakref.ref[Symbolic]] = field(default_factory=list)
+    values_lie: bool = False
     open: bool = True
 
     def close(self) -> None:
@@ -108,6 +114,12 @@ class Decisions:
         place = len(call.events) if call is not None else 0
         file, line, instruction = frame.f_code.co_filename, frame.f_lineno, frame.f_lasti
         self.made.append(Decision(expression, value, sizes, file, line, call, place, position, instruction))
+
+    def branch(self, condition: Symbolic) -> bool:
+        """The way that code goes; the other one if it goes by numbers of the input, and these lie."""
+        told = condition.value != (self.values_lie and any(atoms(condition.expression, ITEM)))
+        self.note(condition.expression, told)
+        return bool(told)
 
     def handed_to_torch(self, frame: FrameType) -> None:
         """Forget what the call that `frame` is making asked for: torch looks at its arguments and is then told all."""
@@ -148,7 +160,7 @@ class Symbolic:
 
     def __bool__(self) -> bool:
         if isinstance(self.value, bool):
-            return bool(self._plain())
+            return self._decisions.branch(self)
         return bool(Symbolic(bool(self.value), ("ne", self.expression, 0), self._decisions))
 
     def __index__(self) -> int:
@@ -278,7 +290,7 @@ class Shape(tuple[Any, ...]):
         return torch.Size
 
     def numel(self) -> Any:
-        return math.prod(self)
+        return functools.reduce(operator.mul, self) if self else 1
 
     def __getitem__(self, index: Any) -> Any:
         item = super().__getitem__(index)
@@ -359,6 +371,6 @@ def described(expression: Any) -> str:
     if name == SIZE:
         return f"{parts[0].name}.shape[{parts[1]}]"
     if name == ITEM:
-        return f"{parts[0].name}.item()"
+        return f"{parts[0].name}.item()" if parts[0].dtype is not None else f"{parts[0].name}({parts[0].inputs[0].name})"
     texts = [f"({described(p)})" if isinstance(p, tuple) and p[0] in _SIGNS else described(p) for p in parts]
     return f" {_SIGNS[name]} ".join(texts) if name in _SIGNS else f"{name.rstrip('_')}({', '.join(texts)})"

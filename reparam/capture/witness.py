@@ -45,6 +45,7 @@ class _Witnesses:
         self.main = runs.require(inputs)
         self.others: list[Record] = []  # failed runs as well
         self.smallest = inputs
+        self.moved = False  # whether batch, length and pixels have all been tried otherwise
         self.complete = False  # whether all inputs have been tried that may settle something
 
     def record(self) -> Record:
@@ -53,20 +54,27 @@ class _Witnesses:
             self._run(self.inputs)
         for question in dict.fromkeys(d.expression for d in self.main.decisions if isinstance(d.expression, str)):
             self._run(self.smallest, question)
-        if any(map(_is_number, self.main.decisions)):
-            for other in self._near():
-                self._run(other)
-        for other in self._larger() if any(map(_is_of_sizes, self.unsettled())) else ():
-            self._run(other)
-            if not any(map(_is_of_sizes, self.unsettled())):
-                break
-        self.complete = True
-        if any(any(atoms(d.expression, ITEM)) for d in self.unsettled()):
-            self._run(self.smallest, VALUES)
+        self._run_other_sizes()
+        for other in (self.smallest, self.inputs):
+            if any(any(atoms(decision.expression, ITEM)) for decision in self.unsettled()):
+                self._run(other, VALUES)
         self.main.witnesses = [other for other in self.others if not other.error]
         self._note_changes()
         self.unsettled()
         return self.main
+
+    def _run_other_sizes(self) -> None:
+        """Run the model at other sizes, as long as decisions may be taken otherwise there."""
+        if any(map(_is_number, self.main.decisions)):
+            for other in self._near():
+                self._run(other)
+        first, others = self._larger()
+        for i, other in enumerate((*first, *others)):
+            self.moved = i >= len(first)
+            if not any(map(_is_of_sizes, self.unsettled())):
+                break
+            self._run(other)
+        self.moved = self.complete = True
 
     def _run(self, inputs: Inputs, lie: str = "") -> bool:
         """Run the model once more; returns whether it took the inputs."""
@@ -112,26 +120,21 @@ class _Witnesses:
         for more in ((1, 2), (2, 1), (3, 4), (4, 3)):
             yield self.smallest.cut(pixels=(first + step * more[0], last + step * more[1]))
 
-    def _larger(self) -> Iterator[Inputs]:
-        """Inputs at which decisions that are still open may be taken otherwise."""
+    def _larger(self) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
+        """Inputs at which decisions that are still open may be taken otherwise; first one for each kind of size."""
         shapes = [shape for shape in self.inputs.shapes() if len(shape) > 1]
         if not shapes:
-            return
-        rows, length = shapes[0][0], shapes[0][1]
+            return [], []
+        cut, (rows, length) = self.smallest.cut, shapes[0][:2]
+        lengths = [self.inputs.cut(rows, length=other) for other in (max(1, length // 2), 1, 2 * length)]
+        first, others = [cut(length=length + 1)], [*lengths, self.inputs.cut(rows + 1), self.inputs.cut(4 * rows)]
         own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
         if own and not self.fixed_size:
-            first, last = own[0], own[-1]
-            for pixels in (
-                (first // 2 | 1, last * 2 // 3 | 1),
-                (first + 5, last + 3),
-                (last + 32, first + 64),
-                (first * 2, last * 2),
-            ):
-                yield self.inputs.cut(rows, pixels=pixels)
-        for other in (length + 1, max(1, length // 2), 1, 2 * length):
-            yield self.inputs.cut(rows, length=other)
-        yield self.inputs.cut(rows + 1)
-        yield self.inputs.cut(4 * rows)
+            high, wide = own[0], own[-1]
+            sizes = [(high + 5, wide + 3), (wide + 32, high + 64), (high * 2, wide * 2)]
+            first.append(self.inputs.cut(rows, pixels=(high // 2 | 1, wide * 2 // 3 | 1)))
+            others = [*(self.inputs.cut(rows, pixels=pixels) for pixels in sizes), *others]
+        return first, others
 
     # --- what they settle
 
@@ -162,7 +165,7 @@ class _Witnesses:
         reached = [other for other, failed in runs if not failed]
         moved = any([d.sizes for d in other] != sizes for other in reached)
         moved |= not reached and not all(failed for _, failed in others)
-        return NO_SIZE if _is_of_sizes(made[0]) and not moved else ""
+        return NO_SIZE if _is_of_sizes(made[0]) and not moved and self.moved else ""
 
     def _note_changes(self) -> None:
         """Which code changes attributes is seen in a later run."""

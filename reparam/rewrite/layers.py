@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
@@ -43,15 +44,20 @@ class BiasMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels, *sizes). Raises ValueError for other sizes, also where the bias would broadcast."""
-        # An expression, because a statement `if ...: raise` would count as a check, which is folded away with its code.
-        return x + (self.bias if x.shape[2:] == self.bias.shape[2:] else self._wrong_size(x))
+        return _with_map(x, self.bias)
 
-    def _wrong_size(self, x: Tensor) -> Tensor:
-        given, expected = ("x".join(map(str, tensor.shape[2:])) for tensor in (x, self.bias))
-        raise ValueError(
-            f"the input of this layer has {given} pixels instead of {expected}: the model was converted with "
-            "fixed_size=True; convert it for the new size, or without fixed_size"
-        )
+
+def _with_map(x: Tensor, bias: Tensor) -> Tensor:
+    """x + bias. To a recording this is one operation, which no rule knows: the check must not be folded away."""
+    if has_torch_function((x, bias)):
+        return handle_torch_function(_with_map, (x, bias), x, bias)  # type: ignore[no-any-return]
+    if x.shape[2:] == bias.shape[2:]:
+        return x + bias
+    given, expected = ("x".join(map(str, tensor.shape[2:])) for tensor in (x, bias))
+    raise ValueError(
+        f"the input of this layer has {given} pixels instead of {expected}: the model was converted with "
+        "fixed_size=True; convert it for the new size, or without fixed_size"
+    )
 
 
 def plain_layer(value: AffineConv, like: Tensor) -> tuple[nn.Module, dict[Tensor, Tensor]]:

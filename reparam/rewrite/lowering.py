@@ -75,13 +75,13 @@ def lower(
     rewrites = rewrites_of(pieces, swaps, context, refused)
     for group in groups.values():
         try:
-            require_proven_path(group[0].planned, context)
+            require_proven_path(group[0].planned, rewrites, context)
         except Refusal as refusal:
             for part in group:
                 refused.refuse_fold(refusal, part.planned.nodes, part.planned.steps)
     for piece in fused:
         try:
-            require_proven_path(piece.fold, context)
+            require_proven_path(piece.fold, rewrites, context)
         except Refusal:
             refused.refuse_fusions(piece.fold.shared)
     return Edits(swaps, unscaled, rewrites, removed, context.pinned, refused.constraints)

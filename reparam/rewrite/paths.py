@@ -7,29 +7,51 @@ wherever it calls them: the modules can be exchanged then, whatever it does besi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
-from reparam.capture.graph import Call, Node, Record, common_call
+from reparam.capture.graph import Call, Node, Record, calls_around, common_call, has_user_code
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
 from reparam.rewrite.context import Context
+from reparam.rewrite.edits import Rewrite
 from reparam.rewrite.refused import OUTSIDE
 from reparam.rewrite.trace import unproven
 
+_FLAGS_REMEDY = "a forward that takes tensors alone would fold"
 
-def require_proven_path(fold: Fold, context: Context) -> None:
-    """Raise Refusal unless code leads through the fold in every witness, or does not call its modules at all."""
+
+def require_proven_path(fold: Fold, rewrites: Collection[Rewrite], context: Context) -> None:
+    """Raise Refusal unless code leads through the fold in every witness, or does not call its modules at all.
+
+    Code that may be handed flags has to be written anew, with a check that they are the same.
+    """
     around = common_call(fold.path)
     if around is None:
         raise Refusal(OUTSIDE)
+    flags = _instructed_code(fold, around, context)
+    traces = (rewrite.trace for rewrite in rewrites)
+    if flags and not any(trace.call in around.stack() and flags <= {*trace.opened, around.module} for trace in traces):
+        raise unproven(around, "it may be called with other flags, and goes on in its own code then", _FLAGS_REMEDY)
     if context.proofs.alike(around.module):
         return
     for witness in context.proofs.unlike:
         for call in witness.calls:
             if call.module is around.module and not context.proofs.same(call, around):
                 _Comparison(around, call, witness, context).require(fold)
+
+
+def needs_check(fold: Fold, context: Context) -> bool:
+    """Whether code leads through the fold only for certain flags, which a new forward can check."""
+    around = common_call(fold.path)
+    return around is not None and bool(_instructed_code(fold, around, context))
+
+
+def _instructed_code(fold: Fold, around: Call, context: Context) -> set[nn.Module]:
+    """The modules whose code leads through the fold and may be handed flags."""
+    calls = {call for node in fold.path for call in calls_around(node, around) if has_user_code(call.module)}
+    return {call.module for call in calls if context.proofs.instructed(call) and len(call.events) > 1}
 
 
 class _Comparison:

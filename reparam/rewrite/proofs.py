@@ -12,7 +12,8 @@ from reparam.capture.likeness import Likeness
 from reparam.capture.symbolic import BOTH_WAYS, Decision
 from reparam.errors import Refusal
 from reparam.plan.plan import Constraints
-from reparam.rewrite.trace import Trace, unproven
+from reparam.rules import RULES
+from reparam.rewrite.trace import Trace, takes_flags, unproven
 
 _REMEDY = "a forward that does the same at every size would fold"
 _UNDECIDED_REMEDY = "code that does not ask would fold"
@@ -29,6 +30,7 @@ class Proofs:
         self._decisions: dict[Call | None, list[Decision]] = defaultdict(list)
         for decision in record.decisions:
             self._decisions[decision.call].append(decision)
+        self._instructed: dict[Call, bool] = {}
         self._traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
         likeness = Likeness()
         self._keys = likeness.of_modules(record)
@@ -40,6 +42,21 @@ class Proofs:
         """Whether every call of a module in a witness did what one of the recorded calls did."""
         own = self._keys.get(module, set())
         return all(keys.get(module, set()) <= own for keys in self._others)
+
+    def instructed(self, call: Call) -> bool:
+        """Whether whoever calls the model may hand a call something else than tensors: a flag, another number of them.
+
+        What the code that makes the call writes down itself is always the same.
+        """
+        if call not in self._instructed:
+            parent = call.parent
+            settled = parent is not None and self.alike(parent.module) and not self.instructed(parent)
+            self._instructed[call] = not settled and takes_flags(call)
+        return self._instructed[call]
+
+    def checks(self, call: Call) -> bool:
+        """Whether the code of a call checks what no input has been seen to be otherwise."""
+        return any(decision.checked for decision in self._decisions.get(call, ()))
 
     def same(self, call: Call, other: Call) -> bool:
         """Whether two calls did the same, perhaps in two runs."""
@@ -102,7 +119,8 @@ def undecided(record: Record) -> Constraints:
                 barriers.update((node, refusal) for node in nodes if node not in barriers)
             barriers.update((node, refusal) for node in nodes_in((call.args, call.kwargs)) if node not in barriers)
         if not opaque:
-            opaque = dict.fromkeys(record.nodes[decision.position :], refusal)
+            behind = record.nodes[decision.position :]
+            opaque = dict.fromkeys((node for node in behind if node.op in RULES and not node.constant), refusal)
     return Constraints(opaque, barriers)
 
 

@@ -13,6 +13,7 @@ from reparam.errors import Refusal
 from reparam.rewrite.chains import READ_ELSEWHERE, Part
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Piece, Swap
+from reparam.rewrite.paths import needs_check
 from reparam.rewrite.refused import OUTSIDE
 from reparam.rewrite.trace import takes_size
 
@@ -33,7 +34,7 @@ class SwapStage:
     def _chain_edit(self, group: Sequence[Part]) -> tuple[list[Swap], list[Piece]] | None:
         """An edit for each operation where it stands; None where they cannot be edited one by one."""
         part = group[0]
-        if not part.chain or not part.keeps_read_sizes():
+        if not part.chain or not part.keeps_read_sizes() or needs_check(part.planned, self._context):
             return None
         swaps: list[Swap] = []
         pieces: list[Piece] = []
@@ -82,7 +83,7 @@ class SwapStage:
             return False
         if not has_user_code(call.module):
             return True
-        if call.changes or not self._context.proofs.alike(call.module):
+        if call.changes or self._context.proofs.checks(call) or not self._context.proofs.alike(call.module):
             return False
         return not any(takes_size(node) for node in nodes if node not in part.planned.reshapes)
 

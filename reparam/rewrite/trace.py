@@ -126,7 +126,7 @@ class Trace:
     def _check(self, wanted: bool, function: Callable[..., Any], *args: Any) -> None:
         if wanted:
             path = self.call.path or "the model"
-            message = f"{path} was converted for calls with other arguments than these"
+            message = f"{path} was converted for calls with other arguments than these; give it such example inputs"
             self._call(torch._assert, self._call(function, *args), message)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
@@ -321,6 +321,15 @@ def takes_size(node: Node) -> bool:
     if node.op in CONVOLUTIONS:
         args, kwargs = args[:6], {name: value for name, value in kwargs.items() if name != "groups"}
     return any(isinstance(leaf, Symbolic) for leaf in _leaves((args, kwargs)))
+
+
+def takes_flags(call: Call) -> bool:
+    """Whether a forward has parameters for anything but tensors and sizes, whether or not they were given."""
+    try:
+        given = _bound(call)
+    except Refusal:
+        return True
+    return not all(isinstance(value, (Node, Symbolic)) for value in given.values())
 
 
 def _leaves(tree: Any) -> list[Any]:

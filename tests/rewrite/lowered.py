@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.capture.graph import Record
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.witness import witnessed
 from reparam.plan import cost
 from reparam.plan.fold import Fold
 from reparam.plan.horizontal import fused
@@ -38,7 +38,7 @@ class Lowered:
 def lowered(model: nn.Module, x: Tensor, pinned: Collection[nn.Module] = ()) -> Lowered:
     """The model with drawn numbers, and the edits of its cheapest plan; none of them is made yet."""
     model = trained(model, x, dtype=x.dtype)
-    found = record(model, Inputs.of(x))
+    found = witnessed(model, Inputs.of(x))
     basis = plan(found)
     best = fused(found, basis, cost.CPU, ()) or basis
     return Lowered(model, found, best, lower(found, best, Proofs(found), pinned))

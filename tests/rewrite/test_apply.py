@@ -120,9 +120,8 @@ def test_the_size_of_a_removed_tensor_is_read_of_one_that_is_as_large() -> None:
         "def forward(self, x):",
         "conv = self.conv(x)",
         "relu = conv.relu()",
-        "getattr_1 = conv.shape",
-        "getitem = getattr_1[2]",
-        "mul = relu * getitem",
+        "size = conv.size(2)",
+        "mul = relu * size",
         "return mul",
     ]
 

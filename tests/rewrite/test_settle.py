@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.witness import witnessed
 from reparam.errors import Refusal
 from reparam.plan import cost
 from reparam.plan.fold import Fusion
@@ -15,7 +15,7 @@ from tests.helpers import Block, bn, conv, image, seq, trained
 
 
 def settled(model: nn.Module, shape: tuple[int, ...] = (1, 4, 5, 7), only: int | None = None) -> Settled:
-    return settle(record(trained(model), Inputs.of(image(*shape))), cost.CPU, (), only=only)
+    return settle(witnessed(trained(model), Inputs.of(image(*shape))), cost.CPU, (), only=only)
 
 
 def _several(m: Block, x: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +65,7 @@ def test_what_code_does_not_allow_becomes_a_constraint() -> None:
 
 
 def test_constraints_only_grow() -> None:
-    recorded = record(trained(Looks()), Inputs.of(image(1, 4, 5, 7)))
+    recorded = witnessed(trained(Looks()), Inputs.of(image(1, 4, 5, 7)))
     first, second, *_ = (node for node in recorded.nodes if node.function is not None)
     one = Constraints(opaque={first: Refusal("a")})
     two = Constraints(barriers={second: Refusal("b")}, unfusable=frozenset({first}))
