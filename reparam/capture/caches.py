@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -34,8 +33,10 @@ def replaced(functions: Sequence[Any], other: Callable[[Any], Callable[..., Any]
     """Within it, `other(function)` stands where code knows one of the functions by name."""
     by_id = {id(function): other(function) for function in functions}
     with PROCESS:
-        holders = [holder for holder in sys.modules.values() if isinstance(holder, ModuleType)] if by_id else []
-        places = [(m, name, v) for m in holders for name, v in list(vars(m).items()) if id(v) in by_id]
+        holders = list(sys.modules.values()) if by_id else []
+        places = [
+            (m, name, v) for m in holders for name, v in list(getattr(m, "__dict__", {}).items()) if id(v) in by_id
+        ]
         for holder, name, function in places:
             setattr(holder, name, by_id[id(function)])
         try:

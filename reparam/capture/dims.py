@@ -7,7 +7,7 @@ the same polynomial are equal for every input, and one without atoms is the same
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from reparam.capture.graph import Node, tuple_item
@@ -84,46 +84,52 @@ class Dims:
 
     def _known(self, node: Node, own: Sequence[Length]) -> Sequence[Length] | None:
         first = self._lengths[node.inputs[0]]
-        row = facts(node.op)
-        _, args, kwargs = node.spelled
         if node.inplace or (node.op in SHAPE_PRESERVING and len(node.operands) == 1):
             return first
         if node.function is tuple_item:
-            whole, op = node.inputs[0].inputs[0], node.inputs[0].op
-            if op not in ("chunk", "split", "split_with_sizes"):
-                return None
-            at = _dimension(node.inputs[0].kwargs.get("dim", _item(node.inputs[0].args, 2, 0)), len(whole.shape))
-            parts = list(self._lengths[whole])
-            parts[at] = constant(node.shape[at]) if not any(parts[at]) else own[at]
-            return parts
-        if node.op in LAYERS:
-            return self._of_layer(node, first, own)
-        if node.op in POOLS and len(node.shape) == row.spatial + 2 and not kwargs and len(args) <= 4:
-            kernel = _each(args[1], row.spatial)
-            stride = _each(_item(args, 2, None) or args[1], row.spatial)
-            padding = _each(_item(args, 3, 0), row.spatial)
-            sizes = zip(first[2:], kernel, stride, padding, strict=True)
-            return [*first[:2], *(_windows(length, k, s, 2 * p) for length, k, s, p in sizes)]
-        if node.op == "permute":
-            order = args[1] if isinstance(args[1], tuple | list) else args[1:]
-            return [first[dim] for dim in order]
-        if node.op == "transpose":
-            a, b = args[1:]
-            swapped = list(first)
-            swapped[a], swapped[b] = swapped[b], swapped[a]
-            return swapped
-        if node.op in ("view", "reshape"):
-            given = args[1] if isinstance(args[1], tuple | list) else args[1:]
-            return self._reshaped(list(given), first, own)
-        if node.op in BROADCASTING:
-            return self._broadcast(node, own)
-        if node.op == "cat":
-            at = _dimension(kwargs.get("dim", _item(args, 1, 0)), len(own))
-            joined = [self._lengths[operand] for operand in node.inputs]
-            return [sum_of(each[dim] for each in joined) if dim == at else first[dim] for dim in range(len(own))]
-        if node.op == "getitem" and node.inputs == (args[0],):
-            return _indexed(args[1], first, own)
-        return None
+            return self._of_part(node, own)
+        rule = _RULES.get(node.op)
+        return None if rule is None else rule(self, node, first, own)
+
+    def _of_part(self, node: Node, own: Sequence[Length]) -> Sequence[Length] | None:
+        cut, whole = node.inputs[0], node.inputs[0].inputs[0]
+        if cut.op not in ("chunk", "split", "split_with_sizes"):
+            return None
+        at = _dimension(cut.kwargs.get("dim", _item(cut.args, 2, 0)), len(whole.shape))
+        parts = list(self._lengths[whole])
+        parts[at] = own[at] if any(parts[at]) else constant(node.shape[at])
+        return parts
+
+    def _of_pool(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
+        _, args, kwargs = node.spelled
+        spatial = facts(node.op).spatial
+        if kwargs or len(args) > 4 or len(own) != spatial + 2:
+            return None
+        kernel = _each(args[1], spatial)
+        stride = _each(_item(args, 2, None) or args[1], spatial)
+        padding = _each(_item(args, 3, 0), spatial)
+        sizes = zip(first[2:], kernel, stride, padding, strict=True)
+        return [*first[:2], *(_windows(length, k, s, 2 * p) for length, k, s, p in sizes)]
+
+    def _permuted(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
+        args = node.spelled[1]
+        return [first[dim] for dim in (args[1] if isinstance(args[1], tuple | list) else args[1:])]
+
+    def _transposed(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
+        _, a, b = node.spelled[1]
+        swapped = list(first)
+        swapped[a], swapped[b] = swapped[b], swapped[a]
+        return swapped
+
+    def _joined(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
+        _, args, kwargs = node.spelled
+        at = _dimension(kwargs.get("dim", _item(args, 1, 0)), len(own))
+        lengths = [self._lengths[operand] for operand in node.inputs]
+        return [sum_of(each[dim] for each in lengths) if dim == at else first[dim] for dim in range(len(own))]
+
+    def _indexed(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
+        args = node.spelled[1]
+        return _indexed(args[1], first, own) if node.inputs == (args[0],) else None
 
     def _of_layer(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
         spatial = facts(node.op).spatial
@@ -147,9 +153,9 @@ class Dims:
         sizes = zip(first[2:], spans, _each(stride, spatial), around, strict=True)
         return [first[0], channels, *(_windows(length, span, s, 2 * p) for length, span, s, p in sizes)]
 
-    def _reshaped(
-        self, given: Sequence[Any], before: Sequence[Length], own: Sequence[Length]
-    ) -> Sequence[Length] | None:
+    def _reshaped(self, node: Node, before: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
+        args = node.spelled[1]
+        given = args[1] if isinstance(args[1], tuple | list) else args[1:]
         lengths = [self.length(item.expression if isinstance(item, Symbolic) else item) for item in given]
         inferred = [i for i, item in enumerate(given) if isinstance(item, int) and type(item) is int and item == -1]
         for i in inferred:
@@ -159,7 +165,7 @@ class Dims:
             lengths[i] = own[i] if rest is None else rest
         return [own[i] if length is None else length for i, length in enumerate(lengths)]
 
-    def _broadcast(self, node: Node, own: Sequence[Length]) -> Sequence[Length]:
+    def _broadcast(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
         result: list[Length] = []
         operands = [self._lengths[operand] for operand in node.inputs]
         for dim, length in enumerate(own, -len(own)):
@@ -169,6 +175,19 @@ class Dims:
             same = not there or all(each == there[0] for each in there)
             result.append(known if known is not None else (there or here)[0] if same else length)
         return result
+
+
+_Rule = Callable[[Dims, Node, Sequence[Length], Sequence[Length]], Sequence[Length] | None]
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(LAYERS, Dims._of_layer),
+    **dict.fromkeys(POOLS, Dims._of_pool),
+    **dict.fromkeys(BROADCASTING, Dims._broadcast),
+    **dict.fromkeys(("view", "reshape"), Dims._reshaped),
+    "permute": Dims._permuted,
+    "transpose": Dims._transposed,
+    "cat": Dims._joined,
+    "getitem": Dims._indexed,
+}
 
 
 def _applied(name: str, lengths: Sequence[Length]) -> Length | None:
@@ -252,7 +271,7 @@ def _windows(length: Length, span: int, stride: int, padding: int) -> Length:
 def _indexed(index: Any, before: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
     """Behind slices, numbers and None."""
     items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(item, list) or isinstance(item, Node) for item in items):
+    if any(isinstance(item, list | Node) for item in items):
         return None
     if Ellipsis not in items:
         items.append(Ellipsis)

@@ -22,6 +22,7 @@ from reparam.capture.symbolic import Decision, is_symbolic
 
 Spelling = tuple[Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]
 
+
 @dataclass(eq=False, slots=True)
 class Node:
     """One operation of the run and the tensor that it computed; or a tensor that no operation computed.

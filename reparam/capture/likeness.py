@@ -56,15 +56,13 @@ class _Description:
         self.foreign: list[Node] = []
         content: list[Hashable] = [call.path, call.changes, call.lent]
         content.append(self._tree((call.args, call.kwargs), given=True))
-        for event in call.events:
-            content.append(self._call(event) if isinstance(event, Call) else self._node(event))
+        content += (self._call(event) if isinstance(event, Call) else self._node(event) for event in call.events)
         content.append(self._tree(call.result))
         self.content = tuple(content)
 
     def _node(self, node: Node) -> Hashable:
-        if node.function is None:
-            described = ("unknown", self._tree(node.inputs))
-        else:
+        described: Hashable = ("unknown", self._tree(node.inputs))
+        if node.function is not None:
             _, args, kwargs = node.spelled
             described = (node.op, node.inplace, self._tree(args), self._tree(kwargs))
         if node.op == "contiguous":  # returns its input at some sizes, and a copy at others
@@ -118,7 +116,7 @@ class _Description:
 
     def _expression(self, expression: Any, given: bool) -> Hashable:
         if not isinstance(expression, tuple):
-            return expression
+            return repr(expression)
         if expression[0] in (SIZE, ITEM):
             name, node, *dim = expression
             return (name, self._number(node, given), *dim)

@@ -40,8 +40,6 @@ def otherwise(answer: Any) -> Any:
     """Another answer of the same kind."""
     if isinstance(answer, bool):
         return not answer
-    if isinstance(answer, int):
-        return answer + 1
     if isinstance(answer, torch.dtype):
         return torch.float64 if answer == torch.float32 else torch.float32
     return answer if isinstance(answer, str) else object()
@@ -84,7 +82,7 @@ def asked(answer: Answer) -> Iterator[None]:
 def _scopes() -> Iterator[dict[str, Any]]:
     """The names that files know: all but torch's own, apart from those that hold the functions."""
     for name, module in list(sys.modules.items()):
-        if isinstance(module, ModuleType) and (name in _FUNCTIONS or not name.startswith(("torch.", "reparam."))):
+        if type(module) is ModuleType and (name in _FUNCTIONS or not name.startswith(("torch.", "reparam."))):
             yield vars(module)
 
 

@@ -44,7 +44,7 @@ from reparam.capture.ops import (
 )
 from reparam.capture.questions import asked, of_torch, otherwise
 from reparam.capture.snapshot import AttributeSnapshot, ModuleSnapshot, has_hooks, named_tensors, own_tensors
-from reparam.capture.symbolic import ITEM, SIZE, Decisions, Shape, Symbolic, atoms, is_symbolic, plain
+from reparam.capture.symbolic import ASKED, ITEM, SIZE, Decisions, Shape, Symbolic, atoms, is_symbolic, plain
 from reparam.capture.tree import leaves, mapped, tensors
 from reparam.errors import ModelError, first_line
 
@@ -135,7 +135,8 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.plain, self.lie = plain, lie
         self.decisions = Decisions(lambda: (self._current_call(), len(self.nodes)))
-        self.decisions.values_lie = lie == VALUES
+        if lie:
+            self.decisions.lie = (ITEM, None) if lie == VALUES else (ASKED, lie)
         self.attributes = [AttributeSnapshot(module) for module in changing]  # as the code has left them so far
         self.nodes: list[Node] = []
         self.model_nodes: list[Node] = []  # of tensors of the model
@@ -321,8 +322,10 @@ class _Recorder(TorchFunctionMode):
 
     def answer(self, question: str, truth: Any) -> Any:
         """What code is told that asks about the process, or about gradients and memory of a tensor."""
+        if type(truth) is int and not self.plain:
+            return Symbolic(truth, (ASKED, question), self.decisions)
         told = otherwise(truth) if question == self.lie else truth
-        self.decisions.note(question, told)
+        self.decisions.note((ASKED, question), told)
         return told
 
     def _answered(self, name: str, func: Any, args: Any, kwargs: Any, *, by_user: bool) -> Any:
@@ -461,7 +464,7 @@ class _Recorder(TorchFunctionMode):
             _, before, _ = self.bound[id(tensor)]
             before.overwritten = True
             if before in self.contiguous_calls:  # its input or a copy, depending on the input
-                self.decisions.note("whether contiguous() copies what is written to", True)
+                self.decisions.note((ASKED, "whether contiguous() copies what is written to"), True)
             storage: int | None = before.storage
             while storage is not None:
                 self.writes[storage].append(node)

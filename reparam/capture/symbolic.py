@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from reparam.capture.graph import Call, Node
+    from reparam.capture.graph import Call
 
 # How a decision is settled (see `witness`).
 SAME = "the same for every input"
@@ -35,14 +35,15 @@ NO_SIZE = "no size that the model takes changes it"
 
 _SET_CLASS: Callable[[object, type], None] = object.__dict__["__class__"].__set__
 
-SIZE, ITEM = "size", "item"  # the atoms of expressions: ("size", node, dimension), ("item", node)
+# The atoms of expressions: ("size", node, dimension), ("item", node), ("asked", question).
+SIZE, ITEM, ASKED = "size", "item", "asked"
 
 
 @dataclass(eq=False)
 class Decision:
     """A number that depends on the input, or the answer to a question about the process, has become a plain value.
 
-    expression: of sizes and numbers, or the question. value: what it was. sizes: the sizes in the expression.
+    expression: of sizes, numbers and questions. value: what it was. sizes: the sizes in the expression.
     file, line: the code that asked. call: the module call whose code it is. place: how many events of that call, and
     position: how many nodes of the record, came before.
     instruction: where in that code. settled: why another value changes nothing; "" while that is not known.
@@ -58,6 +59,16 @@ class Decision:
     position: int
     instruction: int
     settled: str = ""
+
+    @property
+    def questions(self) -> list[str]:
+        """The questions about the process that it goes by."""
+        return [question for _, question in atoms(self.expression, ASKED)]
+
+    @property
+    def by_sizes(self) -> bool:
+        """Whether it goes by sizes alone."""
+        return not self.questions and not any(atoms(self.expression, ITEM))
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -83,14 +94,14 @@ class Decision:
 class Decisions:
     """The decisions of one run.
 
-    where: the call that runs now, and how many nodes there are. values_lie: branches on numbers of the input go the other
-    way.
+    where: the call that runs now, and how many nodes there are.
+    lie: the kind of atom, and the question if it is one, by which branches go the other way.
     """
 
     where: Callable[[], tuple[Call | None, int]]
     made: list[Decision] = field(default_factory=list)
     numbers: list[weakref.ref[Symbolic]] = field(default_factory=list)
-    values_lie: bool = False
+    lie: tuple[str, str | None] | None = None
     open: bool = True
 
     def close(self) -> None:
@@ -117,9 +128,15 @@ class Decisions:
 
     def branch(self, condition: Symbolic) -> bool:
         """The way that code goes; the other one if it goes by numbers of the input, and these lie."""
-        told = condition.value != (self.values_lie and any(atoms(condition.expression, ITEM)))
+        told = condition.value != self._is_lie(condition.expression)
         self.note(condition.expression, told)
         return bool(told)
+
+    def _is_lie(self, expression: Any) -> bool:
+        if self.lie is None:
+            return False
+        kind, question = self.lie
+        return any(question is None or atom[1] == question for atom in atoms(expression, kind))
 
     def handed_to_torch(self, frame: FrameType) -> None:
         """Forget what the call that `frame` is making asked for: torch looks at its arguments and is then told all."""
@@ -150,7 +167,7 @@ class Symbolic:
         self._decisions = decisions
         decisions.numbers.append(weakref.ref(self))
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self.value)
 
@@ -285,7 +302,7 @@ class Shape(tuple[Any, ...]):
 
     __slots__ = ()
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         return torch.Size
 
@@ -311,7 +328,7 @@ def atoms(expression: Any, kind: str) -> Iterator[Any]:
     if isinstance(expression, tuple):
         if expression[0] == kind:
             yield expression
-        elif expression[0] not in (SIZE, ITEM):
+        elif expression[0] not in (SIZE, ITEM, ASKED):
             for part in expression[1:]:
                 yield from atoms(part, kind)
 
@@ -350,7 +367,9 @@ def outline(expression: Any) -> Any:
     Numbers are left out: they may come from a size that has become a plain number.
     """
     if not isinstance(expression, tuple):
-        return expression if isinstance(expression, str) else "number"
+        return "number"
+    if expression[0] == ASKED:
+        return expression
     if expression[0] in (SIZE, ITEM):
         _, node, *dim = expression
         return (expression[0], node.call.path if node.call else "", node.op, *dim)
@@ -370,7 +389,11 @@ def described(expression: Any) -> str:
     name, *parts = expression
     if name == SIZE:
         return f"{parts[0].name}.shape[{parts[1]}]"
+    if name == ASKED:
+        return str(parts[0])
     if name == ITEM:
-        return f"{parts[0].name}.item()" if parts[0].dtype is not None else f"{parts[0].name}({parts[0].inputs[0].name})"
+        return (
+            f"{parts[0].name}.item()" if parts[0].dtype is not None else f"{parts[0].name}({parts[0].inputs[0].name})"
+        )
     texts = [f"({described(p)})" if isinstance(p, tuple) and p[0] in _SIGNS else described(p) for p in parts]
     return f" {_SIGNS[name]} ".join(texts) if name in _SIGNS else f"{name.rstrip('_')}({', '.join(texts)})"

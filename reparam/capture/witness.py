@@ -22,7 +22,7 @@ from reparam.capture.dims import Dims
 from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import VALUES, Runs, recording
-from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, Decision, atoms
+from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, SIZE, Decision, atoms
 
 # Pixels of witnesses, smallest first, until the model takes one. Many models want multiples of their stride.
 _SMALL = ((1, 1), (2, 3), (3, 5), (5, 7), (9, 11), (17, 13), (33, 19), (32, 64), (64, 96), (96, 64), (128, 192))
@@ -46,13 +46,14 @@ class _Witnesses:
         self.others: list[Record] = []  # failed runs as well
         self.smallest = inputs
         self.moved = False  # whether batch, length and pixels have all been tried otherwise
+        self.tried: dict[Any, list[bool]] = {}  # by decision, which of the sizes around its own the model takes
         self.complete = False  # whether all inputs have been tried that may settle something
 
     def record(self) -> Record:
         self._run_smallest()
         if self.runs.changed():
             self._run(self.inputs)
-        for question in dict.fromkeys(d.expression for d in self.main.decisions if isinstance(d.expression, str)):
+        for question in dict.fromkeys(q for decision in self.main.decisions for q in decision.questions):
             self._run(self.smallest, question)
         self._run_other_sizes()
         for other in (self.smallest, self.inputs):
@@ -71,10 +72,31 @@ class _Witnesses:
         first, others = self._larger()
         for i, other in enumerate((*first, *others)):
             self.moved = i >= len(first)
-            if not any(map(_is_of_sizes, self.unsettled())):
+            if not any(decision.by_sizes for decision in self.unsettled()):
                 break
             self._run(other)
-        self.moved = self.complete = True
+        self.moved = True
+        for decision in self.unsettled():
+            self.tried[decision.key] = [self._run(other) for other in self._at(decision)]
+        self.complete = True
+
+    def _at(self, decision: Decision) -> Iterator[Inputs]:
+        """Inputs around the size with which a decision compares that of an input, if they are not much larger."""
+        if not isinstance(decision.expression, tuple) or len(decision.expression) != 3:
+            return
+        _, a, b = decision.expression
+        size, number = (a, b) if isinstance(a, tuple) else (b, a)
+        if size[0] != SIZE or size[1].function is not None or size[1].call is not None or type(number) is not int:
+            return
+        shape, dim = size[1].shape, size[2]
+        for near in (number, number - 1, number + 1):
+            if 0 < near <= 4 * shape[dim]:
+                if dim == 0:
+                    yield self.inputs.cut(near)
+                elif dim == 1:
+                    yield self.inputs.cut(length=near)
+                elif not self.fixed_size:
+                    yield self.inputs.cut(pixels=(*shape[2:dim], near, *shape[dim + 1 :]))
 
     def _run(self, inputs: Inputs, lie: str = "") -> bool:
         """Run the model once more; returns whether it took the inputs."""
@@ -149,9 +171,7 @@ class _Witnesses:
                 decision.settled = settled
         return [decision for decision in self.main.decisions if not decision.settled]
 
-    def _settled(
-        self, made: Sequence[Decision], others: Sequence[tuple[Sequence[Decision], bool]], dims: Dims
-    ) -> str:
+    def _settled(self, made: Sequence[Decision], others: Sequence[tuple[Sequence[Decision], bool]], dims: Dims) -> str:
         values = [decision.value for decision in made]
         if all(_is_constant(decision, dims) for decision in made):
             return SAME
@@ -162,10 +182,12 @@ class _Witnesses:
         if turned and isinstance(values[0], bool):
             return FAILS_OTHERWISE if self.complete else ""
         sizes = [decision.sizes for decision in made]
+        if any(self.tried.get(made[0].key, ())):
+            return NO_SIZE
         reached = [other for other, failed in runs if not failed]
         moved = any([d.sizes for d in other] != sizes for other in reached)
         moved |= not reached and not all(failed for _, failed in others)
-        return NO_SIZE if _is_of_sizes(made[0]) and not moved and self.moved else ""
+        return NO_SIZE if made[0].by_sizes and not moved and self.moved else ""
 
     def _note_changes(self) -> None:
         """Which code changes attributes is seen in a later run."""
@@ -188,17 +210,12 @@ def _continues(values: Sequence[Any], main: Sequence[Any], failed: bool) -> bool
 
 def _is_number(decision: Decision) -> bool:
     """Whether a number that depends on a size has become a plain one."""
-    return _is_of_sizes(decision) and not isinstance(decision.value, bool) and decision.settled != SAME
-
-
-def _is_of_sizes(decision: Decision) -> bool:
-    """Whether it goes by sizes alone."""
-    return not isinstance(decision.expression, str) and not any(atoms(decision.expression, ITEM))
+    return decision.by_sizes and not isinstance(decision.value, bool) and decision.settled != SAME
 
 
 def _is_constant(decision: Decision, dims: Dims) -> bool:
     """Whether a decision is taken in the same way for every input, by its expression alone."""
-    if not _is_of_sizes(decision):
+    if not decision.by_sizes:
         return False
     expression = decision.expression
     name, *parts = expression

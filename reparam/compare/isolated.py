@@ -15,6 +15,7 @@ from reparam.capture.process import exclusive
 from reparam.capture.tree import leaves
 from reparam.compare.error import Leaves
 
+
 class ModelFailure(Exception):
     """A model raised on inputs that it was given; the text says what."""
 

@@ -50,7 +50,7 @@ class BiasMap(nn.Module):
 def _with_map(x: Tensor, bias: Tensor) -> Tensor:
     """x + bias. To a recording this is one operation, which no rule knows: the check must not be folded away."""
     if has_torch_function((x, bias)):
-        return handle_torch_function(_with_map, (x, bias), x, bias)  # type: ignore[no-any-return]
+        return handle_torch_function(_with_map, (x, bias), x, bias)
     if x.shape[2:] == bias.shape[2:]:
         return x + bias
     given, expected = ("x".join(map(str, tensor.shape[2:])) for tensor in (x, bias))

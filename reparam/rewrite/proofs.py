@@ -12,8 +12,8 @@ from reparam.capture.likeness import Likeness
 from reparam.capture.symbolic import BOTH_WAYS, Decision
 from reparam.errors import Refusal
 from reparam.plan.plan import Constraints
-from reparam.rules import RULES
 from reparam.rewrite.trace import Trace, takes_flags, unproven
+from reparam.rules import RULES
 
 _REMEDY = "a forward that does the same at every size would fold"
 _UNDECIDED_REMEDY = "code that does not ask would fold"
@@ -84,7 +84,11 @@ class Proofs:
             raise unproven(call, "it is called in several ways, and does not do the same in all of them")
         for inner in _written_out(call, opened):
             if inner.module in self.record.hooked:
-                raise unproven(call, f"a hook changes or watches what {inner.path or 'it'} is called with", "without it this would fold")
+                raise unproven(
+                    call,
+                    f"a hook changes or watches what {inner.path or 'it'} is called with",
+                    "without it this would fold",
+                )
             if inner.changes:
                 what = f"{inner.path or 'it'} changes attributes, or lists that it is handed"
                 raise unproven(call, what, "a forward that keeps nothing would fold")

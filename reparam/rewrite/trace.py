@@ -19,9 +19,10 @@ from torch import Tensor, fx, nn
 from reparam.capture.graph import Call, Node, nodes_in, tuple_item
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import CONVOLUTIONS
-from reparam.capture.symbolic import FUNCTIONS, ITEM, SIZE, Decision, Shape, Symbolic
+from reparam.capture.symbolic import FUNCTIONS, ITEM, SIZE, Decision, Symbolic
 from reparam.errors import Refusal
 
+_STARS: Mapping[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _LITERALS = (type(None), bool, int, float, str)
 _ASKED = (torch.dtype, torch.device)
 _ARGUMENTS = (
@@ -77,7 +78,7 @@ class Trace:
         given = _bound(self.call)
         steps = {}
         for name, parameter in inspect.signature(self.module.forward).parameters.items():
-            star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            star = _STARS.get(parameter.kind, "")
             default = () if star or parameter.default is parameter.empty else (parameter.default,)
             steps[name] = self.graph.create_node("placeholder", star + name, default, name=name)
         for name, step in steps.items():
@@ -223,15 +224,10 @@ class Trace:
             return self._number(value.expression)
         if isinstance(value, Mapping):
             return self._made(kind, {key: self._argument(item) for key, item in value.items()}, dict)
-        if kind in (tuple, Shape):
-            whole = _whole_shape(value)
-            return tuple(map(self._argument, value)) if whole is None else self._call(getattr, self._step(whole), "shape")
-        if kind is list:
-            return list(map(self._argument, value))
+        if isinstance(value, (tuple, list)):
+            return self._sequence(value)
         if kind is slice:
             return slice(self._argument(value.start), self._argument(value.stop), self._argument(value.step))
-        if isinstance(value, tuple) and hasattr(kind, "_fields"):
-            return self._call(kind, *map(self._argument, value))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
             return self._made(kind, {name: self._argument(item) for name, item in fields.items()}, None)
@@ -240,6 +236,15 @@ class Trace:
         if isinstance(value, _ARGUMENTS) or callable(value):
             return value
         raise unproven(self.call, f"it hands on a {kind.__name__}, whose contents may depend on the input")
+
+    def _sequence(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is list:
+            return list(map(self._argument, value))
+        if hasattr(kind, "_fields"):
+            return self._call(kind, *map(self._argument, value))
+        whole = _whole_shape(value)
+        return tuple(map(self._argument, value)) if whole is None else self._call(getattr, self._step(whole), "shape")
 
     def _made(self, kind: type, items: dict[Any, Any], plain: type | None) -> Any:
         if kind is plain:
@@ -273,7 +278,7 @@ class Trace:
     def _attribute(self, tensor: Tensor) -> str:
         """The path below the module where a tensor of the model is; a new name for one in a plain container."""
         if self._held is None:
-            tensors = [*self.module.named_parameters(remove_duplicate=False)]
+            tensors: list[tuple[str, Tensor]] = [*self.module.named_parameters(remove_duplicate=False)]
             tensors += self.module.named_buffers(remove_duplicate=False)
             for inner, path in self._names.items():
                 own = ((name, value) for name, value in vars(inner).items() if isinstance(value, Tensor))
@@ -355,7 +360,7 @@ def _whole_shape(sizes: Sequence[Any]) -> Node | None:
     nodes = {size.expression[1] for size in sizes if isinstance(size, Symbolic) and size.expression[0] == SIZE}
     node = nodes.pop() if len(nodes) == 1 else None
     whole = node is not None and len(node.shape) == len(sizes) and all(isinstance(size, Symbolic) for size in sizes)
-    return node if whole and [size.expression[2] for size in sizes] == list(range(len(sizes))) else None  # type: ignore[index]
+    return node if whole and [size.expression[2] for size in sizes] == list(range(len(sizes))) else None
 
 
 # Methods that Python's operators call.

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-
 from tests.capture.residual import SIZES, Layer, PassesOn, Residual, fold_at
 from tests.helpers import EXACT, convs_ran, distance, image, norms_ran, report_of, trained
 
@@ -158,9 +157,7 @@ def by_truth(x: Tensor) -> bool:
         (by_truth, ["bool(any)"]),
     ],
 )
-def test_no_fold_relies_on_the_way_that_was_recorded(
-    decide: Callable[[Tensor], Any], expressions: list[str]
-) -> None:
+def test_no_fold_relies_on_the_way_that_was_recorded(decide: Callable[[Tensor], Any], expressions: list[str]) -> None:
     model = Looks(decide)
     result = fold_at(model, norms=1, sizes=(*SIZES, (2, 4, 6, 21)))  # in the block alone
     for scale in (0.1, 100.0):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.capture.float64 import Float64
 from reparam.capture.process import ThreadTracer
+from reparam.capture.questions import asked
 from reparam.deploy.files import written
 from tests.helpers import image, trained
 
@@ -96,7 +97,7 @@ def test_load_verify_and_reparameterize_in_eight_threads(tmp_path: Path) -> None
         assert process_state() == before
 
 
-@pytest.mark.parametrize("context", [Float64, lambda: listening(lambda: None), lambda: watching(lambda *_: None)])
+@pytest.mark.parametrize("context", [Float64, lambda: asked(lambda question, truth: truth)])
 def test_what_changes_the_process_puts_it_back(context: Callable[[], Any]) -> None:
     """The first thread that enters also leaves first: without the lock, the second would put back what it found."""
     before = process_state()
@@ -120,16 +121,18 @@ def test_what_changes_the_process_puts_it_back(context: Callable[[], Any]) -> No
 def test_a_recording_does_not_hear_other_threads() -> None:
     heard: list[str] = []
 
-    def other() -> None:
-        nn.Linear(1, 1).flag = True
+    def asks() -> None:
         exec("import torch; torch.is_grad_enabled()", {"__name__": "user"})
 
-    with listening(lambda: heard.append("asked")), watching(lambda _, name: heard.append(name)):
-        in_threads(other)
-        nn.ReLU().flag = True
-    assert "flag" in heard
-    assert heard.count("flag") == 1
-    assert "asked" not in heard
+    def note(question: str, truth: Any) -> Any:
+        heard.append(question)
+        return truth
+
+    with asked(note):
+        in_threads(asks)
+        assert heard == []
+        asks()
+    assert heard == ["torch.is_grad_enabled"]
 
 
 def test_files_are_written_without_a_change_of_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
