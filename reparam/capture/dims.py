@@ -12,7 +12,7 @@ from typing import Any
 
 from reparam.capture.graph import Node, tuple_item
 from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, LAYERS, POOLS, SHAPE_PRESERVING, facts
-from reparam.capture.symbolic import SIZE, Symbolic
+from reparam.capture.symbolic import FUNCTIONS, SIZE, Symbolic, atoms
 
 Length = Mapping[tuple[Hashable, ...], int]
 
@@ -63,10 +63,21 @@ class Dims:
             return None
         return _applied(name, lengths)  # type: ignore[arg-type]
 
-    def same(self, a: Any, b: Any) -> bool:
-        """Whether two expressions are equal for every input."""
-        left, right = self.length(a), self.length(b)
-        return left is not None and left == right
+    def free(self, expression: Any) -> set[Any]:
+        """The dimensions that nothing determines of which an expression is made."""
+        found: set[Any] = set()
+        for _, node, dim in atoms(expression, SIZE):
+            _collect(self.of(node)[dim], found)
+        return found
+
+    def evaluate(self, expression: Any, sizes: Mapping[Hashable, int]) -> Any:
+        """The value of an expression where its free dimensions have these sizes. Raises what its arithmetic raises."""
+        if not isinstance(expression, tuple):
+            return expression
+        name, *parts = expression
+        if name == SIZE:
+            return _value(self.of(parts[0])[parts[1]], sizes)
+        return FUNCTIONS[name](*(self.evaluate(part, sizes) for part in parts))
 
     def _own(self, node: Node, dim: int) -> Length:
         atom = (SIZE, node, dim)
@@ -210,6 +221,27 @@ def _applied(name: str, lengths: Sequence[Length]) -> Length | None:
     return None
 
 
+def _collect(length: Length, found: set[Any]) -> None:
+    for atom in (atom for product in length for atom in product):
+        if isinstance(atom, tuple) and atom[0] == SIZE:
+            found.add(atom)
+        elif isinstance(atom, tuple):
+            for part in atom[1:]:
+                _collect(dict(part), found)
+
+
+def _value(length: Length, sizes: Mapping[Hashable, int]) -> int:
+    total = 0
+    for product, count in length.items():
+        for atom in product:
+            if isinstance(atom, tuple) and atom[0] != SIZE:
+                count *= FUNCTIONS[atom[0]](*(_value(dict(part), sizes) for part in atom[1:]))
+            else:
+                count *= sizes[atom]
+        total += count
+    return total
+
+
 def _opaque(name: str, lengths: Sequence[Length]) -> Length | None:
     numbers = [length.get((), 0) for length in lengths]
     if not any(map(any, lengths)):
@@ -226,9 +258,9 @@ def _key(length: Length) -> Hashable:
 def sum_of(lengths: Iterable[Length]) -> Length:
     total: dict[tuple[Hashable, ...], int] = {}
     for length in lengths:
-        for atoms, count in length.items():
-            total[atoms] = total.get(atoms, 0) + count
-    return {atoms: count for atoms, count in total.items() if count}
+        for product, count in length.items():
+            total[product] = total.get(product, 0) + count
+    return {product: count for product, count in total.items() if count}
 
 
 def product_of(lengths: Iterable[Length]) -> Length:
@@ -237,8 +269,8 @@ def product_of(lengths: Iterable[Length]) -> Length:
         terms: dict[tuple[Hashable, ...], int] = {}
         for a, x in total.items():
             for b, y in length.items():
-                atoms = tuple(sorted((*a, *b), key=hash))
-                terms[atoms] = terms.get(atoms, 0) + x * y
+                product = tuple(sorted((*a, *b), key=hash))
+                terms[product] = terms.get(product, 0) + x * y
         total = terms
     return total
 
@@ -247,11 +279,11 @@ def divided(length: Length, by: Length) -> Length | None:
     """The quotient where the division comes out even for every input; None elsewhere."""
     if len(by) != 1:
         return None
-    ((atoms, count),) = by.items()
+    ((product, count),) = by.items()
     result: dict[tuple[Hashable, ...], int] = {}
     for own, times in length.items():
         rest = list(own)
-        for atom in atoms:
+        for atom in product:
             if atom not in rest:
                 return None
             rest.remove(atom)

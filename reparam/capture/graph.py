@@ -109,6 +109,7 @@ class Call:
     path: the qualified name of the module. parent: the call whose code made this one; None for the root's.
     events: the operations of its own code and the calls that it made, in order.
     args, kwargs, result: what went in and came out, with nodes in place of tensors.
+    failed: it ended with an exception, which code around it has caught.
     lent: other tensors stood in for its parameters or buffers.
     changes: its code changed attributes of modules, or the containers that it was handed.
     asked: the tensors whose dtype or device its code asked for, by what it was told.
@@ -122,6 +123,7 @@ class Call:
     kwargs: dict[str, Any] = field(default_factory=dict)
     result: Any = None
     lent: bool = False
+    failed: bool = False
     changes: bool = False
     asked: dict[Any, Node] = field(default_factory=dict)
 

@@ -54,7 +54,7 @@ class _Description:
         self.call, self.likeness = call, likeness
         self.numbers: dict[Node, int] = {}
         self.foreign: list[Node] = []
-        content: list[Hashable] = [call.path, call.changes, call.lent]
+        content: list[Hashable] = [call.path, call.changes, call.lent, call.failed]
         content.append(self._tree((call.args, call.kwargs), given=True))
         content += (self._call(event) if isinstance(event, Call) else self._node(event) for event in call.events)
         content.append(self._tree(call.result))

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from reparam.capture.caches import cached_functions, replaced
 from reparam.capture.dims import Dims
-from reparam.capture.graph import Call, Node, Record, nodes_in, tuple_item
+from reparam.capture.graph import Call, Node, Record, common_call, nodes_in, tuple_item
 from reparam.capture.inputs import Inputs
 from reparam.capture.likeness import Likeness
 from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
@@ -37,6 +37,7 @@ from reparam.capture.ops import (
     QUERIES,
     RANDOM,
     SHAPED_AS,
+    SIZE_ARGUMENTS,
     SIZE_QUERIES,
     VALUE_QUERIES,
     facts,
@@ -137,6 +138,7 @@ class _Recorder(TorchFunctionMode):
         self.decisions = Decisions(lambda: (self._current_call(), len(self.nodes)))
         if lie:
             self.decisions.lie = (ITEM, None) if lie == VALUES else (ASKED, lie)
+        self.recent: dict[int, Any] = {}  # by value, sizes that have become plain numbers since the last operation
         self.attributes = [AttributeSnapshot(module) for module in changing]  # as the code has left them so far
         self.nodes: list[Node] = []
         self.model_nodes: list[Node] = []  # of tensors of the model
@@ -169,7 +171,7 @@ class _Recorder(TorchFunctionMode):
             self.own_tensors[module] = own_tensors(module)
             self.hooked.update([module] if has_hooks(module) else [])
             handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         return handles
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -187,6 +189,7 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         self._note_changes()
         call = self.stack.pop()
+        call.failed = sys.exc_info()[1] is not None and result is None
         call.result = self._with_nodes(result)
         for handed, now in ((call.args, args), (call.kwargs, kwargs)):
             call.changes |= _holds_containers(now) and not _same(handed, self._with_nodes(now))
@@ -283,6 +286,9 @@ class _Recorder(TorchFunctionMode):
             args = (args[0], self._shape(args[1]) if attribute == "shape" else self._asked_for(args[1], attribute))
             name = op_name(func)
         versions: list[tuple[Tensor, int]] = []
+        self.recent = self.decisions.recent()
+        if name not in SIZE_ARGUMENTS:  # most ones are a stride or a dimension
+            self.recent = {number: expression for number, expression in self.recent.items() if number > 1}
         spelling: Any = (func, self._argument(args, versions), self._argument(kwargs, versions))
         _, positional, named = spelling
         if symbolic := is_symbolic((positional, named)):
@@ -311,10 +317,10 @@ class _Recorder(TorchFunctionMode):
             node.constant = not node.sized
             with torch._C.DisableTorchFunction():
                 result = function(*node.args, **node.kwargs)
-            if not tensors(result):
-                for number in (leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Symbolic)):
-                    self.decisions.note(number.expression, number.value)
-            return self._record(node, result, [], [])
+                if not tensors(result):
+                    for number in (leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Symbolic)):
+                        self.decisions.note(number.expression, number.value)
+                return self._record(node, result, [], [])
 
         return called
 
@@ -410,6 +416,8 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, (tuple, list)):
             items = [self._argument(item, versions) for item in value]
             return items if type(value) is list else tuple(items)
+        if type(value) is int and value in self.recent:  # most probably that number; witnesses show whether it is
+            return Symbolic(value, self.recent[value], self.decisions)
         if isinstance(value, dict):
             return {key: self._argument(item, versions) for key, item in value.items()}
         if isinstance(value, slice):
@@ -464,7 +472,9 @@ class _Recorder(TorchFunctionMode):
             _, before, _ = self.bound[id(tensor)]
             before.overwritten = True
             if before in self.contiguous_calls:  # its input or a copy, depending on the input
-                self.decisions.note((ASKED, "whether contiguous() copies what is written to"), True)
+                common = common_call((self.contiguous_calls[before], node))
+                for call in () if common is None else (common,):
+                    call.changes = True  # so that this code is not written anew
             storage: int | None = before.storage
             while storage is not None:
                 self.writes[storage].append(node)
@@ -528,7 +538,7 @@ class _Recorder(TorchFunctionMode):
         )
 
     def _kept_elsewhere(self, known: Sequence[Tensor]) -> list[Node]:
-        """The nodes whose tensors somebody keeps whom nobody knows: a global, a closure, an object that is no module."""
+        """The nodes whose tensors somebody else keeps: a global, a closure, an object that is no module."""
         ids = {id(tensor) for tensor in known}
         ids.update(id(tensor._base) for tensor in known if tensor._base is not None)
         nodes = []

@@ -15,6 +15,7 @@ import functools
 import linecache
 import math
 import operator
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,8 @@ class Decision:
     expression: of sizes, numbers and questions. value: what it was. sizes: the sizes in the expression.
     file, line: the code that asked. call: the module call whose code it is. place: how many events of that call, and
     position: how many nodes of the record, came before.
-    instruction: where in that code. settled: why another value changes nothing; "" while that is not known.
+    instruction: where in that code. constants: the numbers that the code knows, where this is one.
+    settled: why another value changes nothing; "" while that is not known.
     """
 
     expression: Any
@@ -58,6 +60,7 @@ class Decision:
     place: int
     position: int
     instruction: int
+    constants: frozenset[Any]
     settled: str = ""
 
     @property
@@ -121,10 +124,24 @@ class Decisions:
                 return
             frame = frame.f_back
         call, position = self.where()
+        if not isinstance(value, bool | int | float | str | None):
+            value = type(value).__name__  # such as a storage
+        constants = frozenset[Any]() if isinstance(value, bool) else numbers_of(frame)
         sizes = tuple(node.shape[dim] for _, node, dim in atoms(expression, SIZE))
         place = len(call.events) if call is not None else 0
         file, line, instruction = frame.f_code.co_filename, frame.f_lineno, frame.f_lasti
-        self.made.append(Decision(expression, value, sizes, file, line, call, place, position, instruction))
+        self.made.append(Decision(expression, value, sizes, file, line, call, place, position, instruction, constants))
+
+    def recent(self) -> dict[int, Any]:
+        """The expressions of sizes that have become plain numbers since the last operation, by number."""
+        recent: dict[int, Any] = {}
+        here = self.where()
+        for decision in reversed(self.made):
+            if (decision.call, decision.position) != here:
+                break
+            if type(decision.value) is int and decision.by_sizes:
+                recent.setdefault(decision.value, decision.expression)
+        return recent
 
     def branch(self, condition: Symbolic) -> bool:
         """The way that code goes; the other one if it goes by numbers of the input, and these lie."""
@@ -145,6 +162,28 @@ class Decisions:
 
     def _is_at(self, decision: Decision, frame: FrameType) -> bool:
         return (decision.file, decision.line) == (frame.f_code.co_filename, frame.f_lineno)
+
+
+def numbers_of(frame: FrameType) -> frozenset[Any]:
+    """The whole numbers that code knows, and tuples of them: what it writes down, and the globals that it reads."""
+    code = frame.f_code
+    known = [frame.f_globals[name] for name in code.co_names if name in frame.f_globals]
+    return frozenset(_numbers([code.co_consts, *(value for value in known if isinstance(value, _LITERALS))]))
+
+
+_LITERALS = (int, str, tuple, list, set, frozenset, dict)
+
+
+def _numbers(value: Any, depth: int = 0) -> Iterator[Any]:
+    if isinstance(value, str):
+        value = tuple(int(digits) for digits in re.findall(r"\d{1,6}", value[:1000], re.ASCII))
+    if isinstance(value, tuple | list | set | frozenset | dict) and depth < 4 and len(value) <= 100:
+        if isinstance(value, tuple) and all(type(item) is int for item in value):
+            yield value
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _numbers(item, depth + 1)
+    elif type(value) is int:
+        yield value
 
 
 def _is_no_users(home: str) -> bool:
@@ -305,6 +344,9 @@ class Shape(tuple[Any, ...]):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return torch.Size
+
+    def __repr__(self) -> str:
+        return f"torch.Size([{', '.join(map(repr, self))}])"
 
     def numel(self) -> Any:
         return functools.reduce(operator.mul, self) if self else 1

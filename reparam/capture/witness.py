@@ -22,9 +22,18 @@ from reparam.capture.dims import Dims
 from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.recorder import VALUES, Runs, recording
-from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, SIZE, Decision, atoms
+from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, Decision, atoms
 
 # Pixels of witnesses, smallest first, until the model takes one. Many models want multiples of their stride.
+# Sizes at which conditions are evaluated: all small ones, and larger ones at growing distances.
+_PROBES = (
+    *range(1, 260),
+    *(2**power + more for power in range(8, 21) for more in (-1, 0, 1)),
+    *(10**n for n in range(3, 7)),
+)
+_AFFORDABLE = 4  # times as large as the example
+_TURNS = 3  # sizes that are tried for one decision
+_CONSTANTS = 12  # numbers that code knows which are tried as sizes
 _SMALL = ((1, 1), (2, 3), (3, 5), (5, 7), (9, 11), (17, 13), (33, 19), (32, 64), (64, 96), (96, 64), (128, 192))
 
 
@@ -46,6 +55,8 @@ class _Witnesses:
         self.others: list[Record] = []  # failed runs as well
         self.smallest = inputs
         self.moved = False  # whether batch, length and pixels have all been tried otherwise
+        self.dims = Dims()
+        self.constant: dict[int, bool] = {}
         self.tried: dict[Any, list[bool]] = {}  # by decision, which of the sizes around its own the model takes
         self.complete = False  # whether all inputs have been tried that may settle something
 
@@ -69,6 +80,10 @@ class _Witnesses:
         if any(map(_is_number, self.main.decisions)):
             for other in self._near():
                 self._run(other)
+        for decision in self.unsettled():
+            if decision.by_sizes and isinstance(decision.value, bool) and not decision.settled:
+                self.tried[decision.key] = [self._run(other) for other in self._turning(decision)]
+                self.unsettled()
         first, others = self._larger()
         for i, other in enumerate((*first, *others)):
             self.moved = i >= len(first)
@@ -76,27 +91,42 @@ class _Witnesses:
                 break
             self._run(other)
         self.moved = True
-        for decision in self.unsettled():
-            self.tried[decision.key] = [self._run(other) for other in self._at(decision)]
         self.complete = True
 
-    def _at(self, decision: Decision) -> Iterator[Inputs]:
-        """Inputs around the size with which a decision compares that of an input, if they are not much larger."""
-        if not isinstance(decision.expression, tuple) or len(decision.expression) != 3:
-            return
-        _, a, b = decision.expression
-        size, number = (a, b) if isinstance(a, tuple) else (b, a)
-        if size[0] != SIZE or size[1].function is not None or size[1].call is not None or type(number) is not int:
-            return
-        shape, dim = size[1].shape, size[2]
-        for near in (number, number - 1, number + 1):
-            if 0 < near <= 4 * shape[dim]:
-                if dim == 0:
-                    yield self.inputs.cut(near)
-                elif dim == 1:
-                    yield self.inputs.cut(length=near)
-                elif not self.fixed_size:
-                    yield self.inputs.cut(pixels=(*shape[2:dim], near, *shape[dim + 1 :]))
+    def _turning(self, decision: Decision) -> list[Inputs]:
+        """Inputs at which the expression of a branch says that it goes the other way, if they are not much larger."""
+        found: list[Inputs] = []
+        for sizes in self._flips(decision.expression, decision.value):
+            own = [(node.shape[dim], size) for (_, node, dim), size in sizes.items()]
+            of_inputs = all(node.function is None and node.call is None for _, node, _ in sizes)
+            cost = math.prod(size for _, size in own) / math.prod(size for size, _ in own)
+            if of_inputs and cost <= _AFFORDABLE:
+                found.append(self._with_sizes(sizes))
+        return found[:_TURNS]
+
+    def _with_sizes(self, sizes: Mapping[Any, int]) -> Inputs:
+        inputs = self.inputs
+        for (_, node, dim), size in sizes.items():
+            if dim == 0:
+                inputs = inputs.cut(size)
+            elif dim == 1:
+                inputs = inputs.cut(length=size)
+            elif not self.fixed_size:
+                inputs = inputs.cut(pixels=(*node.shape[2:dim], size, *node.shape[dim + 1 :]))
+        return inputs
+
+    def _flips(self, expression: Any, value: bool) -> Iterator[Mapping[Any, int]]:
+        """Sizes at which a condition has another value, among those that are tried; the smaller ones first."""
+        free = list(self.dims.free(expression))
+        own = {atom: atom[1].shape[atom[2]] for atom in free}
+        for number in _PROBES:
+            for changed in (*([atom] for atom in free), free if len(free) > 1 else []):
+                sizes = {**own, **dict.fromkeys(changed, number)}
+                try:
+                    if changed and bool(self.dims.evaluate(expression, sizes)) != value:
+                        yield sizes
+                except ArithmeticError:
+                    yield sizes
 
     def _run(self, inputs: Inputs, lie: str = "") -> bool:
         """Run the model once more; returns whether it took the inputs."""
@@ -105,7 +135,7 @@ class _Witnesses:
         return not other.error
 
     def _run_smallest(self) -> None:
-        """Run the model on the smallest inputs that it takes, of one row if the example has several, else of two."""
+        """Run the model on the smallest inputs that it takes, of two rows; of three if the example has two."""
         for candidate in self._smaller():
             if self._run(candidate):
                 self.smallest = candidate
@@ -124,7 +154,7 @@ class _Witnesses:
 
     def _smaller(self) -> Iterator[Inputs]:
         shapes = self.inputs.shapes()
-        rows = 1 if max((shape[0] for shape in shapes if len(shape) > 1), default=1) > 1 else 2
+        rows = 3 if next((shape[0] for shape in shapes if len(shape) > 1), 1) == 2 else 2
         own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
         for pixels in _SMALL if own and not self.fixed_size else ():
             if all(pixels[min(i, 1)] < length for i, length in enumerate(own)):
@@ -141,6 +171,20 @@ class _Witnesses:
         step = math.gcd(first, last, 32)
         for more in ((1, 2), (2, 1), (3, 4), (4, 3)):
             yield self.smallest.cut(pixels=(first + step * more[0], last + step * more[1]))
+        own = next(shape[2:] for shape in self.inputs.shapes() if 3 <= len(shape) <= 5)
+        yield self.smallest.cut(pixels=(own[0] + 5, own[-1] + 3))
+        known = {
+            constant for decision in self.main.decisions if _is_number(decision) for constant in decision.constants
+        }
+        numbers = {constant for constant in known if isinstance(constant, int)}
+        near = {number + more for number in numbers for more in (0, -1, 1) if 0 < number + more <= 2 * max(own)}
+        for number in sorted(near, key=lambda number: (number not in numbers, number))[:_CONSTANTS]:
+            yield self.smallest.cut(pixels=(number,))
+        shapes = [constant for constant in known if isinstance(constant, tuple) and 2 <= len(constant) <= 5]
+        for shape in sorted(shapes)[:_CONSTANTS]:
+            rows, pixels = (shape[0], shape[2:]) if len(shape) > 3 else (None, shape)
+            if all(0 < size <= 2 * max(own) for size in pixels):
+                yield self.inputs.cut(rows, pixels=pixels)
 
     def _larger(self) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
         """Inputs at which decisions that are still open may be taken otherwise; first one for each kind of size."""
@@ -162,18 +206,17 @@ class _Witnesses:
 
     def unsettled(self) -> list[Decision]:
         """The decisions that nothing has settled yet; those that something has learn what."""
-        dims = Dims()
         main = _by_key(self.main)
         others = [(_by_key(other), bool(other.error)) for other in self.others]
         for key, decisions in main.items():
-            settled = self._settled(decisions, [(each.get(key, []), failed) for each, failed in others], dims)
+            settled = self._settled(decisions, [(each.get(key, []), failed) for each, failed in others])
             for decision in decisions:
                 decision.settled = settled
         return [decision for decision in self.main.decisions if not decision.settled]
 
-    def _settled(self, made: Sequence[Decision], others: Sequence[tuple[Sequence[Decision], bool]], dims: Dims) -> str:
+    def _settled(self, made: Sequence[Decision], others: Sequence[tuple[Sequence[Decision], bool]]) -> str:
         values = [decision.value for decision in made]
-        if all(_is_constant(decision, dims) for decision in made):
+        if all(map(self._is_constant, made)):
             return SAME
         runs = [(other, failed) for other, failed in others if other]
         turned = [failed for other, failed in runs if not _continues([d.value for d in other], values, failed)]
@@ -188,6 +231,19 @@ class _Witnesses:
         moved = any([d.sizes for d in other] != sizes for other in reached)
         moved |= not reached and not all(failed for _, failed in others)
         return NO_SIZE if made[0].by_sizes and not moved and self.moved else ""
+
+    def _is_constant(self, decision: Decision) -> bool:
+        """Whether a decision is taken in the same way for every input, by its expression alone."""
+        if id(decision) not in self.constant:
+            self.constant[id(decision)] = decision.by_sizes and self._never_changes(decision.expression, decision.value)
+        return self.constant[id(decision)]
+
+    def _never_changes(self, expression: Any, value: Any) -> bool:
+        if expression[0] == "parts":
+            return self.dims.number(expression[1]) is not None
+        if not self.dims.free(expression):
+            return True
+        return isinstance(value, bool) and next(self._flips(expression, value), None) is None
 
     def _note_changes(self) -> None:
         """Which code changes attributes is seen in a later run."""
@@ -209,21 +265,9 @@ def _continues(values: Sequence[Any], main: Sequence[Any], failed: bool) -> bool
 
 
 def _is_number(decision: Decision) -> bool:
-    """Whether a number that depends on a size has become a plain one."""
-    return decision.by_sizes and not isinstance(decision.value, bool) and decision.settled != SAME
-
-
-def _is_constant(decision: Decision, dims: Dims) -> bool:
-    """Whether a decision is taken in the same way for every input, by its expression alone."""
-    if not decision.by_sizes:
-        return False
-    expression = decision.expression
-    name, *parts = expression
-    if name in ("eq", "ne", "lt", "le", "gt", "ge"):
-        return dims.number(("sub", *parts)) is not None
-    if name == "parts":
-        return dims.number(parts[0]) is not None
-    return dims.number(expression) is not None
+    """Whether a number that depends on a size, or a text, has become a plain one."""
+    plain = isinstance(decision.value, str) or (decision.by_sizes and not isinstance(decision.value, bool))
+    return plain and not decision.questions and decision.settled != SAME
 
 
 def of_one_size(recorded: Record) -> frozenset[Node]:

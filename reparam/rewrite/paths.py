@@ -114,6 +114,7 @@ def _calls_inside(call: Call) -> Mapping[nn.Module, list[Call]]:
     while pending:
         inner = [event for event in pending.pop().events if isinstance(event, Call)]
         for each in inner:
-            calls[each.module].append(each)
+            if not (each.failed and not any(True for _ in each.nodes())):  # it has done nothing
+                calls[each.module].append(each)
         pending += reversed(inner)
     return calls

@@ -46,11 +46,11 @@ class Proofs:
     def instructed(self, call: Call) -> bool:
         """Whether whoever calls the model may hand a call something else than tensors: a flag, another number of them.
 
-        What the code that makes the call writes down itself is always the same.
+        What the code that makes the call hands it by itself, the witnesses have seen.
         """
         if call not in self._instructed:
             parent = call.parent
-            settled = parent is not None and self.alike(parent.module) and not self.instructed(parent)
+            settled = parent is not None and not self.instructed(parent)
             self._instructed[call] = not settled and takes_flags(call)
         return self._instructed[call]
 

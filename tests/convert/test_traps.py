@@ -419,9 +419,9 @@ TRAPS = {
     "another branch at large sizes": Trap(Branching, convs=2, norms=0, word="shape"),
     "another branch at small sizes": Trap(Branching, convs=2, norms=1, word="shape", sizes=((9, 12), (6, 5), (8, 9))),
     "a norm at large sizes": Trap(
-        lambda: Block(norm_if_large, conv=conv(4, 4, 3), bn=bn()), 1, 1, "control flow", sizes=((9, 12), (6, 5), (8, 9))
+        lambda: Block(norm_if_large, conv=conv(4, 4, 3), bn=bn()), 1, 1, "another run", sizes=((9, 12), (6, 5), (8, 9))
     ),
-    "a norm for some values": Trap(lambda: Block(norm_if_bright, conv=conv(4, 4, 3), bn=bn()), 1, 1, "control flow"),
+    "a norm for some values": Trap(lambda: Block(norm_if_bright, conv=conv(4, 4, 3), bn=bn()), 1, 1, "another run"),
     "stored on the way": Trap(Stores, convs=1, norms=1),
 }
 
