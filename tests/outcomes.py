@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from reparam.compare.bench import Comparison, Timing
 from reparam.compare.verification import Check, Verification
-from reparam.report.outcome import START, ControlFlow, Counts, DeadWeight, FoldLine, RefusalLine, Step
+from reparam.report.outcome import START, Counts, DeadWeight, DecisionLine, FoldLine, RefusalLine, Step
 from reparam.report.quantisation import Ranges, Weights
 from reparam.report.report import Report
 
@@ -42,7 +42,7 @@ def hostile(text: str) -> Report:
         after=COUNTS,
         verification=Verification((check,)),
         dead=(DeadWeight(text, text, text, 3, 12, text),),
-        control_flow=(ControlFlow(text, text), ControlFlow(f"2{text}", text)),
+        decisions=(DecisionLine(text, text, text, text, text), DecisionLine(f"2{text}", text, text, text, "")),
         model=text,
         inputs=text,
     )

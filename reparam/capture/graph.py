@@ -8,6 +8,7 @@ their nodes refer to them.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,12 @@ class Call:
     changes: bool = False
     asked: dict[Any, Node] = field(default_factory=dict)
 
+    def arguments(self) -> Mapping[str, Any]:
+        """What its forward was handed, by name, with the defaults for what was not. Raises TypeError, ValueError."""
+        bound = inspect.signature(self.module.forward).bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
     def nodes(self) -> Iterator[Node]:
         """The operations of its code and of all calls inside it, in order."""
         for event in self.events:
@@ -155,6 +162,7 @@ class Record:
     hooked: the modules with hooks of the user's.
     writes: by storage, the operations that write to it, in order; also those that do so at other sizes only.
     inspectors: by the id of a tensor of the model, the modules whose code asks for its size, dtype or device.
+    flags: the parameters of the model, other than tensors, by which its code may go.
     decisions: where numbers that depend on the input became plain values, in order.
     witnesses: records of other runs (see `witness`).
     error: the exception that ended the run, if one did.
@@ -168,6 +176,7 @@ class Record:
     writes: Mapping[int, Sequence[Node]] = field(default_factory=dict)
     opaque: frozenset[Node] = frozenset()
     inspectors: Mapping[int, Collection[nn.Module]] = field(default_factory=dict)
+    flags: frozenset[str] = frozenset()
     decisions: list[Decision] = field(default_factory=list)
     witnesses: list[Record] = field(default_factory=list)
     error: str = ""

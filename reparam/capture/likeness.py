@@ -6,6 +6,7 @@ that calls of the same code get the same key, at another size and in another run
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from reparam.capture.graph import Call, Node, Record
-from reparam.capture.symbolic import ITEM, SIZE, Shape, Symbolic, plain
+from reparam.capture.symbolic import ITEM, SIZE, Probe, Shape, Symbolic, plain
 
 
 class Likeness:
@@ -99,13 +100,19 @@ class _Description:
             return (kind.__name__, *((repr(key), self._tree(item, given)) for key, item in tree.items()))
         if kind is slice:
             return ("slice", *(self._tree(part, given) for part in (tree.start, tree.stop, tree.step)))
+        return self._leaf(tree, given)
+
+    def _leaf(self, tree: Any, given: bool) -> Hashable:
+        kind = type(tree)
+        if kind is Probe:
+            return self._tree(tree.value)
         if kind is torch.Size:
             return ("tuple", *map(self._tree, tree))
         if kind in _PLAIN:
             return (kind.__name__, repr(tree))
         if isinstance(tree, (tuple, list)):
             return (kind.__name__, *(self._tree(item, given) for item in tree))
-        if hasattr(kind, "__dataclass_fields__"):
+        if dataclasses.is_dataclass(kind):
             return (kind.__name__, self._tree(vars(tree), given))
         return (kind.__name__, getattr(tree, "__qualname__", ""))
 

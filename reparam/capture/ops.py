@@ -144,6 +144,7 @@ TABLE: tuple[OpFacts, ...] = (
     ),
     OpFacts("layer_norm", Kind.NORM, Fact.SHAPE_PRESERVING | Fact.CONTIGUOUS, channels=-1),
     OpFacts("rms_norm group_norm instance_norm", Kind.NORM, Fact.SHAPE_PRESERVING),
+    OpFacts("add_map", Kind.ELEMENTWISE, Fact.SHAPE_PRESERVING, counted="elementwise"),
     OpFacts("affine_part", Kind.ELEMENTWISE, Fact.SHAPE_PRESERVING | Fact.FREE),
     # pools and reductions
     OpFacts("avg_pool1d", Kind.POOL, Fact.BATCH_PRESERVING, spatial=1),
@@ -337,6 +338,9 @@ SIZE_ARGUMENTS = _having(Fact.SIZE_ARGUMENTS)
 
 # They split or merge dimensions.
 RESHAPES = _having(Fact.RESHAPE)
+
+# The whole numbers that they are given are sizes, most of them.
+SIZED = SIZE_ARGUMENTS | _having(Fact.CROPPING) | _of_kind(Kind.RESAMPLING)
 
 # Reshapes to sizes that are given.
 SIZED_RESHAPES = RESHAPES & SIZE_ARGUMENTS

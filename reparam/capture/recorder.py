@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from reparam.capture.caches import cached_functions, replaced
 from reparam.capture.dims import Dims
-from reparam.capture.graph import Call, Node, Record, common_call, nodes_in, tuple_item
+from reparam.capture.graph import Call, Node, Record, nodes_in, tuple_item
 from reparam.capture.inputs import Inputs
 from reparam.capture.likeness import Likeness
 from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
@@ -37,8 +37,8 @@ from reparam.capture.ops import (
     QUERIES,
     RANDOM,
     SHAPED_AS,
-    SIZE_ARGUMENTS,
     SIZE_QUERIES,
+    SIZED,
     VALUE_QUERIES,
     facts,
     op_name,
@@ -287,7 +287,7 @@ class _Recorder(TorchFunctionMode):
             name = op_name(func)
         versions: list[tuple[Tensor, int]] = []
         self.recent = self.decisions.recent()
-        if name not in SIZE_ARGUMENTS:  # most ones are a stride or a dimension
+        if name not in SIZED:  # most ones are a stride or a dimension
             self.recent = {number: expression for number, expression in self.recent.items() if number > 1}
         spelling: Any = (func, self._argument(args, versions), self._argument(kwargs, versions))
         _, positional, named = spelling
@@ -472,9 +472,7 @@ class _Recorder(TorchFunctionMode):
             _, before, _ = self.bound[id(tensor)]
             before.overwritten = True
             if before in self.contiguous_calls:  # its input or a copy, depending on the input
-                common = common_call((self.contiguous_calls[before], node))
-                for call in () if common is None else (common,):
-                    call.changes = True  # so that this code is not written anew
+                self.overwritten.add(before.storage)
             storage: int | None = before.storage
             while storage is not None:
                 self.writes[storage].append(node)

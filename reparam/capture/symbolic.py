@@ -336,6 +336,24 @@ class _Kept(Symbolic):
 _KINDS = {int: _Integer, float: _Float, bool: _Boolean}
 
 
+class Probe:
+    """Stands for an argument that is no tensor. Code that hands it on runs as ever; code that asks it fails."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def _asked(self, *_: Any) -> Any:
+        raise TypeError("a flag was asked for its value")
+
+    __bool__ = __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = __len__ = __iter__ = __getitem__ = _asked
+    __contains__ = __index__ = __int__ = __float__ = __call__ = __str__ = __format__ = __getattr__ = _asked
+
+    def __hash__(self) -> int:
+        raise TypeError("a flag was asked for its value")
+
+
 class Shape(tuple[Any, ...]):
     """The sizes of a tensor, as torch.Size."""
 

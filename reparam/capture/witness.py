@@ -11,6 +11,7 @@ not settled nothing folds.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from typing import Any
 from torch import nn
 
 from reparam.capture.dims import Dims
-from reparam.capture.graph import Node, Record
+from reparam.capture.graph import Call, Node, Record
 from reparam.capture.inputs import Inputs
+from reparam.capture.likeness import Likeness
 from reparam.capture.recorder import VALUES, Runs, recording
-from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, Decision, atoms
+from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, Decision, Probe, Symbolic, atoms
 
 # Pixels of witnesses, smallest first, until the model takes one. Many models want multiples of their stride.
 # Sizes at which conditions are evaluated: all small ones, and larger ones at growing distances.
@@ -67,6 +69,7 @@ class _Witnesses:
         for question in dict.fromkeys(q for decision in self.main.decisions for q in decision.questions):
             self._run(self.smallest, question)
         self._run_other_sizes()
+        self.main.flags = frozenset(self._flags())
         for other in (self.smallest, self.inputs):
             if any(any(atoms(decision.expression, ITEM)) for decision in self.unsettled()):
                 self._run(other, VALUES)
@@ -201,6 +204,41 @@ class _Witnesses:
             first.append(self.inputs.cut(rows, pixels=(high // 2 | 1, wide * 2 // 3 | 1)))
             others = [*(self.inputs.cut(rows, pixels=pixels) for pixels in sizes), *others]
         return first, others
+
+    # --- arguments that are no tensors
+
+    def _flags(self) -> list[str]:
+        """The parameters of the model by which its code may go: it does something else with a probe in their place."""
+        if not self.main.calls:
+            return []
+        call = self.main.calls[0]
+        try:
+            given = call.arguments()
+        except (TypeError, ValueError):
+            return ["its arguments"]
+        flags = [name for name, value in given.items() if not isinstance(value, (Node, Symbolic))]
+        if not flags or self._hands_on(call, flags):
+            return []
+        return [name for name in flags if len(flags) == 1 or not self._hands_on(call, [name])]
+
+    def _hands_on(self, call: Call, flags: Sequence[str]) -> bool:
+        """Whether the model does the same with a probe in the place of some arguments."""
+        parameters = inspect.signature(call.module.forward).parameters
+        args, kwargs = list(self.smallest.args), dict(self.smallest.kwargs)
+        for position, (name, parameter) in enumerate(parameters.items()):
+            if name not in flags:
+                continue
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+                return False
+            if parameter.kind == parameter.VAR_KEYWORD:
+                kwargs["_probe"] = Probe(None)
+            elif position < len(args):
+                args[position] = Probe(args[position])
+            else:
+                kwargs[name] = Probe(kwargs.get(name, parameter.default))
+        other = self.runs.run(Inputs(tuple(args), kwargs))
+        likeness = Likeness()
+        return not other.error and likeness.key(other.calls[0]) == likeness.key(call)
 
     # --- what they settle
 

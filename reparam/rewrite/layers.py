@@ -44,13 +44,13 @@ class BiasMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels, *sizes). Raises ValueError for other sizes, also where the bias would broadcast."""
-        return _with_map(x, self.bias)
+        return add_map(x, self.bias)
 
 
-def _with_map(x: Tensor, bias: Tensor) -> Tensor:
+def add_map(x: Tensor, bias: Tensor) -> Tensor:
     """x + bias. To a recording this is one operation, which no rule knows: the check must not be folded away."""
     if has_torch_function((x, bias)):
-        return handle_torch_function(_with_map, (x, bias), x, bias)
+        return handle_torch_function(add_map, (x, bias), x, bias)
     if x.shape[2:] == bias.shape[2:]:
         return x + bias
     given, expected = ("x".join(map(str, tensor.shape[2:])) for tensor in (x, bias))

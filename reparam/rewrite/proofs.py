@@ -50,7 +50,7 @@ class Proofs:
         """
         if call not in self._instructed:
             parent = call.parent
-            settled = parent is not None and not self.instructed(parent)
+            settled = not self.record.flags if parent is None else not self.instructed(parent)
             self._instructed[call] = not settled and takes_flags(call)
         return self._instructed[call]
 

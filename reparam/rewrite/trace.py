@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from reparam.capture.graph import Call, Node, nodes_in, tuple_item
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import CONVOLUTIONS
-from reparam.capture.symbolic import FUNCTIONS, ITEM, SIZE, Decision, Symbolic
+from reparam.capture.symbolic import FUNCTIONS, ITEM, SIZE, Decision, Shape, Symbolic
 from reparam.errors import Refusal
 
 _STARS: Mapping[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -241,7 +241,7 @@ class Trace:
         kind = type(value)
         if kind is list:
             return list(map(self._argument, value))
-        if hasattr(kind, "_fields"):
+        if kind not in (tuple, Shape, torch.Size):  # a named one
             return self._call(kind, *map(self._argument, value))
         whole = _whole_shape(value)
         return tuple(map(self._argument, value)) if whole is None else self._call(getattr, self._step(whole), "shape")
@@ -348,11 +348,9 @@ def _leaves(tree: Any) -> list[Any]:
 def _bound(call: Call) -> Mapping[str, Any]:
     """What the forward of a call was handed, by name, with the defaults for what was not."""
     try:
-        bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs)
+        return call.arguments()
     except (TypeError, ValueError) as error:
         raise unproven(call, f"it is called in another way ({error})") from None
-    bound.apply_defaults()
-    return bound.arguments
 
 
 def _whole_shape(sizes: Sequence[Any]) -> Node | None:
@@ -380,12 +378,12 @@ def _spelled(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any,
         return "call_function", getattr, (args[0], function.__self__.__name__)
     if name.startswith("__") and name.endswith("__"):
         own = name[2:-2]
-        swapped = own[1:] if own[0] == "r" and len(args) == 2 and hasattr(operator, own[1:]) else ""
-        if swapped:
-            return "call_function", getattr(operator, swapped), (args[1], args[0])
-        own = {"div": "truediv", "rdiv": "truediv", "idiv": "itruediv", "and": "and_", "or": "or_"}.get(own, own)
-        if hasattr(operator, own):
-            return "call_function", getattr(operator, own), args
+        own = {"div": "truediv", "rdiv": "rtruediv", "idiv": "itruediv", "and": "and_", "or": "or_"}.get(own, own)
+        operators = vars(operator)
+        if own[0] == "r" and len(args) == 2 and own[1:] in operators:
+            return "call_function", operators[own[1:]], (args[1], args[0])
+        if own in operators:
+            return "call_function", operators[own], args
     if getattr(Tensor, name, None) is function:
         if name in _OPERATORS and len(args) == 2:
             return "call_function", _OPERATORS[name], args

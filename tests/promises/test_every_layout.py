@@ -123,10 +123,8 @@ class _Adds(nn.Module):
         return x.add_(1)
 
 
-@pytest.mark.parametrize(("same", "folds"), [(False, 0), (True, 1)])
-def test_contiguous_may_copy_at_other_inputs_so_a_write_behind_it_is_no_write_to_its_input(
-    same: bool, folds: int
-) -> None:
+@pytest.mark.parametrize("same", [False, True])
+def test_contiguous_may_copy_at_other_inputs_so_a_write_behind_it_is_no_write_to_its_input(same: bool) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.conv(x)
         z = m.adds(y.contiguous())
@@ -134,7 +132,7 @@ def test_contiguous_may_copy_at_other_inputs_so_a_write_behind_it_is_no_write_to
 
     model = trained(Block(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4), adds=_Adds()))
     folded = reparam.reparameterize(model, image(2, 4, 5, 6), verify=False)
-    assert len(folded.reparam_report.folds) == folds
+    assert not folded.reparam_report.folds
     for order in (torch.contiguous_format, torch.channels_last):
         assert distance(model, folded, image(2, 4, 3, 7).contiguous(memory_format=order)) < EXACT
 
