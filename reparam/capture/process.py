@@ -1,8 +1,9 @@
 """What this package changes for the whole process while it works, and the one lock that guards it.
 
     the default dtype                                    capture/float64.py
-    nn.Module.__setattr__, torch.is_grad_enabled         capture/watch.py
-    nn.Module.__call__ and __getattr__, while fx traces  capture/example_inputs.py, rewrite/trace.py, deploy/export.py
+    questions about the process, torch.is_grad_enabled   capture/questions.py
+    functions with a cache, by name                      capture/caches.py
+    nn.Module.__call__ and __getattr__, while fx traces  capture/example_inputs.py, deploy/export.py
     torch's random state                                 compare/isolated.py
     the number of torch's threads                        compare/bench.py
     Python's garbage collector                           convert.py

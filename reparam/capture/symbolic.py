@@ -20,6 +20,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +89,14 @@ class Decision:
         """The line of the code."""
         return linecache.getline(self.file, self.line).strip()
 
+    @property
+    def at(self) -> str:
+        """File and line."""
+        return f"{PurePath(self.file).name}:{self.line}"
+
     def __str__(self) -> str:
         code = f": `{self.code}`" if self.code else ""
-        return f"{self.file}:{self.line}{code} ({described(self.expression)} is {self.value!r})"
+        return f"{self.at}{code} ({described(self.expression)} is {self.value!r})"
 
 
 @dataclass(eq=False)

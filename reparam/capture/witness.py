@@ -15,12 +15,13 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from reparam.capture.dims import Dims
-from reparam.capture.graph import Call, Node, Record
+from reparam.capture.graph import Call, Node, Record, nodes_in
 from reparam.capture.inputs import Inputs
 from reparam.capture.likeness import Likeness
 from reparam.capture.recorder import VALUES, Runs, recording
@@ -237,8 +238,11 @@ class _Witnesses:
             else:
                 kwargs[name] = Probe(kwargs.get(name, parameter.default))
         other = self.runs.run(Inputs(tuple(args), kwargs))
+        if other.error:
+            return False
         likeness = Likeness()
-        return not other.error and likeness.key(other.calls[0]) == likeness.key(call)
+        with _without_flags(call), _without_flags(other.calls[0]):
+            return likeness.key(other.calls[0]) == likeness.key(call)
 
     # --- what they settle
 
@@ -288,6 +292,17 @@ class _Witnesses:
         changing = {call.path for other in self.others for call in other.calls if call.changes}
         for call in self.main.calls:
             call.changes |= call.path in changing
+
+
+@contextmanager
+def _without_flags(call: Call) -> Iterator[None]:
+    """Within it, a call has been handed its tensors alone."""
+    handed = call.args, call.kwargs
+    call.args, call.kwargs = tuple(nodes_in(handed)), {}
+    try:
+        yield
+    finally:
+        call.args, call.kwargs = handed
 
 
 def _by_key(record: Record) -> Mapping[Any, list[Decision]]:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 from torch import nn
 
@@ -150,7 +149,7 @@ def _decision_lines(record: Record) -> tuple[DecisionLine, ...]:
     lines = (
         DecisionLine(
             decision.call.path if decision.call is not None and decision.call.path else "the model itself",
-            f"{PurePath(decision.file).name}:{decision.line}",
+            decision.at,
             described(decision.expression),
             repr(decision.value),
             decision.settled,

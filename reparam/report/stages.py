@@ -75,7 +75,7 @@ def _edit_lines(record: Record, edits: Edits) -> Iterator[str]:
         yield f"{paths[module]}: loses its weight and bias"
     for rewrite in edits.rewrites:
         gone = sum(len(piece.nodes) for piece in rewrite.pieces)
-        yield f"{paths[rewrite.trace.module]}: a new forward without {gone} operations"
+        yield f"{paths[rewrite.code.module]}: a new forward without {gone} operations"
 
 
 def _result_stage(folded: nn.Module, folds: Sequence[FoldLine]) -> Stage:

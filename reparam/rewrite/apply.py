@@ -138,12 +138,12 @@ class _Emitter:
         return layer
 
     def _rewrite_forward(self, rewrite: Rewrite) -> None:
-        """Edit the pieces in the trace, and make it the forward of its module."""
-        module, trace = rewrite.trace.module, rewrite.trace
+        """Edit the pieces in the code, and make it the forward of its module."""
+        module, code = rewrite.code.module, rewrite.code
         replaced = {node for piece in rewrite.pieces for node in piece.nodes}
-        readers = size_readers_of(trace)
-        idle_paths = erase_idle_calls(trace, self.edits.pinned)
-        index = StepIndex(trace)
+        readers = size_readers_of(code)
+        idle_paths = erase_idle_calls(code, self.edits.pinned)
+        index = StepIndex(code)
         for piece in {piece.nodes: piece for piece in rewrite.pieces}.values():
             if piece.sink is piece.base.affine_part:
                 drop_affine_arguments(index, piece.base)
@@ -153,37 +153,37 @@ class _Emitter:
                 replacement = self._split_result(rewrite, index, piece, piece.fold.fusion)
             elif piece.value is not None:
                 replacement = self._call_layer(index, piece.value, start, piece.nodes, piece.fold)
-            redirect_size_reads(trace, piece, start, replacement, readers)
-            index.replace(trace.at[piece.sink], replacement)
-        erase_removed(trace, replaced, self.dead)
-        sequence = called_modules(trace)
+            redirect_size_reads(code, piece, start, replacement, readers)
+            index.replace(code.at[piece.sink], replacement)
+        erase_removed(code, replaced, self.dead)
+        sequence = called_modules(code)
         exclusive = only_read_by(self.edits.removed, module, self.readers)  # other code may read its weight
         if sequence is not None and isinstance(module, _LAYERS) and module is not self.model and exclusive:
             self._exchange(module, as_sequence(module, sequence))
         else:
-            self.unused.drop(trace, write_forward(trace), idle_paths)
+            self.unused.drop(code, write_forward(code), idle_paths)
 
     def _call_layer(
         self, index: StepIndex, value: AffineConv, start: fx.Node, nodes: Collection[Node], *folds: Fold
     ) -> fx.Node:
         """A call of a new layer on `start`, in front of the first step that computes one of the nodes."""
-        trace, layer = index.trace, self._layer(value, *folds)
+        code, layer = index.code, self._layer(value, *folds)
         name = index.free_name("linear" if isinstance(layer, nn.Linear) else "conv")
-        trace.module._modules[name] = layer  # add_module fails where a module defines __getattr__ for every name
-        self.parents[layer].append((trace.module, name))
-        with trace.graph.inserting_before(index.steps_of(nodes)[0]):
-            return trace.graph.call_module(name, (start,))
+        code.module._modules[name] = layer  # add_module fails where a module defines __getattr__ for every name
+        self.parents[layer].append((code.module, name))
+        with code.graph.inserting_before(index.steps_of(nodes)[0]):
+            return code.graph.call_module(name, (start,))
 
     def _split_result(self, rewrite: Rewrite, index: StepIndex, piece: Piece, fusion: Fusion) -> fx.Node:
         """The channels of a piece, of the convolution of its fusion; its first piece adds that and the split."""
         if fusion not in self.split_results:
-            trace, fused = rewrite.trace, [other for other in rewrite.pieces if fusion in other.fold.shared]
+            code, fused = rewrite.code, [other for other in rewrite.pieces if fusion in other.fold.shared]
             nodes = {node for other in fused for node in other.nodes}
             start = index.read_as(piece.base, piece.nodes)
             result = self._call_layer(index, fusion.value, start, nodes, *(other.fold for other in fused))
-            with trace.graph.inserting_before(result.next):
-                split = trace.graph.call_method("split", (result, list(fusion.widths), fusion.channel))
-                items = [trace.graph.call_function(operator.getitem, (split, i)) for i in range(len(fusion.sinks))]
+            with code.graph.inserting_before(result.next):
+                split = code.graph.call_method("split", (result, list(fusion.widths), fusion.channel))
+                items = [code.graph.call_function(operator.getitem, (split, i)) for i in range(len(fusion.sinks))]
             self.split_results[fusion] = dict(zip(fusion.sinks, items, strict=True))
         return self.split_results[fusion][piece.sink]
 

@@ -12,8 +12,8 @@ from reparam.capture.graph import Call, Node
 from reparam.plan.fold import Fold
 from reparam.plan.plan import Constraints
 from reparam.plan.shapes import same_size_origin
+from reparam.rewrite.call_graph import CallGraph
 from reparam.rewrite.chains import Part
-from reparam.rewrite.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +59,9 @@ class Swap:
 
 @dataclass(frozen=True, eq=False)
 class Rewrite:
-    """A new forward for one module, made from the `trace` of its first call by editing the pieces in it."""
+    """A new forward for one module, made from the `code` of its first call by editing the pieces in it."""
 
-    trace: Trace
+    code: CallGraph
     pieces: Sequence[Piece]
 
 

@@ -1,4 +1,4 @@
-"""Rewrites of forwards: the pieces of code inside one call, edited together in its trace.
+"""Rewrites of forwards: the pieces of code inside one call, edited together in its code.
 
 A piece is edited in the forward of the smallest module around its operations. The code of inner modules is written out
 there (the modules are *opened*) where the piece is in them, or where they have to be proven to hand on a tensor of it.
@@ -14,10 +14,10 @@ from torch import nn
 from reparam.capture.graph import Call, Node, calls_around, has_user_code
 from reparam.errors import Refusal
 from reparam.plan.strides import CHANGES_LAYOUT
+from reparam.rewrite.call_graph import CallGraph
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Piece, Rewrite, Swap
 from reparam.rewrite.refused import SIZE_READ, RefusalAt, Refused
-from reparam.rewrite.trace import Trace
 from reparam.rewrite.users import is_passed_unread, returned_nodes, size_is_used, unordered_reader
 
 
@@ -104,38 +104,38 @@ def _rewrite_call(place: Call, opened: Set[nn.Module], pieces: Sequence[Piece], 
         raise Refusal(f"{context.path(pinned[0])} is pinned by a hook or `keep=`", "without it this would fold")
     if not has_user_code(place.module) and context.read_elsewhere(place.module):
         raise Refusal(f"other code reads the parameters of {place.path}", "code that reads its own would fold")
-    trace = context.proofs.trace(place, frozenset(opened))
+    code = context.proofs.code(place, frozenset(opened))
     replaced = {node for piece in pieces for node in piece.nodes}
-    returned = returned_nodes(trace)
+    returned = returned_nodes(code)
     for piece in pieces:
-        _require_unneeded(trace, piece, replaced, returned, context)
-    return Rewrite(trace, pieces)
+        _require_unneeded(code, piece, replaced, returned, context)
+    return Rewrite(code, pieces)
 
 
 def _require_unneeded(
-    trace: Trace, piece: Piece, replaced: Collection[Node], returned: Collection[Node], context: Context
+    code: CallGraph, piece: Piece, replaced: Collection[Node], returned: Collection[Node], context: Context
 ) -> None:
     """Raise RefusalAt where code that stays needs a tensor that the piece takes away."""
-    if piece.base not in trace.at:
+    if piece.base not in code.at:
         raise RefusalAt(piece.nodes[0], "its forward takes a list of tensors whose length may differ")
     if not context.layout_sensitive.isdisjoint(piece.nodes):
-        reader = unordered_reader(trace, piece.base, piece.nodes)
+        reader = unordered_reader(code, piece.base, piece.nodes)
         if reader is not None:
             raise RefusalAt(reader, *CHANGES_LAYOUT)
     for node in piece.nodes:
-        if node not in trace.at:
+        if node not in code.at:
             continue
-        if trace.sized(node) and node not in piece.fold.reshapes:
+        if code.sized(node) and node not in piece.fold.reshapes:
             raise RefusalAt(node, f"{node.name} takes an argument that depends on the size of the input")
         if node is not piece.sink and node in context.gone:
-            _require_unseen(trace, node, returned)
-        if node is not piece.sink and piece.same_size_end(node) is None and size_is_used(trace, node, replaced):
+            _require_unseen(code, node, returned)
+        if node is not piece.sink and piece.same_size_end(node) is None and size_is_used(code, node, replaced):
             raise RefusalAt(next(reader for reader in piece.nodes if node in reader.operands), SIZE_READ)
 
 
-def _require_unseen(trace: Trace, node: Node, returned: Collection[Node]) -> None:
+def _require_unseen(code: CallGraph, node: Node, returned: Collection[Node]) -> None:
     """Raise RefusalAt where code that does not read a tensor returns it or passes it on."""
     if node in returned:
         raise RefusalAt(node, "its code also returns it, although nobody reads it")
-    if is_passed_unread(trace, node):
+    if is_passed_unread(code, node):
         raise RefusalAt(node, "its code also calls a module with it that does not read it")

@@ -4,7 +4,7 @@
     norms      unscale.py   a norm whose scale and shift a fold takes loses its weight and bias
     fusions    fusions.py   the pieces of code that one wide convolution replaces
     swaps      swaps.py     a module that does nothing but operations of one fold is exchanged; else a piece of code
-    rewrites   forwards.py  the smallest module around the pieces gets a new forward, from a trace of it
+    rewrites   forwards.py  the smallest module around the pieces gets a new forward, from a code of it
     proofs     paths.py     code that is not rewritten leads through the fold for every input
 
 All edits are prepared before the first is made (see `apply`). What cannot be edited is collected in `refused.py`, and

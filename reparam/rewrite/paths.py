@@ -14,10 +14,10 @@ from torch import nn
 from reparam.capture.graph import Call, Node, Record, calls_around, common_call, has_user_code
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
+from reparam.rewrite.call_graph import unproven
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Rewrite
 from reparam.rewrite.refused import OUTSIDE
-from reparam.rewrite.trace import unproven
 
 _FLAGS_REMEDY = "a forward that takes tensors alone would fold"
 
@@ -31,8 +31,8 @@ def require_proven_path(fold: Fold, rewrites: Collection[Rewrite], context: Cont
     if around is None:
         raise Refusal(OUTSIDE)
     flags = _instructed_code(fold, around, context)
-    traces = (rewrite.trace for rewrite in rewrites)
-    if flags and not any(trace.call in around.stack() and flags <= {*trace.opened, around.module} for trace in traces):
+    graphs = (rewrite.code for rewrite in rewrites)
+    if flags and not any(code.call in around.stack() and flags <= {*code.opened, around.module} for code in graphs):
         raise unproven(around, "it may be called with other flags, and goes on in its own code then", _FLAGS_REMEDY)
     if context.proofs.alike(around.module):
         return

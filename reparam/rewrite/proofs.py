@@ -12,7 +12,7 @@ from reparam.capture.likeness import Likeness
 from reparam.capture.symbolic import BOTH_WAYS, Decision
 from reparam.errors import Refusal
 from reparam.plan.plan import Constraints
-from reparam.rewrite.trace import Trace, takes_flags, unproven
+from reparam.rewrite.call_graph import CallGraph, takes_flags, unproven
 from reparam.rules import RULES
 
 _REMEDY = "a forward that does the same at every size would fold"
@@ -31,7 +31,7 @@ class Proofs:
         for decision in record.decisions:
             self._decisions[decision.call].append(decision)
         self._instructed: dict[Call, bool] = {}
-        self._traces: dict[tuple[Call, frozenset[nn.Module]], Trace | Refusal] = {}
+        self._graphs: dict[tuple[Call, frozenset[nn.Module]], CallGraph | Refusal] = {}
         likeness = Likeness()
         self._keys = likeness.of_modules(record)
         self._others = [likeness.of_modules(witness) for witness in record.witnesses]
@@ -62,16 +62,16 @@ class Proofs:
         """Whether two calls did the same, perhaps in two runs."""
         return self._likeness.key(call) == self._likeness.key(other)
 
-    def trace(self, call: Call, opened: frozenset[nn.Module]) -> Trace:
+    def code(self, call: Call, opened: frozenset[nn.Module]) -> CallGraph:
         """The graph of a call, with the code of `opened` modules written out. Raises Refusal."""
         key = call, opened
-        if key not in self._traces:
+        if key not in self._graphs:
             try:
                 self._require_program(call, opened)
-                self._traces[key] = Trace(call, opened, self._decisions)
+                self._graphs[key] = CallGraph(call, opened, self._decisions)
             except Refusal as refusal:
-                self._traces[key] = refusal
-        found = self._traces[key]
+                self._graphs[key] = refusal
+        found = self._graphs[key]
         if isinstance(found, Refusal):
             raise found
         return found

@@ -130,6 +130,6 @@ def _erase_dead_operations(call: Call, now: Record, live: Collection[Node], proo
         raise Refusal(f"{path}, which computes it, is called {calls} times")
     if not has_user_code(call.module):
         raise Refusal(f"{path}, which computes it, is a layer of torch")
-    trace = proofs.trace(call, frozenset({call.module}))
-    erase_removed(trace, set(), set(now.nodes) - set(live))
-    write_forward(trace)
+    code = proofs.code(call, frozenset({call.module}))
+    erase_removed(code, set(), set(now.nodes) - set(live))
+    write_forward(code)

@@ -10,12 +10,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from reparam.capture.graph import Call, Node, common_call, has_user_code
 from reparam.errors import Refusal
+from reparam.rewrite.call_graph import takes_size
 from reparam.rewrite.chains import READ_ELSEWHERE, Part
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Piece, Swap
 from reparam.rewrite.paths import needs_check
 from reparam.rewrite.refused import OUTSIDE
-from reparam.rewrite.trace import takes_size
 
 
 class SwapStage:

@@ -10,8 +10,8 @@ from torch import nn
 from reparam.capture.graph import Node, Record, used_only_by
 from reparam.capture.norms import NORM_MODULES, drop_affine
 from reparam.capture.snapshot import WEIGHT_HOOKS
+from reparam.rewrite.call_graph import CallGraph
 from reparam.rewrite.context import only_read_by
-from reparam.rewrite.trace import Trace
 
 
 class UnusedModules:
@@ -32,17 +32,17 @@ class UnusedModules:
         self.readers = record.readers()
         self.modules = self._unused_modules(model, record)
 
-    def drop(self, trace: Trace, names: Set[str], idle: Collection[str]) -> None:
+    def drop(self, code: CallGraph, names: Set[str], idle: Collection[str]) -> None:
         """Delete from a rewritten module what its new forward does not need.
 
         names: of what the forward uses; idle: the paths of modules whose calls have been erased.
         """
-        module, used = trace.module, _UsedNames(names)
+        module, used = code.module, _UsedNames(names)
         for path, inner in list(module.named_modules()):
             if path and (inner in self.modules or path in idle) and not used.overlap(path):
                 self._drop_module(module, path)
         paths = {inner: path for path, inner in module.named_modules()}
-        for opened in trace.opened:
+        for opened in code.opened:
             if opened in paths:
                 self._drop_tensors(opened, f"{paths[opened]}." if paths[opened] else "", names)
 

@@ -25,7 +25,7 @@ def rewritten(result: Lowered) -> dict[str, list[list[str]]]:
     """The modules that get a new forward, by name, and the operations of each piece in it."""
     names = {module: name for name, module in result.model.named_modules()}
     return {
-        names[rewrite.trace.module]: [[node.op for node in piece.nodes] for piece in rewrite.pieces]
+        names[rewrite.code.module]: [[node.op for node in piece.nodes] for piece in rewrite.pieces]
         for rewrite in result.edits.rewrites
     }
 

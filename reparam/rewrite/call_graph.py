@@ -36,7 +36,7 @@ def unproven(call: Call, what: str, remedy: str = "") -> Refusal:
     return Refusal(f"the forward of {where} cannot be rewritten: {what}", remedy)
 
 
-class Trace:
+class CallGraph:
     """The graph of one call. `tree[n]` is what fx node n was in the record, `at[node]` the way back.
 
     tree: a node, a container of nodes, or None for what is computed from constants alone. Steps that compute sizes, and
