@@ -165,6 +165,7 @@ class Record:
     flags: the parameters of the model, other than tensors, by which its code may go.
     decisions: where numbers that depend on the input became plain values, in order.
     witnesses: records of other runs (see `witness`).
+    sizes_asked: code has asked for a size that depends on the input.
     error: the exception that ended the run, if one did.
     """
 
@@ -180,6 +181,7 @@ class Record:
     decisions: list[Decision] = field(default_factory=list)
     witnesses: list[Record] = field(default_factory=list)
     error: str = ""
+    sizes_asked: bool = False
 
     def readers(self) -> dict[int, list[Node]]:
         """The nodes that read each tensor of the model, by the tensor's id."""

@@ -33,6 +33,13 @@ _FUNCTIONS: dict[str, str] = {
     "torch.onnx": "is_in_onnx_export",
 }
 
+# What exporters answer otherwise. Code that fails then, because nothing exports it, is as good as proven.
+EXPORTERS = {
+    f"{home}.{name}"
+    for home in ("torch.compiler", "torch._dynamo", "torch.jit", "torch._C", "torch.onnx")
+    for name in _FUNCTIONS[home].split()
+}
+
 Answer = Callable[[str, Any], Any]  # what code is told, given the question and the true answer
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,8 +99,8 @@ class Runs:
             )
         return recorded
 
-    def run(self, inputs: Inputs, lie: str = "") -> Record:
-        """The record of a run; where the model has failed, as far as it came. `lie`: a question answered otherwise."""
+    def run(self, inputs: Inputs, lie: Set[str] = frozenset()) -> Record:
+        """The record of a run; where the model has failed, as far as it came. `lie`: questions answered otherwise."""
         self.clear_caches()
         recorder = _Recorder(self.model, self.plain, lie, self.changed())
         handles = recorder.watch(self.model)
@@ -118,7 +118,7 @@ class Runs:
 
     def sees_sizes(self, inputs: Inputs, recorded: Record) -> bool:
         """Whether code does something else with plain sizes than in a recorded run (`type(width) is int`)."""
-        if self.plain or not recorded.calls:
+        if self.plain or not recorded.calls or not recorded.sizes_asked:
             return False
         self.plain = True
         with_plain = self.run(inputs)
@@ -132,12 +132,12 @@ class Runs:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module, plain: bool, lie: str, changing: Collection[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, plain: bool, lie: Set[str], changing: Collection[nn.Module]) -> None:
         super().__init__()
         self.plain, self.lie = plain, lie
         self.decisions = Decisions(lambda: (self._current_call(), len(self.nodes)))
         if lie:
-            self.decisions.lie = (ITEM, None) if lie == VALUES else (ASKED, lie)
+            self.decisions.lie = (ITEM, frozenset[str]()) if VALUES in lie else (ASKED, lie)
         self.recent: dict[int, Any] = {}  # by value, sizes that have become plain numbers since the last operation
         self.attributes = [AttributeSnapshot(module) for module in changing]  # as the code has left them so far
         self.nodes: list[Node] = []
@@ -330,7 +330,7 @@ class _Recorder(TorchFunctionMode):
         """What code is told that asks about the process, or about gradients and memory of a tensor."""
         if type(truth) is int and not self.plain:
             return Symbolic(truth, (ASKED, question), self.decisions)
-        told = otherwise(truth) if question == self.lie else truth
+        told = otherwise(truth) if question in self.lie else truth
         self.decisions.note((ASKED, question), told)
         return told
 
@@ -462,7 +462,7 @@ class _Recorder(TorchFunctionMode):
         operand = node.inputs[0]
         if node.op == "item" and not node.constant and isinstance(result, (int, float)) and not self.plain:
             return Symbolic(result, (ITEM, operand), self.decisions)
-        lies = self.lie == VALUES and not node.constant and isinstance(result, bool)
+        lies = VALUES in self.lie and not node.constant and isinstance(result, bool)
         told = otherwise(result) if lies else result
         self._note_value(node, told)
         return told
@@ -533,6 +533,7 @@ class _Recorder(TorchFunctionMode):
             opaque=opaque,
             inspectors=self.inspectors,
             decisions=self.decisions.made,
+            sizes_asked=bool(self.decisions.numbers),
         )
 
     def _kept_elsewhere(self, known: Sequence[Tensor]) -> list[Node]:

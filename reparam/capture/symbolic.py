@@ -18,7 +18,7 @@ import operator
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from types import FrameType
@@ -104,13 +104,13 @@ class Decisions:
     """The decisions of one run.
 
     where: the call that runs now, and how many nodes there are.
-    lie: the kind of atom, and the question if it is one, by which branches go the other way.
+    lie: the kind of atom, and the questions if it is one, by which branches go the other way.
     """
 
     where: Callable[[], tuple[Call | None, int]]
     made: list[Decision] = field(default_factory=list)
     numbers: list[weakref.ref[Symbolic]] = field(default_factory=list)
-    lie: tuple[str, str | None] | None = None
+    lie: tuple[str, Set[str]] | None = None
     open: bool = True
 
     def close(self) -> None:
@@ -158,8 +158,8 @@ class Decisions:
     def _is_lie(self, expression: Any) -> bool:
         if self.lie is None:
             return False
-        kind, question = self.lie
-        return any(question is None or atom[1] == question for atom in atoms(expression, kind))
+        kind, questions = self.lie
+        return any(not questions or atom[1] in questions for atom in atoms(expression, kind))
 
     def handed_to_torch(self, frame: FrameType) -> None:
         """Forget what the call that `frame` is making asked for: torch looks at its arguments and is then told all."""

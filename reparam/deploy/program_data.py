@@ -30,6 +30,7 @@ from reparam.deploy.tables import (
 )
 from reparam.errors import InputError
 from reparam.rewrite.program import (
+    CALL_FORWARD,
     CALL_FUNCTION,
     CALL_METHOD,
     CALL_MODULE,
@@ -260,6 +261,11 @@ class _Reader:
         parent, name = self.parent(str(step.target))
         _require(isinstance(parent._modules.get(name), nn.Module), step.target)
 
+    def call_forward(self, step: Step) -> None:
+        """The forward of the fresh model's own class, with all parameters and nothing else."""
+        given = [Reference(other.name) for other in self.steps if other.op == PLACEHOLDER]
+        _require(list(step.args) == given and not step.kwargs and not step.target, step.args)
+
     def get_attr(self, step: Step) -> None:
         parent, name = self.parent(str(step.target))
         members = (parent._parameters, parent._buffers, vars(parent))
@@ -308,6 +314,7 @@ _CHECKS: dict[str, Callable[[_Reader, Step], None]] = {
     PLACEHOLDER: _Reader.placeholder,
     OUTPUT: _Reader.output,
     CALL_MODULE: _Reader.call_module,
+    CALL_FORWARD: _Reader.call_forward,
     GET_ATTR: _Reader.get_attr,
     CALL_METHOD: _Reader.call_method,
     CALL_FUNCTION: _Reader.call_function,

@@ -73,6 +73,8 @@ def _edit_lines(record: Record, edits: Edits) -> Iterator[str]:
         yield f"{paths[swap.module]}: becomes {'nn.Identity' if swap.value is None else describe(swap.value)}"
     for module in edits.unscaled:
         yield f"{paths[module]}: loses its weight and bias"
+    for guard in edits.guards:
+        yield f"{paths[guard.module]}: checks its flags"
     for rewrite in edits.rewrites:
         gone = sum(len(piece.nodes) for piece in rewrite.pieces)
         yield f"{paths[rewrite.code.module]}: a new forward without {gone} operations"

@@ -15,10 +15,12 @@ from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Node, Record, model_tensors
 from reparam.capture.norms import drop_affine
 from reparam.plan.fold import Fold, Fusion, HorizontalFold
+from reparam.rewrite.code import set_forward
 from reparam.rewrite.context import only_read_by
 from reparam.rewrite.edits import Edits, Piece, Rewrite
 from reparam.rewrite.index import StepIndex
 from reparam.rewrite.layers import plain_layer
+from reparam.rewrite.program import Program
 from reparam.rewrite.steps import (
     as_sequence,
     called_modules,
@@ -109,6 +111,8 @@ class _Emitter:
             drop_affine(module)
         for rewrite in self.edits.rewrites:
             self._rewrite_forward(rewrite)
+        for guard in self.edits.guards:
+            set_forward(guard.module, Program.of(guard.graph))
         paths = {module: path for path, module in self.model.named_modules()}
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
         names = {fold: paths.get(layer, "") for fold, layer in self.layers.items()}

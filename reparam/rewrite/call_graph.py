@@ -21,6 +21,7 @@ from reparam.capture.norms import affine_part
 from reparam.capture.ops import CONVOLUTIONS
 from reparam.capture.symbolic import FUNCTIONS, ITEM, SIZE, Decision, Shape, Symbolic
 from reparam.errors import Refusal
+from reparam.rewrite.program import own_forward
 
 _STARS: Mapping[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _LITERALS = (type(None), bool, int, float, str)
@@ -44,11 +45,17 @@ class CallGraph:
     inner: the steps that call modules. literals: tensors that no module registers, under the names of attributes that
         the graph reads them from.
 
+    guard: it only checks what the forward is handed, and calls that of the module's own class.
+
     Raises Refusal where the call is no program of its own.
     """
 
     def __init__(
-        self, call: Call, opened: Collection[nn.Module], decisions: Mapping[Call | None, Sequence[Decision]]
+        self,
+        call: Call,
+        opened: Collection[nn.Module],
+        decisions: Mapping[Call | None, Sequence[Decision]],
+        guard: bool = False,
     ) -> None:
         self.call, self.module, self.opened = call, call.module, opened
         self.decisions = decisions
@@ -64,8 +71,12 @@ class CallGraph:
         self._names = {inner: path for path, inner in call.module.named_modules(remove_duplicate=False)}
         self._held: dict[int, str] | None = None
         self._parameters()
-        self._events(call)
-        self.graph.output(self._argument(call.result))
+        if guard:
+            given = tuple(self.graph.find_nodes(op="placeholder"))
+            self.graph.output(self.graph.call_function(own_forward, given))
+        else:
+            self._events(call)
+            self.graph.output(self._argument(call.result))
         self._drop_unread_items()
 
     def sized(self, node: Node) -> bool:
@@ -335,6 +346,21 @@ def takes_flags(call: Call) -> bool:
     except Refusal:
         return True
     return not all(isinstance(value, (Node, Symbolic)) for value in given.values())
+
+
+def flags_of(call: Call) -> Mapping[str, Any]:
+    """What a forward was handed, by name, without its tensors and sizes. Raises Refusal."""
+    return {name: _without_tensors(value) for name, value in _bound(call).items()}
+
+
+def _without_tensors(tree: Any) -> Any:
+    if isinstance(tree, (Node, Symbolic)):
+        return Node
+    if isinstance(tree, Mapping):
+        return {key: _without_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return [_without_tensors(item) for item in tree]
+    return tree if type(tree) in _LITERALS else type(tree)
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -70,6 +70,7 @@ class Edits:
     """All edits of a plan, none of them made yet.
 
     unscaled: the modules of norms that lose their weight and bias.
+    guards: forwards that check their flags, and are called as before.
     removed: the operations that the edits take away.
     pinned: the modules that keep their place and are called as before.
     constraints: what the next plan has to respect. Empty where all edits can be made.
@@ -78,6 +79,7 @@ class Edits:
     swaps: Sequence[Swap]
     unscaled: Sequence[nn.Module]
     rewrites: Sequence[Rewrite]
+    guards: Sequence[CallGraph]
     removed: Collection[Node]
     pinned: Collection[nn.Module]
     constraints: Constraints

@@ -21,6 +21,7 @@ from torch import nn
 from reparam.capture.graph import Node, Record
 from reparam.errors import Refusal
 from reparam.plan.plan import Plan
+from reparam.rewrite.call_graph import CallGraph
 from reparam.rewrite.chains import Part, parts_of
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Edits, Swap
@@ -73,15 +74,17 @@ def lower(
                 refused.refuse_fold(refusal, part.fold.nodes, part.planned.steps)
 
     rewrites = rewrites_of(pieces, swaps, context, refused)
+    guards: dict[nn.Module, CallGraph] = {}
     for group in groups.values():
         try:
-            require_proven_path(group[0].planned, rewrites, context)
+            proven = require_proven_path(group[0].planned, rewrites, context)
+            guards.update((guard.module, guard) for guard in proven)
         except Refusal as refusal:
             for part in group:
                 refused.refuse_fold(refusal, part.planned.nodes, part.planned.steps)
     for piece in fused:
         try:
-            require_proven_path(piece.fold, rewrites, context)
+            guards.update((guard.module, guard) for guard in require_proven_path(piece.fold, rewrites, context))
         except Refusal:
             refused.refuse_fusions(piece.fold.shared)
-    return Edits(swaps, unscaled, rewrites, removed, context.pinned, refused.constraints)
+    return Edits(swaps, unscaled, rewrites, [*guards.values()], removed, context.pinned, refused.constraints)

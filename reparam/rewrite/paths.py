@@ -1,7 +1,7 @@
 """The proof that code leads through a fold in every run: its operations read one another, and nothing else reads them.
 
-Code that did the same in all witnesses does. Other code has to lead through the modules of the fold in the same way
-wherever it calls them: the modules can be exchanged then, whatever it does beside.
+Code that did the same in all witnesses does, with the same flags. Other code has to lead through the modules of the
+fold in the same way wherever it calls them: the modules can be exchanged then, whatever it does beside.
 """
 
 from __future__ import annotations
@@ -14,44 +14,36 @@ from torch import nn
 from reparam.capture.graph import Call, Node, Record, calls_around, common_call, has_user_code
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
-from reparam.rewrite.call_graph import unproven
+from reparam.rewrite.call_graph import CallGraph, unproven
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Rewrite
 from reparam.rewrite.refused import OUTSIDE
 
-_FLAGS_REMEDY = "a forward that takes tensors alone would fold"
 
-
-def require_proven_path(fold: Fold, rewrites: Collection[Rewrite], context: Context) -> None:
+def require_proven_path(fold: Fold, rewrites: Collection[Rewrite], context: Context) -> list[CallGraph]:
     """Raise Refusal unless code leads through the fold in every witness, or does not call its modules at all.
 
-    Code that may be handed flags has to be written anew, with a check that they are the same.
+    Returns the guards for code that may be handed flags: it leads through the fold with those of the example.
     """
     around = common_call(fold.path)
     if around is None:
         raise Refusal(OUTSIDE)
-    flags = _instructed_code(fold, around, context)
-    graphs = (rewrite.code for rewrite in rewrites)
-    if flags and not any(code.call in around.stack() and flags <= {*code.opened, around.module} for code in graphs):
-        raise unproven(around, "it may be called with other flags, and goes on in its own code then", _FLAGS_REMEDY)
-    if context.proofs.alike(around.module):
-        return
-    for witness in context.proofs.unlike:
-        for call in witness.calls:
-            if call.module is around.module and not context.proofs.same(call, around):
-                _Comparison(around, call, witness, context).require(fold)
+    written = {module for rewrite in rewrites for module in rewrite.code.opened}
+    guards = [
+        context.proofs.guard(call) for call in _instructed_code(fold, around, context) if call.module not in written
+    ]
+    if not context.proofs.alike(around.module):
+        for witness in context.proofs.unlike:
+            for call in witness.calls:
+                if call.module is around.module and not context.proofs.same(call, around):
+                    _Comparison(around, call, witness, context).require(fold)
+    return guards
 
 
-def needs_check(fold: Fold, context: Context) -> bool:
-    """Whether code leads through the fold only for certain flags, which a new forward can check."""
-    around = common_call(fold.path)
-    return around is not None and bool(_instructed_code(fold, around, context))
-
-
-def _instructed_code(fold: Fold, around: Call, context: Context) -> set[nn.Module]:
-    """The modules whose code leads through the fold and may be handed flags."""
-    calls = {call for node in fold.path for call in calls_around(node, around) if has_user_code(call.module)}
-    return {call.module for call in calls if context.proofs.instructed(call) and len(call.events) > 1}
+def _instructed_code(fold: Fold, around: Call, context: Context) -> list[Call]:
+    """The calls whose code leads through the fold and may be handed flags."""
+    calls = {call: None for node in fold.path for call in calls_around(node, around) if has_user_code(call.module)}
+    return [call for call in calls if context.proofs.instructed(call) and len(call.events) > 1]
 
 
 class _Comparison:

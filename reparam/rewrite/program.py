@@ -27,6 +27,13 @@ from torch import fx
 
 PLACEHOLDER, GET_ATTR, CALL_MODULE = "placeholder", "get_attr", "call_module"
 CALL_FUNCTION, CALL_METHOD, OUTPUT = "call_function", "call_method", "output"
+CALL_FORWARD = "call_forward"  # of the module's own class, with the parameters as they came in
+
+
+def own_forward(*args: Any, **kwargs: Any) -> Any:
+    """Stands in a graph of fx for the forward of the module's own class; its step is `CALL_FORWARD`."""
+    raise NotImplementedError
+
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
@@ -138,6 +145,8 @@ class Program:
 
 def _step(node: fx.Node, names: Mapping[str, str]) -> Step:
     target: Any = node.target
+    if target is own_forward:
+        return Step(CALL_FORWARD, names[node.name], "", _argument(node.args, names), ())
     if node.op == CALL_FUNCTION:
         target = function_name(target) or target
     kwargs = tuple((name, _argument(value, names)) for name, value in node.kwargs.items())
@@ -239,6 +248,9 @@ class _Printer:
     def _statement(self, step: Step) -> str:
         if step.op == CALL_FUNCTION:
             return self._function(step)
+        if step.op == CALL_FORWARD:
+            own = f"{self._global('super', super)}({self._global('type', type)}(self), self)"
+            return f"{step.name} = {own}.forward({self._passed_on(step)})"
         if step.op == CALL_METHOD:
             _require_name(str(step.target))
             receiver = self._literal(step.args[0])
@@ -248,6 +260,17 @@ class _Printer:
         return f"{step.name} = {member}" + (
             "" if step.op == GET_ATTR else f"({self._arguments(step.args, step.kwargs)})"
         )
+
+    def _passed_on(self, step: Step) -> str:
+        """The parameters, each as it came in; those behind `*args` go by keyword."""
+        given = {other.name: str(other.target) for other in self.steps if other.op == PLACEHOLDER}
+        parts, by_keyword = [], False
+        for name in step.references():
+            own = given[name].lstrip("*")
+            stars = given[name].removesuffix(own)
+            parts.append(f"{own} = {name}" if by_keyword and not stars else stars + name)
+            by_keyword = by_keyword or stars == "*"
+        return ", ".join(parts)
 
     def _function(self, step: Step) -> str:
         if callable(step.target):

@@ -12,7 +12,7 @@ from reparam.capture.likeness import Likeness
 from reparam.capture.symbolic import BOTH_WAYS, Decision
 from reparam.errors import Refusal
 from reparam.plan.plan import Constraints
-from reparam.rewrite.call_graph import CallGraph, takes_flags, unproven
+from reparam.rewrite.call_graph import CallGraph, flags_of, takes_flags, unproven
 from reparam.rules import RULES
 
 _REMEDY = "a forward that does the same at every size would fold"
@@ -75,6 +75,14 @@ class Proofs:
         if isinstance(found, Refusal):
             raise found
         return found
+
+    def guard(self, call: Call) -> CallGraph:
+        """The forward of a call's module with a check of its flags in front. Raises Refusal where they vary."""
+        others = [other for record in (self.record, *self.record.witnesses) for other in record.calls]
+        flags = flags_of(call)
+        if not all(flags_of(other) == flags for other in others if other.module is call.module):
+            raise unproven(call, "it is called with several flags", "a forward that takes tensors alone would fold")
+        return CallGraph(call, {call.module}, self._decisions, guard=True)
 
     def _require_program(self, call: Call, opened: frozenset[nn.Module]) -> None:
         """Raise Refusal unless what the call did is all that its code does."""

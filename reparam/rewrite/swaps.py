@@ -14,7 +14,6 @@ from reparam.rewrite.call_graph import takes_size
 from reparam.rewrite.chains import READ_ELSEWHERE, Part
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Piece, Swap
-from reparam.rewrite.paths import needs_check
 from reparam.rewrite.refused import OUTSIDE
 
 
@@ -34,7 +33,7 @@ class SwapStage:
     def _chain_edit(self, group: Sequence[Part]) -> tuple[list[Swap], list[Piece]] | None:
         """An edit for each operation where it stands; None where they cannot be edited one by one."""
         part = group[0]
-        if not part.chain or not part.keeps_read_sizes() or needs_check(part.planned, self._context):
+        if not part.chain or not part.keeps_read_sizes():
             return None
         swaps: list[Swap] = []
         pieces: list[Piece] = []
