@@ -11,7 +11,17 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from reparam.capture.graph import Node, tuple_item
-from reparam.capture.ops import BROADCASTING, CONVOLUTIONS, LAYERS, POOLS, SHAPE_PRESERVING, facts
+from reparam.capture.ops import (
+    ADAPTIVE_POOLS,
+    BATCH_PRESERVING,
+    BROADCASTING,
+    CONVOLUTIONS,
+    LAYERS,
+    POOLS,
+    SHAPE_PRESERVING,
+    Kind,
+    facts,
+)
 from reparam.capture.symbolic import FUNCTIONS, SIZE, Symbolic, atoms
 
 Length = Mapping[tuple[Hashable, ...], int]
@@ -100,7 +110,11 @@ class Dims:
         if node.function is tuple_item:
             return self._of_part(node, own)
         rule = _RULES.get(node.op)
-        return None if rule is None else rule(self, node, first, own)
+        if rule is not None:
+            return rule(self, node, first, own)
+        if facts(node.op).kind is Kind.ELEMENTWISE and len(node.inputs) == 1:
+            return first
+        return [*first[:1], *own[1:]] if node.op in BATCH_PRESERVING else None
 
     def _of_part(self, node: Node, own: Sequence[Length]) -> Sequence[Length] | None:
         cut, whole = node.inputs[0], node.inputs[0].inputs[0]
@@ -131,6 +145,33 @@ class Dims:
         swapped = list(first)
         swapped[a], swapped[b] = swapped[b], swapped[a]
         return swapped
+
+    def _flattened(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
+        _, args, kwargs = node.spelled
+        start = _dimension(kwargs.get("start_dim", _item(args, 1, 0)), len(first))
+        stop = _dimension(kwargs.get("end_dim", _item(args, 2, -1)), len(first)) + 1
+        return [*first[:start], product_of(first[start:stop]), *first[stop:]]
+
+    def _unsqueezed(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
+        at = _dimension(node.spelled[1][1], len(own))
+        return [*first[:at], constant(1), *first[at:]]
+
+    def _resampled(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
+        _, args, kwargs = node.spelled
+        given = kwargs.get("size", kwargs.get("output_size", _item(args, 1, None)))
+        sizes = list(given) if isinstance(given, tuple | list) else [given] * (len(own) - 2)
+        lengths = [self.length(item.expression if isinstance(item, Symbolic) else item) for item in sizes]
+        return [
+            *first[:2],
+            *(mine if length is None else length for mine, length in zip(own[2:], lengths, strict=True)),
+        ]
+
+    def _attended(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
+        return [*first[:-1], self._lengths[node.inputs[2]][-1]]
+
+    def _multiplied(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length] | None:
+        second = self._lengths[node.inputs[1]]
+        return [*first[:-1], second[-1]] if len(second) >= 2 and len(first) == len(own) else None
 
     def _joined(self, node: Node, first: Sequence[Length], own: Sequence[Length]) -> Sequence[Length]:
         _, args, kwargs = node.spelled
@@ -196,6 +237,11 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("view", "reshape"), Dims._reshaped),
     "permute": Dims._permuted,
     "transpose": Dims._transposed,
+    **dict.fromkeys(("interpolate", *ADAPTIVE_POOLS), Dims._resampled),
+    **dict.fromkeys(("matmul", "bmm"), Dims._multiplied),
+    "scaled_dot_product_attention": Dims._attended,
+    "flatten": Dims._flattened,
+    "unsqueeze": Dims._unsqueezed,
     "cat": Dims._joined,
     "getitem": Dims._indexed,
 }

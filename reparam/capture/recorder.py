@@ -460,7 +460,13 @@ class _Recorder(TorchFunctionMode):
             return result
         self._add(node)
         operand = node.inputs[0]
-        if node.op == "item" and not node.constant and isinstance(result, (int, float)) and not self.plain:
+        if (
+            node.op == "item"
+            and not node.constant
+            and isinstance(result, (int, float))
+            and not isinstance(result, bool | torch.SymInt)
+            and not self.plain
+        ):
             return Symbolic(result, (ITEM, operand), self.decisions)
         lies = VALUES in self.lie and not node.constant and isinstance(result, bool)
         told = otherwise(result) if lies else result

@@ -1,9 +1,9 @@
 """Numbers that remember where they come from: sizes of tensors, and what code computes from them.
 
 While a model is recorded, `x.shape`, `x.size()` and `x.numel()` give `Symbolic` numbers. Arithmetic keeps their
-expression, and torch functions are handed the plain number. A comparison is symbolic as well. Wherever such a number
-becomes a plain one (a branch, an index, a text, a key, a number of iterations) that is a *decision*, which the run's
-`Decisions` note. So nothing that code concludes from a size leaves unseen, whatever carries it.
+expression, and torch functions are handed the plain number. Wherever such a number becomes a plain one (a comparison,
+an index, a text, a key, a number of iterations) that is a *decision*, which the run's `Decisions` note. So nothing that
+code concludes from a size leaves unseen, whatever carries it.
 
 A `Symbolic` is no subclass of int: Python's own functions would read its digits without asking. It only claims the
 class of its number, as `isinstance` believes that. It stays usable as a number when the run is over.
@@ -149,11 +149,11 @@ class Decisions:
                 recent.setdefault(decision.value, decision.expression)
         return recent
 
-    def branch(self, condition: Symbolic) -> bool:
-        """The way that code goes; the other one if it goes by numbers of the input, and these lie."""
-        told = condition.value != self._is_lie(condition.expression)
-        self.note(condition.expression, told)
-        return bool(told)
+    def branch(self, condition: bool, expression: Any) -> bool:
+        """The way that code goes; the other one if it goes by numbers of the input, or questions, and these lie."""
+        told = condition != self._is_lie(expression)
+        self.note(expression, told)
+        return told
 
     def _is_lie(self, expression: Any) -> bool:
         if self.lie is None:
@@ -203,7 +203,7 @@ class Symbolic:
     def __new__(cls, value: Any, expression: Any, decisions: Decisions) -> Any:
         if not decisions.open:
             return value
-        kind = _KINDS[bool if isinstance(value, bool) else float if isinstance(value, float) else int]
+        kind = _Float if isinstance(value, float) else _Integer
         return object.__new__(kind)
 
     def __init__(self, value: Any, expression: Any, decisions: Decisions) -> None:
@@ -221,9 +221,7 @@ class Symbolic:
         return self.value
 
     def __bool__(self) -> bool:
-        if isinstance(self.value, bool):
-            return self._decisions.branch(self)
-        return bool(Symbolic(bool(self.value), ("ne", self.expression, 0), self._decisions))
+        return self._decisions.branch(bool(self.value), ("ne", self.expression, 0))
 
     def __index__(self) -> int:
         return operator.index(self._plain())
@@ -293,6 +291,8 @@ def _binary(name: str, function: Callable[[Any, Any], Any], swapped: bool) -> Ca
             return NotImplemented
         pair = (value, self.value) if swapped else (self.value, value)
         expressions = (expression, self.expression) if swapped else (self.expression, expression)
+        if name in _COMPARISONS:
+            return self._decisions.branch(function(*pair), (name, *expressions))
         return Symbolic(function(*pair), (name, *expressions), self._decisions)
 
     return method
@@ -320,14 +320,10 @@ for _name, _function in _UNARY.items():
 
 
 class _Integer(Symbolic, torch.SymInt):
-    """Torch's parsers of arguments take these three where they take a number."""
+    """Torch's parsers of arguments take both where they take a number."""
 
 
 class _Float(Symbolic, torch.SymFloat):
-    pass
-
-
-class _Boolean(Symbolic, torch.SymBool):
     pass
 
 
@@ -337,9 +333,6 @@ class _Kept(Symbolic):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*plain(args), **plain(kwargs or {}))
-
-
-_KINDS = {int: _Integer, float: _Float, bool: _Boolean}
 
 
 class Probe:

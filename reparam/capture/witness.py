@@ -62,6 +62,7 @@ class _Witnesses:
         self.dims = Dims()
         self.constant: dict[int, bool] = {}
         self.failing_lies: set[str] = set()  # questions of exporters with whose other answer the model fails
+        self.ran: dict[Any, bool] = {}  # by sizes and lies, whether the model took them
         self.tried: dict[Any, list[bool]] = {}  # by decision, which of the sizes around its own the model takes
         self.complete = False  # whether all inputs have been tried that may settle something
 
@@ -104,14 +105,14 @@ class _Witnesses:
 
     def _turning(self, decision: Decision) -> list[Inputs]:
         """Inputs at which the expression of a branch says that it goes the other way, if they are not much larger."""
-        found: list[Inputs] = []
+        found: list[tuple[float, Inputs]] = []
         for sizes in self._flips(decision.expression, decision.value):
             own = [(node.shape[dim], size) for (_, node, dim), size in sizes.items()]
-            of_inputs = all(node.function is None and node.call is None for _, node, _ in sizes)
-            cost = math.prod(size for _, size in own) / math.prod(size for size, _ in own)
-            if of_inputs and cost <= _AFFORDABLE:
-                found.append(self._with_sizes(sizes))
-        return found[:_TURNS]
+            growth = math.prod(size for _, size in own) / math.prod(size for size, _ in own)
+            if growth <= _AFFORDABLE and all(node.function is None and node.call is None for _, node, _ in sizes):
+                found.append((abs(math.log(growth)), self._with_sizes(sizes)))
+        nearest = [inputs for _, inputs in sorted(found, key=lambda each: each[0])]
+        return [*nearest[: _TURNS - 1], *nearest[_TURNS - 1 :][-1:]]
 
     def _with_sizes(self, sizes: Mapping[Any, int]) -> Inputs:
         inputs = self.inputs
@@ -139,9 +140,12 @@ class _Witnesses:
 
     def _run(self, inputs: Inputs, lie: Set[str] = frozenset()) -> bool:
         """Run the model once more; returns whether it took the inputs."""
-        other = self.runs.run(inputs, lie)
-        self.others.append(other)
-        return not other.error
+        key = str(inputs), frozenset(lie)
+        if key not in self.ran or (not lie and inputs is self.inputs):
+            other = self.runs.run(inputs, lie)
+            self.others.append(other)
+            self.ran[key] = not other.error
+        return self.ran[key]
 
     def _run_smallest(self) -> None:
         """Run the model on the smallest inputs that it takes, of two rows; of three if the example has two."""
@@ -206,7 +210,7 @@ class _Witnesses:
         own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
         if own and not self.fixed_size:
             high, wide = own[0], own[-1]
-            sizes = [(high + 5, wide + 3), (wide + 32, high + 64), (high * 2, wide * 2)]
+            sizes = [(high, wide + 3), (high + 5, wide), (wide + 32, high + 64), (high * 2, wide * 2)]
             first.append(self.inputs.cut(rows, pixels=(high // 2 | 1, wide * 2 // 3 | 1)))
             others = [*(self.inputs.cut(rows, pixels=pixels) for pixels in sizes), *others]
         return first, others
@@ -269,11 +273,11 @@ class _Witnesses:
             return BOTH_WAYS
         if made[0].questions and self.failing_lies.issuperset(made[0].questions):
             return FAILS_OTHERWISE
+        if tried := self.tried.get(made[0].key, []):
+            return NO_SIZE if any(tried) else FAILS_OTHERWISE
         if turned and isinstance(values[0], bool) and not made[0].questions:
-            return FAILS_OTHERWISE if self.complete or self.tried.get(made[0].key) else ""
+            return FAILS_OTHERWISE if self.complete else ""
         sizes = [decision.sizes for decision in made]
-        if any(self.tried.get(made[0].key, ())):
-            return NO_SIZE
         reached = [other for other, failed in runs if not failed]
         moved = any([d.sizes for d in other] != sizes for other in reached)
         moved |= not reached and not all(failed for _, failed in others)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ class CallGraph:
     inner: the steps that call modules. literals: tensors that no module registers, under the names of attributes that
         the graph reads them from.
 
-    guard: it only checks what the forward is handed, and calls that of the module's own class.
+    unchecked: where given, it only checks what the forward is handed, but for these parameters, and calls that of the
+        module's own class.
 
     Raises Refusal where the call is no program of its own.
     """
@@ -55,7 +56,7 @@ class CallGraph:
         call: Call,
         opened: Collection[nn.Module],
         decisions: Mapping[Call | None, Sequence[Decision]],
-        guard: bool = False,
+        unchecked: Set[str] | None = None,
     ) -> None:
         self.call, self.module, self.opened = call, call.module, opened
         self.decisions = decisions
@@ -70,8 +71,8 @@ class CallGraph:
         self._items: list[fx.Node] = []
         self._names = {inner: path for path, inner in call.module.named_modules(remove_duplicate=False)}
         self._held: dict[int, str] | None = None
-        self._parameters()
-        if guard:
+        self._parameters(unchecked or frozenset())
+        if unchecked is not None:
             given = tuple(self.graph.find_nodes(op="placeholder"))
             self.graph.output(self.graph.call_function(own_forward, given))
         else:
@@ -85,7 +86,7 @@ class CallGraph:
 
     # --- what goes in
 
-    def _parameters(self) -> None:
+    def _parameters(self, unchecked: Set[str]) -> None:
         given = _bound(self.call)
         steps = {}
         for name, parameter in inspect.signature(self.module.forward).parameters.items():
@@ -94,7 +95,7 @@ class CallGraph:
             steps[name] = self.graph.create_node("placeholder", star + name, default, name=name)
         for name, step in steps.items():
             default = inspect.signature(self.module.forward).parameters[name].default
-            self._bind(step, given[name], check=True, default=default)
+            self._bind(step, given[name], check=name not in unchecked, default=default)
 
     def _bind(self, step: fx.Node, value: Any, *, check: bool, default: Any = None) -> None:
         """Note that a step gives a value. `check`: that it does is checked, as far as the value is no tensor."""

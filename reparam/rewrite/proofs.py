@@ -77,12 +77,16 @@ class Proofs:
         return found
 
     def guard(self, call: Call) -> CallGraph:
-        """The forward of a call's module with a check of its flags in front. Raises Refusal where they vary."""
-        others = [other for record in (self.record, *self.record.witnesses) for other in record.calls]
-        flags = flags_of(call)
-        if not all(flags_of(other) == flags for other in others if other.module is call.module):
+        """The forward of a call's module with a check of its flags in front. Raises Refusal where they vary.
+
+        A tensor that was there in some runs and not in others needs no check: witnesses have shown both.
+        """
+        calls = [other for record in (self.record, *self.record.witnesses) for other in record.calls]
+        values = [flags_of(other) for other in calls if other.module is call.module]
+        varied = {name for name, value in flags_of(call).items() if any(other[name] != value for other in values)}
+        if any(other[name] not in (None, Node) for other in values for name in varied):
             raise unproven(call, "it is called with several flags", "a forward that takes tensors alone would fold")
-        return CallGraph(call, {call.module}, self._decisions, guard=True)
+        return CallGraph(call, {call.module}, self._decisions, unchecked=varied)
 
     def _require_program(self, call: Call, opened: frozenset[nn.Module]) -> None:
         """Raise Refusal unless what the call did is all that its code does."""
