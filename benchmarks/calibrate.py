@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks.common import timing_options, write_json
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.plan.cost import DEVICES, StaticCost, Work
 from reparam.plan.cost.timing import Setting, Stopwatch, timed
 from reparam.plan.cost.work import of_node

@@ -24,7 +24,7 @@ from benchmarks.common import general
 from benchmarks.fuzz.networks import Program
 from benchmarks.fuzz.torch_limits import miscomputed
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.capture.snapshot import copied
 from reparam.capture.tree import tensors
 from reparam.compare.bounds import EXACT

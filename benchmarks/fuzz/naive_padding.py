@@ -14,7 +14,7 @@ from benchmarks.fuzz.networks import Program
 from reparam.algebra.affine import AffineConv, Number
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.compare.bounds import EXACT
 from reparam.compare.folds import fold_error
 from reparam.errors import BorderRefusal

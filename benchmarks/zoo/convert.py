@@ -19,7 +19,7 @@ from benchmarks.zoo import sets
 from benchmarks.zoo.rows import BROKEN, CONVERTED, CRASHED, REFUSED, WRONG, Row
 from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.errors import ReparamError, VerificationError
 from reparam.plan.liveness import alive
 from reparam.report.outcome import Counts

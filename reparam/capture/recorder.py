@@ -14,8 +14,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -23,11 +22,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from reparam.capture.caches import cached_functions, replaced
 from reparam.capture.dims import Dims
 from reparam.capture.graph import Call, Node, Record, nodes_in, tuple_item
-from reparam.capture.inputs import Inputs
-from reparam.capture.likeness import Likeness
 from reparam.capture.norms import affine_arguments, affine_dimension, affine_part, without_affine
 from reparam.capture.ops import (
     CHANNEL_COUNTING,
@@ -43,95 +39,14 @@ from reparam.capture.ops import (
     facts,
     op_name,
 )
-from reparam.capture.questions import asked, of_torch, otherwise
+from reparam.capture.questions import of_torch, otherwise
 from reparam.capture.snapshot import AttributeSnapshot, ModuleSnapshot, has_hooks, named_tensors, own_tensors
 from reparam.capture.symbolic import ASKED, ITEM, SIZE, Decisions, Shape, Symbolic, atoms, is_symbolic, plain
 from reparam.capture.tree import leaves, mapped, tensors
-from reparam.errors import ModelError, first_line
+from reparam.errors import first_line
 
 
-def record(model: nn.Module, inputs: Inputs) -> Record:
-    """Run `model` once on `inputs` and write down what it computes. The model is left as it was.
-
-    Raises ModelError if the model fails on the inputs.
-    """
-    with recording(model) as run:
-        return run.require(inputs)
-
-
-@contextmanager
-def recording(model: nn.Module) -> Iterator[Runs]:
-    """Runs of a model, each of which finds what the ones before have left. In the end the model is as it was."""
-    runs = Runs(model)
-    try:
-        yield runs
-    finally:
-        runs.clear_caches()
-        for snapshot in runs.snapshots:
-            snapshot.restore()
-
-
-class Runs:
-    """Runs of one model, recorded. plain: code is given plain sizes, as it fails with sizes that remember."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-        self.snapshots = [ModuleSnapshot(module) for module in self.modules]
-        self.plain = False
-        self._cached = cached_functions(model)
-
-    def clear_caches(self) -> None:
-        """Forget what earlier runs have left in the caches of functions."""
-        for function in self._cached:
-            function.cache_clear()
-
-    def require(self, inputs: Inputs) -> Record:
-        """The record of a run on `inputs`. Raises ModelError if the model fails on them."""
-        recorded = self.run(inputs)
-        if recorded.error:
-            self.plain = True
-            recorded = self.run(inputs)
-        if recorded.error:
-            raise ModelError(
-                f"the model fails on its example inputs ({inputs}) in eval mode: {recorded.error}; "
-                "give the inputs that its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments"
-            )
-        return recorded
-
-    def run(self, inputs: Inputs, lie: Set[str] = frozenset()) -> Record:
-        """The record of a run; where the model has failed, as far as it came. `lie`: questions answered otherwise."""
-        self.clear_caches()
-        recorder = _Recorder(self.model, self.plain, lie, self.changed())
-        handles = recorder.watch(self.model)
-        try:
-            copies = inputs.map(recorder.input_copy)
-            with torch.no_grad(), asked(recorder.answer), replaced(self._cached, recorder.cached), recorder:
-                result = copies.call(self.model)
-            return recorder.finish(result, self.snapshots)
-        except Exception as error:  # noqa: BLE001 - a user's forward may raise anything
-            return recorder.failed(error)
-        finally:
-            recorder.decisions.close()
-            for handle in handles:
-                handle.remove()
-
-    def sees_sizes(self, inputs: Inputs, recorded: Record) -> bool:
-        """Whether code does something else with plain sizes than in a recorded run (`type(width) is int`)."""
-        if self.plain or not recorded.calls or not recorded.sizes_asked:
-            return False
-        self.plain = True
-        with_plain = self.run(inputs)
-        self.plain = False
-        likeness = Likeness(plain=True)
-        return bool(with_plain.error) or likeness.key(with_plain.calls[0]) != likeness.key(recorded.calls[0])
-
-    def changed(self) -> list[nn.Module]:
-        """The modules that hold something else than before the first run."""
-        return [each.module for each in self.snapshots if next(each.stored_since(), None) is not None]
-
-
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, plain: bool, lie: Set[str], changing: Collection[nn.Module]) -> None:
         super().__init__()
         self.plain, self.lie = plain, lie

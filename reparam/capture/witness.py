@@ -25,7 +25,8 @@ from reparam.capture.graph import Call, Node, Record, nodes_in
 from reparam.capture.inputs import Inputs
 from reparam.capture.likeness import Likeness
 from reparam.capture.questions import EXPORTERS
-from reparam.capture.recorder import VALUES, Runs, recording
+from reparam.capture.recorder import VALUES
+from reparam.capture.runs import Runs, recording
 from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, Decision, Probe, Symbolic, atoms
 
 # Pixels of witnesses, smallest first, until the model takes one. Many models want multiples of their stride.

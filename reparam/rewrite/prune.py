@@ -16,7 +16,7 @@ from torch import nn
 from reparam.capture.graph import Call, Node, Record, has_user_code
 from reparam.capture.inputs import Inputs
 from reparam.capture.likeness import Likeness
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.capture.witness import witnessed
 from reparam.errors import ModelError, Refusal
 from reparam.plan.liveness import Dead, alive, is_dead_call, with_pinned

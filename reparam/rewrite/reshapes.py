@@ -100,8 +100,11 @@ class _SizeExpressions:
     def __init__(self, lengths: Mapping[Node, Lengths]) -> None:
         self.lengths = {same_size_origin(node): node_lengths for node, node_lengths in lengths.items()}
         self.base = next(iter(lengths))
+        self._shapes: dict[Node, Lengths] = {}
+        self._origins: dict[Node, Node] = {}
         self.base_batch: Node | None = None  # until it is known: batch_origin may ask for sizes
         self.base_batch = self.batch_origin(self.base)
+        self._shapes.clear()
 
     def sizes(self, given: Any) -> Sequence[Length | None] | None:
         """A shape, given as several sizes or as one sequence of them."""
@@ -110,6 +113,11 @@ class _SizeExpressions:
 
     def shape(self, node: Node) -> Lengths:
         """The lengths of a tensor."""
+        if node not in self._shapes:
+            self._shapes[node] = self._shape(node)
+        return self._shapes[node]
+
+    def _shape(self, node: Node) -> Lengths:
         if same_size_origin(node) in self.lengths:
             return self.lengths[same_size_origin(node)]
         lengths = _lengths_outside(node)
@@ -117,15 +125,22 @@ class _SizeExpressions:
 
     def batch_origin(self, node: Node) -> Node:
         """The first tensor on the way to this one that has the same batch (length of dimension 0) for every input."""
-        before: Node | None = node
-        while before is not None:
-            node, before = before, self._same_batch_input(before)
-        return node
+        before, behind = node, list[Node]()
+        while before not in self._origins:
+            behind.append(before)
+            origin = self._same_batch_input(before)
+            if origin is None:
+                self._origins[before] = before
+            else:
+                before = origin
+        self._origins.update(dict.fromkeys(behind, self._origins[before]))
+        return self._origins[before]
 
     def _same_batch_input(self, node: Node) -> Node | None:
         if node.op in ("view", "reshape"):
-            sizes = self.sizes(node.spelled[1][1:])
-            return self._tensor_of_batch(sizes[0]) if sizes else None
+            given = node.spelled[1][1:]
+            first = given[0] if given and not isinstance(given[0], tuple | list) else (given[0][:1] or [None])[0]
+            return self._tensor_of_batch(self.value(first))
         keeps = node.op in SHAPE_PRESERVING or _batched_rank(node.op) == len(node.shape) or _keeps_first_dimension(node)
         return node.operands[0] if keeps and len(node.operands) == 1 else None
 

@@ -38,7 +38,7 @@ def test_every_name_is_one_of_torch_or_python() -> None:
         return any(hasattr(owner, form) for owner in OWNERS for form in spelled)
 
     others = {name: OPS[name].spelled.split() for name in OPS}
-    own = {affine_part.__name__, "assert"}  # a step of the recorder, and Python's statement
+    own = {affine_part.__name__, "add_map", "assert"}  # steps of the recorder and of BiasMap, and Python's statement
     own |= {"names"}  # an attribute of tensors in older versions of torch
     assert {name for name in OPS if not known(name)} <= own
 

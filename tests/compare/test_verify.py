@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.compare.bounds import EXACT
 from reparam.compare.folds import fold_error
 from reparam.compare.verification import Check, Verification

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import reparam
 from benchmarks import calibrate
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.errors import InputError
 from reparam.plan import cost
 from reparam.plan.cost import CPU, CUDA, Cost, MeasuredCost, ParamsCost, Price, StaticCost, TimedCost, Work

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.plan.fold import JoinFold, SideFold
 from reparam.plan.plan import plan
 from tests.helpers import EXACT, Block, distance, image, norms_ran, ran, trained

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.plan import cost
 from reparam.plan.fold import Fold, HorizontalFold, JoinFold, SideFold, ViewedFold
 from reparam.plan.horizontal import fused

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.plan import cost, horizontal
 from reparam.plan.plan import plan
 from tests.helpers import EXACT, Block, convs_ran, distance, fold_exactly, image, norms_ran, same_conv, trained

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reparam.capture.graph import Node
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.plan import plan as plan_module
 from reparam.plan.cost import Price, total
 from reparam.plan.region import Region

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.plan.liveness import alive
 from reparam.report.report import counts
 from tests.helpers import Block, convs_ran, image, norms_ran, ran, trained

@@ -17,7 +17,7 @@ from reparam.capture.float64 import double
 from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.ops import KERNELS, SPELLINGS, op_name
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.errors import Refusal
 from reparam.nn import draw_constants, draw_statistics
 from reparam.rules import RULES, Case, Rule

@@ -17,7 +17,7 @@ from reparam.algebra.views import View
 from reparam.capture.evaluate import evaluate
 from reparam.capture.graph import Node, Record
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.errors import Refusal
 from reparam.rules.interpret import REACH, Interpretation, apply_rule, between
 from tests.helpers import EXACT, Block, bn, conv, image, seq, trained

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.nn import RepVGGBlock
 from reparam.plan.cost.work import of_node
 from reparam.plan.plan import plan
