@@ -12,7 +12,7 @@ import torch
 from reparam.capture.float64 import double
 from reparam.capture.inputs import Inputs
 from reparam.capture.ops import SPELLINGS
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.nn import draw_constants, draw_statistics
 from reparam.rules import RULES, Case, Rule
 from reparam.rules.interpret import Interpretation

@@ -1,6 +1,6 @@
 """`reparameterize`: the stages of a conversion, one after the other.
 
-    record   one run of the model, written down         capture/recorder.py
+    record   one run of the model, written down         capture/runs.py
     values   what each tensor is, of which anchor       rules/interpret.py
     plan     the folds that pay                         plan/plan.py
     edits    how the model's code carries them          rewrite/settle.py
