@@ -82,13 +82,14 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
 
     key: where in the file they are, such as "model" or "ema.module"; without it, the first of `KEYS` that holds any.
 
-    Raises InputError for a file that is missing, damaged or of another kind, that runs code when it is read, or that is
-    too large or too deeply nested to be read.
+    Raises InputError for a file that is missing, damaged or of another kind, that runs code when it is read, that is
+    too large or too deeply nested to be read, or whose tensors are sparse, nested, quantized or without values.
     """
     path = require_file(Path(path))
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state, place, others = _state_at(path, content, key) if key else _searched_state(path, content)
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    _require_dense(path, weights)
     return Checkpoint(path, weights, place, others, sha256(path))
 
 
@@ -244,6 +245,18 @@ def _state_at(path: Path, content: Any, key: str) -> tuple[Mapping[str, Any], st
     if rest or not _is_state(inner):
         raise InputError(f"{path} holds no weights under {key!r}: it is {_described(content)}; name another key")
     return inner, key, ()
+
+
+def _require_dense(path: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        layout = str(value.layout).removeprefix("torch.").lstrip("_")
+        kinds = {"nested": value.is_nested, "quantized": value.is_quantized, "meta": value.is_meta}
+        kind = next((kind for kind, applies in kinds.items() if applies), layout)
+        if kind != "strided":
+            raise InputError(
+                f"{path} holds a {kind} tensor, {visible(name, keep='')}, and only plain dense tensors are loaded; "
+                "convert it where it was made, with .to_dense() or .dequantize(), and save the weights again"
+            )
 
 
 def _described(content: Any) -> str:

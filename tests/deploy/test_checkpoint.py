@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,35 @@ def test_a_torchscript_program(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_checkpoint(tmp_path / "none.pth")
+
+
+# --- tensors that are no plain ones
+
+
+UNUSUAL: dict[str, Callable[[], Tensor]] = {
+    "sparse_coo": lambda: torch.eye(3).to_sparse(),
+    "sparse_csr": lambda: torch.eye(3).to_sparse_csr(),
+    "sparse_csc": lambda: torch.eye(3).to_sparse_csc(),
+    "sparse_bsr": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+    "mkldnn": lambda: torch.eye(3).to_mkldnn(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "quantized": lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+    "meta": lambda: torch.eye(3, device="meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns that some of these kinds are new or on their way out
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_tensors_that_are_not_dense_are_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {**net().state_dict(), "0.weight": UNUSUAL[kind]()}
+    path = tmp_path / "best.pth"
+    if kind == "mkldnn":  # torch.save does not write them in this way
+        path.write_bytes(b"")
+        monkeypatch.setattr(torch, "load", lambda *_, **__: {"model": state})
+    else:
+        torch.save({"model": state}, path)
+    with pytest.raises(InputError, match=rf"best\.pth holds a {kind} tensor, 0\.weight, .*to_dense"):
+        read_checkpoint(path, "model")
 
 
 # --- nested files, and files that are too large
