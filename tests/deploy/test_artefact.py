@@ -20,6 +20,7 @@ from reparam.deploy.artefact import apply, load, save
 from reparam.deploy.pair import Saved
 from reparam.errors import InputError
 from reparam.nn import ACBlock, DiverseBranchBlock, MobileOneBlock, RepVGGBlock, demo_network
+from tests.deploy.old_format import make_format_1
 from tests.helpers import ScaledBranches, convs_ran, distance, image, norms_ran, trained
 
 
@@ -460,11 +461,7 @@ def old(tmp_path: Path) -> tuple[Saved, nn.Module, Tensor]:
     """An artefact as format 1 had it: the forward is text."""
     _, _, deployed, x = made("rewritten")
     saved = save(deployed, tmp_path / "net.safetensors")
-    data = json.loads(saved.provenance.read_text())
-    del data["structure"]["kept"]["forward"]
-    code = {"text": deployed.code, "modules": {"torch": "torch"}, "objects": {"getattr": "getattr"}}
-    data["structure"]["kept"]["code"] = code
-    saved.provenance.write_text(json.dumps({**data, "version": 1}))
+    make_format_1(saved.provenance, deployed)
     return saved, deployed, x
 
 

@@ -13,7 +13,8 @@ from benchmarks.zoo.models import build, declare_torchvision_operators, example_
 from reparam.errors import InputError, TrainModeError
 from reparam.nn import RepVGGBlock
 from reparam.timm import reparameterize_model
-from tests.helpers import convs_ran, distance, image, trained
+from tests.deploy.old_format import make_format_1
+from tests.helpers import ScaledBranches, convs_ran, distance, image, trained
 
 declare_torchvision_operators()
 
@@ -79,6 +80,21 @@ def test_a_folded_model_is_loaded_folded(tmp_path: Path) -> None:
     assert distance(model, reparam.undo(loaded, model.state_dict()), x) == 0
     with pytest.raises(InputError, match="does not match the original of the artefact"):
         net.from_pretrained(tmp_path, width=5)
+
+
+def test_a_folded_model_of_format_1_is_loaded_only_if_it_is_trusted(tmp_path: Path) -> None:
+    from reparam.hub import FoldedHubMixin
+
+    class Net(ScaledBranches, FoldedHubMixin):
+        pass
+
+    x = image(2, 4, 7, 9, dtype=torch.float32)
+    deployed: Any = reparam.reparameterize(trained(Net(4), x, dtype=torch.float32), x)
+    deployed.save_pretrained(tmp_path)
+    make_format_1(tmp_path / "model.json", deployed)
+    with pytest.raises(InputError, match=r"holds Python code that loading executes.*trusted=True"):
+        Net.from_pretrained(tmp_path, channels=4)
+    assert torch.equal(Net.from_pretrained(tmp_path, channels=4, trusted=True)(x), deployed(x))
 
 
 def test_a_trained_model_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
