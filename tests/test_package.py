@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import reparam
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("docs", "dev")  # extras whose packages no test imports
 
 
 def test_dir_lists_the_public_names_only() -> None:
@@ -16,3 +25,20 @@ def test_dir_lists_the_public_names_only() -> None:
 def test_the_package_runs_the_command_line() -> None:
     ended = subprocess.run([sys.executable, "-m", "reparam", "--version"], capture_output=True, text=True, check=True)
     assert ended.stdout == f"reparam {reparam.__version__}\n"
+
+
+def test_the_oldest_versions_are_the_ones_that_are_tested() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="new in Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [texts for name, texts in project["optional-dependencies"].items() if name not in TOOLS]
+    oldest = {
+        canonicalize_name(required.name): Version(bound.version)
+        for required in map(Requirement, sum(extras, project["dependencies"]))
+        for bound in required.specifier
+        if bound.operator == ">=" and (required.marker is None or required.marker.evaluate({"python_version": "3.11"}))
+    }
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    tested = {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in pins}
+    assert {name: tested.get(name) for name in oldest} == oldest
+    assert "torch" in oldest
