@@ -543,7 +543,7 @@ def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[A
     if inner.diagonal:
         factor = inner.kernel().flatten()
         return scale_inputs_(_dilated_outer(writable(outer.kernel), outer, inner, axes), factor, outer.groups)
-    steps = [a.dilation // b.dilation for a, b in zip(inner.axes, axes, strict=True)]
+    steps = [axis.place_in(window)[1] for axis, window in zip(inner.axes, axes, strict=True)]
     first = regroup(dilated(inner.kernel(), steps), inner.groups, groups)
     second = regroup(_dilated_outer(outer.kernel(), outer, inner, axes), outer.groups, groups)
     return convolve_kernels(first, second, groups)
@@ -551,7 +551,7 @@ def _compose(inner: AffineConv, outer: AffineConv, groups: int, axes: Sequence[A
 
 def _dilated_outer(kernel: Tensor, outer: AffineConv, inner: AffineConv, axes: Sequence[Axis]) -> Tensor:
     """The outer kernel on the lattice of the composition: one of its steps is a stride of the inner convolution."""
-    steps = [a.dilation * b.stride // c.dilation for a, b, c in zip(outer.axes, inner.axes, axes, strict=True)]
+    steps = [a.behind(b).place_in(window)[1] for a, b, window in zip(outer.axes, inner.axes, axes, strict=True)]
     return dilated(kernel, steps)
 
 

@@ -91,9 +91,19 @@ class Axis:
 
     def then(self, outer: Axis) -> Axis:
         """`outer`, unpadded, applied to the outputs of this."""
-        dilation = _lattice(self, Axis(outer.taps, outer.dilation * self.stride)) or 1
-        span = self.span + self.stride * (outer.span - 1)
-        return replace(self, taps=(span - 1) // dilation + 1, dilation=dilation, stride=self.stride * outer.stride)
+        outer = outer.behind(self)
+        dilation = _lattice(self, outer) or 1
+        span = self.span + outer.span - 1
+        return replace(outer, taps=(span - 1) // dilation + 1, dilation=dilation)
+
+    def behind(self, inner: Axis) -> Axis:
+        """This window, unpadded, over the outputs of `inner`, if those had a single tap each."""
+        return replace(inner, taps=self.taps, dilation=self.dilation * inner.stride, stride=self.stride * inner.stride)
+
+    def place_in(self, window: Axis) -> tuple[int, int]:
+        """Which taps of a larger window are those of this one: (the first, the step from one to the next)."""
+        step = self.dilation // window.dilation if self.taps > 1 else 1
+        return (window.lo - self.lo) // window.dilation, step
 
     def joined(self, other: Axis) -> Axis:
         """The smallest window that holds the taps of both; their strides, modes and numbers of outputs are equal.

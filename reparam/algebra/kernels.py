@@ -83,7 +83,7 @@ def add_embedded(
 def _taps_of(wide: Tensor, axes: Sequence[Axis], window: Sequence[Axis]) -> Tensor:
     """Of a kernel that fills `window`, the taps of the smaller geometry `axes`: a view."""
     for dim, (a, b) in enumerate(zip(axes, window, strict=True), start=2):
-        step, offset = a.dilation // b.dilation if a.taps > 1 else 1, (b.lo - a.lo) // b.dilation
+        offset, step = a.place_in(b)
         wide = wide.narrow(dim, offset, (a.taps - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)]
     return wide
 

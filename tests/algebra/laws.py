@@ -166,12 +166,16 @@ def by_definition(v: AffineConv, x: Tensor) -> Tensor:
     channels = x.view(len(x), v.groups, -1, *x.shape[2:])
     for n in itertools.product(*map(range, sizes)):
         for t in itertools.product(*[range(axis.taps) for axis in v.axes]):
-            ats = [axis.stride * i + axis.dilation * j - axis.lo for axis, i, j in zip(v.axes, n, t, strict=True)]
-            at = list(map(pixel_at, v.axes, ats, x.shape[2:]))
+            at = list(map(pixel_at, v.axes, map(position, v.axes, n, t), x.shape[2:]))
             if None not in at:
                 pixels = channels[(..., *at)]
                 y[(..., *n)] += torch.einsum("goi,bgi->bgo", blocks[(..., *t)], pixels).flatten(1)
     return y
+
+
+def position(axis: Axis, output: int, tap: int) -> int:
+    """Where a tap of an output reads, counted from the first pixel, with the zeros between the pixels."""
+    return axis.stride * output + axis.dilation * tap - axis.lo
 
 
 def pixel_at(axis: Axis, position: int, length: int) -> int | None:
@@ -179,12 +183,14 @@ def pixel_at(axis: Axis, position: int, length: int) -> int | None:
     last = length - 1
     if 0 <= position <= axis.input_dilation * last:
         return None if position % axis.input_dilation else position // axis.input_dilation
-    return {
-        ZEROS: None,
-        "reflect": -position if position < 0 else 2 * last - position,
-        "replicate": min(max(position, 0), last),
-        "circular": position % length,
-    }[axis.mode]
+    match axis.mode:
+        case "reflect":
+            return -position if position < 0 else 2 * last - position
+        case "replicate":
+            return 0 if position < 0 else last
+        case "circular":
+            return position % length
+    return None
 
 
 def stuffed(x: Tensor, steps: Sequence[int]) -> Tensor:
