@@ -152,7 +152,7 @@ class Axis:
         surplus = self.hi + behind - self.lo
         allowed = self.input_dilation if behind else max(self.input_dilation, self.dilation)
         front = 0 if surplus < allowed else surplus - (self.input_dilation - 1)
-        dilation = math.gcd(_lattice(self, self, front), behind) or 1
+        dilation = math.gcd(_lattice(self, self, front), behind) or self.dilation
         taps = (self.span - 1 + front + behind) // dilation + 1
         return replace(self, taps=taps, dilation=dilation, lo=self.lo + front, hi=self.hi + behind)
 
