@@ -28,8 +28,8 @@ class Laws:
         self.statements: list[Any] = []
         self.mutants: list[Any] = []
 
-    def law(self, *mutants: Mutant, **given: Any) -> Callable[[Statement], Statement]:
-        """Lists a statement."""
+    def law(self, *mutants: Mutant) -> Callable[[Statement], Statement]:
+        """Lists a statement, with the mutants that it must tell from the code."""
 
         def listed(statement: Statement) -> Statement:
             assert mutants, "a law without a mutant may be empty"

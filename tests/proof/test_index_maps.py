@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from reparam.algebra import index_map, views
-from reparam.algebra.index_map import Digit, IndexMap, Length, Reshape
+from reparam.algebra.index_map import Digit, Length, Reshape
 from reparam.errors import Refusal
 from tests.proof.laws import Laws, Mutant, check_refuted
 from tests.proof.prover import Case, Statement, prove
@@ -78,6 +77,79 @@ def the_values_of_digits_make_the_index(case: Case) -> None:
     for value, size in zip(values, sizes, strict=True):
         case.claim(value >= 0, value < size)
     case.claim((values[0] * sizes[1] + values[1]) * sizes[2] + values[2] == index)
+
+
+def _splits() -> list[tuple[list[int], list[int]]]:
+    """Sizes of up to three digits, and up to three lengths with the same product."""
+    shapes = [list(shape) for rank in (1, 2, 3) for shape in itertools.product((1, 2, 3, 4, 6), repeat=rank)]
+    return [(a, b) for a in shapes if len(a) <= 2 for b in shapes if math.prod(a) == math.prod(b) <= 12]
+
+
+@LAWS.law(
+    Mutant(index_map, "_split_digits", "digit.step * (digit.size // length)", "digit.step * digit.size"),
+    Mutant(
+        index_map,
+        "_split_digits",
+        "digits.insert(0, Digit(digit.source, digit.step",
+        "digits.insert(0, Digit(digit.source, 1",
+    ),
+)
+def a_reshape_keeps_the_order_of_entries(case: Case) -> None:
+    """For all indices, and a first dimension that grows beyond its recorded length; that is up to 12."""
+    indices = [case.integer(f"index{i}", 0) for i in range(2)]
+    for sizes, lengths in _splits():
+        digits = [Digit(i, 2 + i, size, grows=i == 0) for i, size in enumerate(sizes)]
+        try:
+            dims = index_map._split_digits(list(digits), lengths)
+        except Refusal:
+            continue
+        after = [digit for dim in dims for digit in dim]
+        case.claim(number(after, indices) == number(digits, indices))
+
+
+@LAWS.law(
+    Mutant(views, "_channel_after_reshape", "[:i]) == outer", "[:i]) <= outer"),
+    Mutant(views, "_channel_after_reshape", "size == before[channel]", "size <= before[channel]"),
+    Mutant(views, "_channel_after_reshape", "+ len(move.lengths)", "+ 1"),
+)
+def channels_stay_whole(case: Case) -> None:
+    """If the channels are one dimension after a reshape of three dimensions to two, each entry keeps its channel."""
+    before = [case.integer(name, 1) for name in ("batch", "channels", "pixels")]
+    lengths = [case.integer(f"length{i}", 1) for i in range(2)]
+    for channel, (start, stop) in itertools.product(range(3), ((0, 3), (0, 2), (1, 3))):
+        inside = math.prod(before[start:stop])
+        if lengths[0] * lengths[1] != inside:
+            continue
+        move = Reshape(tuple(lengths), start, stop)
+        after, where = views.track_channel(tuple(before), channel, [move])
+        if where is not None:
+            old, new = math.prod(before[channel + 1 :]), math.prod(after[where + 1 :])
+            case.claim(after[where] == before[channel], old == new)
+
+
+@LAWS.law(
+    Mutant(Length, "__floordiv__", "self.exact and scale.denominator == 1", "self.exact"),
+    Mutant(Length, "__floordiv__", "math.floor(scale)", "math.ceil(scale)"),
+    Mutant(Length, "__floordiv__", "rest.remove(length)", "rest.clear()"),
+)
+def an_exact_length_is_the_quotient(case: Case) -> None:
+    """For all lengths, with factors up to 3; where these are fractions, for multiples of their denominators."""
+    drawn = {name: case.integer(name, 1) for name in ("high", "wide")}
+
+    def actual(length: Length) -> Any:
+        product = math.prod(sizes[str(name)] for name in length.of)
+        return length.scale.numerator * product // length.scale.denominator
+
+    shapes = ((("high", "wide"), ("high",)), (("high",), ("high",)))
+    for unit, factors in ((1, [Fraction(1), Fraction(2), Fraction(3)]), (6, [Fraction(1, 2), Fraction(2, 3)])):
+        sizes = {name: unit * length for name, length in drawn.items()}
+        for a, b, (of, by) in itertools.product(factors, factors, shapes):
+            quotient = Length(a, of) // Length(b, by)
+            assert quotient is not None
+            if quotient.exact:
+                product = math.prod(sizes[str(name)] for name in quotient.of)
+                case.claim(quotient.scale.numerator * product % quotient.scale.denominator == 0)
+                case.claim(actual(quotient) == actual(Length(a, of)) // actual(Length(b, by)))
 
 
 @pytest.mark.parametrize("statement", LAWS.statements)
