@@ -22,7 +22,7 @@ from reparam.algebra import axis
 from reparam.errors import Refusal
 from tests.proof.symbols import Condition, Integer, Symbol, gcd
 
-TIMEOUT = 10_000  # milliseconds for one question to z3; one that takes longer has failed
+TIMEOUT = 30_000  # milliseconds for one question to z3; one that takes longer has failed
 
 
 class Case(Protocol):
