@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -176,3 +177,79 @@ def test_a_face_of_another_depth_is_refused() -> None:
     assert isinstance(v, PendingBorder)
     with pytest.raises(Refusal, match="overwrites 2 pixels"):
         v.fill(0, 0, 2, Lazy.of(integers(CHANNELS)))
+
+
+# --- the conditions one by one, on every small axis
+
+
+def of_one_axis(axis: Axis) -> AffineConv:
+    """One channel, no bias, every tap another number."""
+    kernel = torch.arange(1.0, axis.taps + 1, dtype=torch.float64).view(1, 1, -1)
+    return AffineConv(anchor(1, 1), 1, 1, 1, (axis,), Lazy.of(kernel))
+
+
+SMALL = [
+    Axis(taps, dilation, stride, lo, hi)
+    for taps, dilation, stride in itertools.product((1, 2, 3), (1, 2), (1, 2, 3))
+    for lo, hi in itertools.product((0, 1, 2), (0, 1, 2))
+]
+
+
+@pytest.mark.parametrize("pad", [(0, 1), (1, 0), (2, 0), (0, 2)])
+def test_a_padding_is_refused_exactly_where_the_window_would_reach_into_the_image(pad: tuple[int, int]) -> None:
+    """At every remainder of every stride: a bound that is one pixel too weak or too strict shows."""
+    for axis in SMALL:
+        v = of_one_axis(axis)
+        naive = extended(v, [pad])
+        tries = [integers(1, 1, axis.min_length + more) for more in range(2 * axis.stride)]
+        exact = all(torch.equal(naive(x), F.pad(v(x), pad)) for x in tries)
+        try:
+            law = v.pad([pad])
+        except Refusal:
+            law = None
+        assert (law is not None) == exact, axis
+
+
+@pytest.mark.parametrize(("off", "folds"), [(1e-8, False), (1e-11, False), (1e-14, True), (0.0, True)])
+def test_a_padding_that_rounds_differently_from_the_bias_is_the_bias(off: float, folds: bool) -> None:
+    """Two formulas of one number differ by 1e-15 or so; two numbers that a model can tell apart differ by far more."""
+    bias = torch.tensor([3.0, -7.0, 0.5, 2.0, 0.0, 1.0], dtype=torch.float64)
+    v = AffineConv.of(anchor(1), 1).scale_shift(shift=Lazy.of(bias))
+    value = bias.clone()
+    value[1] *= 1 + off
+    assert isinstance(v.pad([(1, 1)], Lazy.of(value)), AffineConv) == folds
+
+
+def test_what_is_padded_by_less_than_it_rounds_is_no_constant_of_zero() -> None:
+    """The tolerance is relative to the largest bias: tiny ones are not lost."""
+    v = AffineConv.of(anchor(1), 1).scale_shift(shift=Lazy.of(torch.full((CHANNELS,), 1e-20, dtype=torch.float64)))
+    assert isinstance(v.pad([(1, 1)]), PendingBorder)
+
+
+@given(st.data(), st.integers(2, 3))
+def test_zeros_are_put_between_the_pixels_of_each_axis(data: st.DataObject, spatial: int) -> None:
+    """One axis after another: what was put between the pixels of the others stays."""
+    by = [data.draw(st.integers(1, 3)) for _ in range(spatial)]
+    v = AffineConv.of(anchor(spatial), spatial)
+    for i, step in enumerate(by):
+        v = v.dilate_input([step if j == i else 1 for j in range(spatial)])
+    assert [axis.input_dilation for axis in v.axes] == by
+    check(v, lambda x: stuffed(x, by))
+
+
+@pytest.mark.parametrize(("taps", "dilation"), [(1, 1), *itertools.product((2, 3), (1, 2, 3))])
+def test_transposed_axes_become_those_of_a_layer(taps: int, dilation: int) -> None:
+    """Every padding and crop: `output_padding` stays below what torch allows, and no kernel grows without need."""
+    for factor, lo, hi in itertools.product((2, 3), range(-2, 8), range(-2, 8)):
+        axis = Axis(taps, dilation, 1, lo, hi, input_dilation=factor)
+        wide = axis.widened_transposed()
+        behind, front = wide.hi - axis.hi, wide.lo - axis.lo
+        assert wide.slack == axis.slack
+        assert min(behind, front, wide.transposed_padding) >= 0
+        assert 0 <= wide.hi - wide.lo < max(factor, wide.dilation), axis
+        assert behind == max(0, lo - (axis.span - 1), lo - hi)
+        if front:
+            assert wide.hi - wide.lo == factor - 1  # no more taps than are needed
+            assert hi + behind - lo >= factor
+        elif taps > 1 and not behind:
+            assert (wide.taps, wide.dilation) == (taps, dilation)

@@ -66,6 +66,30 @@ def test_caches_keep_nothing_of_verification() -> None:
     assert all(grid(*size[2:]).dtype == torch.float32 for size in SIZES)
 
 
+@functools.lru_cache
+def ramp(length: int) -> Tensor:
+    """A table that is exact in every dtype."""
+    return torch.arange(length) * 0.25
+
+
+class Ramped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + ramp(x.shape[3])).relu()
+
+
+def test_caches_keep_nothing_of_what_loading_computes(tmp_path: Path) -> None:
+    """A loaded model is checked in float64. A table cached meanwhile would make every later result float64."""
+    x = image(2, 4, 5, 7, dtype=torch.float32)
+    reparam.save(reparam.reparameterize(trained(Ramped(), x, dtype=torch.float32), x), tmp_path / "model.safetensors")
+    ramp.cache_clear()
+    loaded = reparam.load(tmp_path / "model.safetensors", Ramped())
+    assert loaded(x).dtype == ramp(7).dtype == torch.float32
+
+
 class Swish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

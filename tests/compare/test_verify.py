@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reparam.capture.inputs import Inputs
 from reparam.capture.runs import record
-from reparam.compare.bounds import EXACT
+from reparam.compare.bounds import EXACT, Bounds
 from reparam.compare.folds import fold_error
 from reparam.compare.verification import Check, Verification
 from reparam.compare.verify import verify
@@ -466,6 +466,21 @@ def test_the_exact_bound_lies_between_rounding_and_mistakes() -> None:
     assert 1e-13 < EXACT < 1e-9
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-6, 0.3])
+@pytest.mark.parametrize("dtype", [None, *DTYPES], ids=str)
+def test_the_bounds_are_what_the_documents_say(dtype: torch.dtype | None, noise: float) -> None:
+    """3 times the noise, and what no model is without: 4 eps of its dtype, 16 of that in which sums are made."""
+    fine = dtype in (None, torch.float64)
+    eps = torch.finfo(dtype).eps if dtype else 0.0
+    bounds, part = Bounds(eps), torch.finfo(torch.float64).eps / eps if dtype else 0.0
+    assert bounds.float64(noise) == max(EXACT, 3 * noise * part)
+    assert Bounds(eps, rounded=True).float64(noise) == max(EXACT, 3 * noise)
+    assert bounds.own_dtype(noise) == max(EXACT, 4 * eps, 0 if fine else 16 * torch.finfo(torch.float32).eps, 3 * noise)
+    assert bounds.timed(noise, other_runtime=False) == max(EXACT, 4 * eps, 3 * noise)
+    assert bounds.timed(noise, other_runtime=True) == max(EXACT, 4 * eps, 9 * noise)
+    assert Bounds.rebuilt(noise) == max(EXACT, 30 * noise)
+
+
 class _Steep(nn.Module):
     """The sine of large numbers: an ulp of float32 in a weight moves it anywhere, one of float64 by less than 1e-9."""
 
@@ -549,3 +564,25 @@ def test_a_fold_whose_result_has_another_shape_is_not_exact() -> None:
     generator = torch.Generator().manual_seed(0)
     assert fold_error(fold, generator) <= EXACT
     assert fold_error(replace(fold, value=fold.value.take([0, 1])), generator) == float("inf")
+
+
+@pytest.mark.parametrize(("times", "ok"), [(0.7, True), (2.0, False), (3.0, False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_bound_of_the_own_dtype_is_the_bound(dtype: torch.dtype, times: float, ok: bool) -> None:
+    """A candidate that is exact in float64 and off by a multiple of the bound in its own dtype."""
+    layer = nn.Linear(12, 5).eval().to(dtype)
+
+    def off_by(part: float) -> nn.Module:
+        return nn.Sequential(layer, Do(lambda y: y if y.dtype == torch.float64 else y.float() * (1 + part))).eval()
+
+    original = nn.Sequential(layer, Do(lambda y: y if y.dtype == torch.float64 else y.float())).eval()
+    exact = {"0.weight": layer.weight.detach().double(), "0.bias": layer.bias.detach().double()}
+    bounds = {
+        check.bound
+        for seed in range(3)
+        for check in verify(original, original, X.to(dtype), exact=exact, seed=seed).checks
+        if check.kind == "own dtype"
+    }
+    verification = verify(original, off_by(times * max(bounds) * (1 if ok else 1.2)), X.to(dtype), exact=exact)
+    failed = {check.kind for check in verification.checks if not check.passed}
+    assert failed == (set() if ok else {"own dtype"}), str(verification)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import reparam
 import reparam.convert as pipeline
+from reparam.algebra.lazy import Lazy
+from reparam.compare.bounds import EXACT as EXACT_FOLD
 from reparam.errors import InputError, VerificationError
 from reparam.rules import RULES
-from tests.helpers import EXACT, distance, trained
+from tests.helpers import EXACT, distance, image, trained
 from tests.networks import Network, X, network, same, snapshot
 
 
 @pytest.fixture
 def wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule for batch norm that forgets epsilon."""
-    import dataclasses
-
     right = RULES["batch_norm"]
 
     def apply(*args: Any, **kwargs: Any) -> Any:
@@ -109,3 +111,33 @@ def test_true_means_full() -> None:
 def test_an_unknown_choice_is_refused_with_the_choices(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"verify=.*'full'.*'folds'.*False"):
         reparam.reparameterize(network(), X, verify=wrong)
+
+
+@pytest.mark.parametrize(("part", "ok"), [(0.5, True), (1.5, False), (3.0, False)])
+@pytest.mark.parametrize("of", ["weight", "bias", "both"])
+def test_a_fold_passes_up_to_the_bound(monkeypatch: pytest.MonkeyPatch, of: str, part: float, ok: bool) -> None:
+    """A rule that is off by a part of the bound, in what it multiplies or in what it adds, with verify="folds"."""
+    right = RULES["batch_norm"]
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        value = right.apply(*args, **kwargs)
+        factor = Lazy.of(torch.tensor([1 + part * EXACT_FOLD], dtype=torch.float64))
+        wrong = value.scale_shift(factor)
+        if of == "weight":
+            return dataclasses.replace(wrong, bias=value.bias)
+        return dataclasses.replace(value, bias=wrong.bias) if of == "bias" else wrong
+
+    monkeypatch.setitem(RULES, "batch_norm", dataclasses.replace(right, apply=apply))
+    norm = nn.BatchNorm2d(4)
+    model = trained(nn.Sequential(nn.Conv2d(4, 4, 1), norm))
+    if of != "both":  # the part that is wrong makes up all of the result
+        nn.init.zeros_(norm.bias if of == "weight" else model[0].weight)
+        nn.init.zeros_(norm.running_mean)
+        nn.init.zeros_(model[0].bias)
+    x = image(2, 4, 5, 7)
+    if ok:
+        (line,) = reparam.reparameterize(model, x, verify="folds").reparam_report.folds
+        assert line.error == pytest.approx(part * EXACT_FOLD, rel=1e-3)
+    else:
+        with pytest.raises(VerificationError, match="is not exact"):
+            reparam.reparameterize(model, x, verify="folds")

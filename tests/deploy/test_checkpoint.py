@@ -343,3 +343,16 @@ def test_the_text_of_an_error_holds_no_invisible_character(tmp_path: Path) -> No
         fit(read_checkpoint(path), net())
     assert r"unexpected a\x1b[31m\u202e\nb;" in str(error.value)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(("change", "fault"), [("more", r"unexpected 9\.weight"), ("fewer", r"missing 3\.weight")])
+def test_one_tensor_too_many_or_too_few_stops_it(tmp_path: Path, change: str, fault: str) -> None:
+    state = net().state_dict()
+    if change == "more":
+        state["9.weight"] = torch.ones(2)
+    else:
+        del state["3.weight"]
+    checkpoint = read_checkpoint(saved(tmp_path, state))
+    with pytest.raises(InputError, match=fault):
+        fit(checkpoint, net())
+    fit(checkpoint, net(), partial=True)

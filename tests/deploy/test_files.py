@@ -198,3 +198,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_who_reads_the_old_file_goes_on_reading_it(tmp_path: Path) -> None:
+    """The path leads to another file afterwards; the old one is not written to."""
+    path = tmp_path / "a.bin"
+    path.write_text("old text")
+    with path.open() as reading:
+        with written([path], force=True) as drafts:
+            drafts[0].write_text("new")
+            assert path.read_text() == "old text"
+        assert reading.read() == "old text"
+    assert path.read_text() == "new"

@@ -123,6 +123,45 @@ def test_a_block_that_is_called_twice_is_rewritten_for_both_calls() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+class _JoinsTwo(nn.Module):
+    """A block of two arguments, and how it joins them."""
+
+    def __init__(self, join: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.join, self.conv, self.norm = join, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.join(self, a, b)
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda m, a, b: m.norm(m.conv(a) + b),
+        lambda m, a, b: m.norm(m.conv(a) + m.conv(b)),
+        lambda m, a, b: m.norm(m.conv(a)) + b,
+        lambda m, a, b: m.norm(a - b),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_block_is_given_two_tensors_once_and_one_twice(
+    join: Callable[[nn.Module, Tensor, Tensor], Tensor], swapped: bool
+) -> None:
+    """In the second call both arguments are one tensor, and all of the block is one convolution of it."""
+
+    def forward(m: Block, x: Tensor) -> Tensor:
+        if swapped:
+            y = m.block(x, x)
+            return m.block(y, y.relu())
+        y = m.block(x, x.relu())
+        return m.block(y, y)
+
+    model = trained(Block(forward, block=_JoinsTwo(join)))
+    folded = reparam.reparameterize(model, image(2, 4, 5, 7), verify=False)
+    for size in [(2, 4, 5, 7), (1, 4, 1, 1), (3, 4, 6, 2)]:
+        assert distance(model, folded, image(*size)) < EXACT
+
+
 class _Shifts(nn.Module):
     def __init__(self) -> None:
         super().__init__()

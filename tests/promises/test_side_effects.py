@@ -258,6 +258,8 @@ def test_a_kept_or_hooked_identity_is_still_called(tap: nn.Module) -> None:
     [
         lambda m, x: (m.conv(x), x.clone()),
         lambda m, x: (lambda y: (y, y * 1))(m.norm(m.conv(x))),
+        lambda m, x: (lambda y: (y, y.clone()))(m.norm(m.conv(x))),
+        lambda m, x: (lambda y: (y, y.clone()))(x + 0),
         lambda m, x: (lambda y: (m.conv(y), y.clone()[:, :2], y + 0))(x.relu()),
     ],
 )

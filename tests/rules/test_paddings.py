@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
@@ -165,3 +166,20 @@ def test_the_report_names_the_mode_and_a_second_run_finds_nothing(mode: str) -> 
     even = reparam.reparameterize(trained(normed(keeping(4, 2, mode))), image(1, 4, 9, 7))
     assert [line.after for line in even.reparam_report.folds] == [f"pad [0, 1, 0, 1] {mode} + Conv2d 4->4 2x2 s1 p0"]
     assert not reparam.reparameterize(even, image(1, 4, 9, 7)).reparam_report.folds
+
+
+def test_a_padded_convolution_behind_a_strided_one_stays() -> None:
+    """In front of the image the strided window reads nothing but zeros. Behind it, it may read the last pixel."""
+    model = trained(nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, bias=False), nn.Conv2d(4, 4, 3, padding=1)))
+    images = list(accepted(model, 4, SIZES[2]))
+    fold_exactly(model, *reversed(images), convs=2)
+
+
+@pytest.mark.parametrize(("off", "convs"), [(1e-8, 2), (1e-14, 1)])
+def test_a_border_holds_the_bias_up_to_rounding(off: float, convs: int) -> None:
+    def forward(m: Block, x: Tensor) -> Tensor:
+        return m.second(F.pad(m.first(x), (1, 1, 1, 1), value=0.7 * (1 + off)))
+
+    model = trained(Block(forward, first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 3)))
+    nn.init.constant_(model.first.bias, 0.7)
+    fold_exactly(model, image(2, 4, 5, 7), image(1, 4, 1, 1), convs=convs)

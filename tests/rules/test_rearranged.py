@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam
-from tests.helpers import EXACT, Block, convs_ran, distance, image, norms_ran, plain_convs, ran, trained
+from tests.helpers import EXACT, Block, convs_ran, distance, fold_exactly, image, norms_ran, plain_convs, ran, trained
 
 Function = Callable[[Tensor], Tensor]
 SIZES = [(2, 4, 9, 7), (1, 4, 1, 1), (3, 4, 6, 11), (5, 4, 7, 7)]
@@ -425,3 +425,41 @@ def test_nothing_is_computed_for_its_size_alone(forward: Function, norms: int) -
     assert (convs_ran(result, x), norms_ran(result, x)) == (1, norms)
     for size in SIZES:
         assert distance(model, result, image(*size)) < EXACT
+
+
+def strided_blocks(*more: nn.Module) -> nn.Module:
+    """Blocks of pixels of a strided convolution, beside other layers of the same input."""
+
+    def forward(m: Block, x: Tensor) -> Tensor:
+        return torch.relu(sum([m.mix(to_depth(m.first(x))), *[layer(x) for layer in m.more]]))
+
+    first, mix = nn.Conv2d(4, 4, 1, 2, bias=False), nn.Conv2d(16, 5, 1)
+    return trained(Block(forward, first=first, mix=mix, more=nn.ModuleList(more)))
+
+
+# The lengths of which every other pixel is an even number of pixels.
+FOURS = [(2, 4, 12, 7), (1, 4, 3, 4), (3, 4, 8, 11)]
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3])
+def test_blocks_of_a_strided_map_fold_with_branches_of_every_window(taps: int) -> None:
+    """At the sizes at which the numbers of outputs would differ, the model itself fails."""
+    model = strided_blocks(nn.Conv2d(4, 5, taps, 4))
+    fold_exactly(model, *[image(*size) for size in FOURS], convs=1)
+
+
+def test_joined_windows_keep_what_they_may_leave_out_at_the_end() -> None:
+    """The second branch ends with the first, the third before it."""
+    model = strided_blocks(nn.Conv2d(4, 5, 1, 4), nn.Conv2d(4, 5, 3, 4))
+    fold_exactly(model, *[image(*size) for size in FOURS], convs=1)
+
+
+@pytest.mark.parametrize("divisor", [None, 3])
+def test_a_pool_is_a_mean_if_it_divides_by_its_pixels(divisor: int | None) -> None:
+    """A mean commutes with the shift of a norm; a sum that is divided by another number does not."""
+
+    def forward(m: Block, x: Tensor) -> Tensor:
+        return m.norm(F.avg_pool2d(F.pixel_shuffle(m.first(x), 2), 2, divisor_override=divisor)).relu()
+
+    model = trained(Block(forward, first=nn.Conv2d(4, 8, 1), norm=nn.BatchNorm2d(2)))
+    fold_exactly(model, *[image(*size) for size in SIZES], norms=0 if divisor is None else 1)

@@ -47,6 +47,7 @@ GEOMETRIES = [
     {"kernel_size": 3, "stride": 3, "output_padding": 2},
     {"kernel_size": 2, "stride": 5},
     {"kernel_size": 3, "stride": 2, "padding": 2, "dilation": 3, "output_padding": 2},
+    {"kernel_size": 2, "stride": 2, "dilation": 4, "output_padding": 3},
     {"kernel_size": 3, "padding": 1},
 ]
 
@@ -210,3 +211,23 @@ def test_one_operation_runs() -> None:
     x = image(1, 4, 5, 5)
     counted = ran(reparam.reparameterize(model, x), x)
     assert set(counted) - {"detach", "alias", "linear"} == {"convolution"}
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+@pytest.mark.parametrize("crop", [slice(None, -1), slice(1, None), slice(3, None), slice(None, -3), slice(4, -2)])
+def test_a_crop_and_a_norm_behind_a_dilated_layer(dilation: int, crop: slice) -> None:
+    """The layer that results has an `output_padding` that torch accepts."""
+
+    def forward(m: Block, x: Tensor) -> Tensor:
+        return torch.relu(m.bn(m.up(x)[..., crop]))
+
+    up = nn.ConvTranspose1d(4, 4, 3, 2, 1, dilation=dilation, output_padding=1)
+    model = trained(Block(forward, up=up, bn=nn.BatchNorm1d(4)))
+    fold_exactly(model, *[image(2, 4, length) for length in (7, 5, 8)], convs=1, norms=0)
+
+
+def test_two_layers_that_stretch_different_axes_become_one() -> None:
+    rows, columns = nn.ConvTranspose2d(4, 4, (2, 1), (2, 1), bias=False), nn.ConvTranspose2d(4, 4, (1, 3), (1, 3))
+    result = fold_one(nn.Sequential(rows, columns))
+    (folded,) = [module for module in result.modules() if isinstance(module, nn.ConvTranspose2d)]
+    assert (folded.stride, folded.kernel_size) == ((2, 3), (2, 3))
