@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from reparam.capture.tree import tensors
+from reparam.errors import ModelError
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 # Where the hooks come from that compute a weight before a forward, and watch nothing.
@@ -26,17 +27,32 @@ class AttributeSnapshot:
         self.module = module
         self.values = dict(vars(module))
         own = [value for key, value in self.values.items() if key not in _TORCH_ATTRIBUTES]
-        self.caches = [(container, copy.copy(container)) for container in _containers(own)]
-        self.contents = [*self.caches, *((self.values[key], dict(self.values[key])) for key in _REGISTRIES)]
+        self.caches = [(container, _content(container)) for container in _containers(own, set())]
+        registries = [(self.values[key], dict(self.values[key])) for key in _REGISTRIES]
+        self.contents = [(vars(module), self.values), *self.caches, *registries]
 
     def restore(self) -> None:
-        """Put everything back. The containers stay the same objects, as others may refer to them."""
-        attributes = vars(self.module)
-        attributes.clear()
-        attributes.update(self.values)
+        """Put back what has changed. The containers stay the same objects, as others may refer to them.
+
+        Raises ModelError for a container that has changed and cannot be written to.
+        """
         for container, content in self.contents:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
+            if _is_same(_content(container), content):
+                continue
+            try:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+            except Exception as error:
+                raise ModelError(
+                    f"the forward of {type(self.module).__name__} changes self.{self._name_of(container)}, and its "
+                    f"class {type(container).__name__} does not let it be put back: {type(error).__name__}: {error}; "
+                    "keep what a forward changes in a plain dict, list or set"
+                ) from error
+
+    def _name_of(self, container: Any) -> str:
+        """The name of the attribute that holds a container, or one around it."""
+        names = (name for name, value in self.values.items() if _holds(value, container))
+        return next(names, "a container")
 
     def stored_since(self) -> Iterator[tuple[str, Any]]:
         """The values that were stored after the snapshot, each with the name of the attribute that holds it."""
@@ -45,7 +61,7 @@ class AttributeSnapshot:
                 yield name, value
         for container, content in self.caches:
             before = {id(item) for item in _items(content)}
-            name = next((name for name, value in self.values.items() if value is container), "a container")
+            name = self._name_of(container)
             yield from ((name, item) for item in _items(container) if id(item) not in before)
 
 
@@ -102,12 +118,31 @@ def has_hooks(module: nn.Module) -> bool:
     return any(type(hook).__module__ not in WEIGHT_HOOKS for hook in hooks)
 
 
-def _containers(values: Collection[Any]) -> Iterator[Any]:
-    """The lists, dicts and sets among the values, and those inside them."""
+def _containers(values: Collection[Any], visited: set[int]) -> Iterator[Any]:
+    """The lists, dicts and sets among the values, and those inside them, each once."""
     for value in values:
-        if isinstance(value, (list, dict, set)):
+        if isinstance(value, (list, dict, set)) and id(value) not in visited:
+            visited.add(id(value))
             yield value
-            yield from _containers(_items(value))
+            yield from _containers(_items(value), visited)
+
+
+def _holds(value: Any, container: Any) -> bool:
+    return any(inner is container for inner in _containers([value], set()))
+
+
+def _content(container: Any) -> Any:
+    """What a list, dict or set holds, as a plain one: a class of its own may not let itself be copied."""
+    return next(kind(container) for kind in (dict, list, set) if isinstance(container, kind))
+
+
+def _is_same(now: Any, then: Any) -> bool:
+    """Whether two plain containers hold the same objects, in the same order."""
+    if isinstance(now, set):
+        return {id(item) for item in now} == {id(item) for item in then}
+    if isinstance(now, dict):
+        now, then = ([*content, *content.values()] for content in (now, then))
+    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
 
 def _items(container: Any) -> Collection[Any]:

@@ -40,12 +40,16 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
 
 
 def _mapped_mapping(tree: Mapping[Any, Any], change: Callable[[Any], Any]) -> Any:
-    """A shallow copy with other values, so that a defaultdict or a ModelOutput stays one."""
-    result = copy.copy(tree)
-    if not isinstance(result, MutableMapping):
-        return {key: mapped(value, change) for key, value in tree.items()}
-    for key, value in tree.items():
-        result[key] = mapped(value, change)
+    """A shallow copy with other values, so that a defaultdict or a ModelOutput stays one; a dict where it is frozen."""
+    values = {key: mapped(value, change) for key, value in tree.items()}
+    if not isinstance(tree, MutableMapping):
+        return values
+    try:
+        result = copy.copy(tree)
+        for key, value in values.items():
+            result[key] = value
+    except Exception:  # noqa: BLE001 - a class that refuses to be written to may raise anything
+        return values
     return result
 
 
