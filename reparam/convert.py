@@ -226,7 +226,7 @@ class _Conversion:
     @property
     def changed(self) -> bool:
         """Whether the model is another one than before."""
-        return bool(self.plan.folds) or any(fate == REMOVED for fate in self.dead.values())
+        return bool(self.plan.folds or self.emitted.plain) or any(fate == REMOVED for fate in self.dead.values())
 
 
 class _FoldChecks:
@@ -285,6 +285,7 @@ def _convert(
         say(f"pruning {len(dead)} pieces of dead weight")
         fates = pruner.prune(emitted.model, request.inputs, pinned)
     sources = [(name, model_tensors(fold.nodes)) for fold, name in emitted.names.items()]
+    sources += emitted.plain.items()
     return _Conversion(recorded, judge, settled, emitted, fates, key_map(before, emitted.model, sources))
 
 

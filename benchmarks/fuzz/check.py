@@ -1,7 +1,7 @@
 """One network, converted and compared with itself.
 
 A conversion fails if the result computes something else at any size, if it raises an error, changes the model given,
-costs more than the original, or cannot be copied or pickled although the original can. Networks in float64 are compared
+costs more than the original, or cannot be printed, copied or pickled. Networks in float64 are compared
 here, networks in other dtypes by `verify`. Where torch itself computes a layer wrongly in the dtype of the network, the
 network counts as not converted.
 """
@@ -124,7 +124,7 @@ def _convert(program: Program, model: nn.Module, inputs: tuple[Tensor, ...], tru
         raise _ConversionFailed("mutated", "the conversion changed the model or its inputs")
     if exact:
         _compare(program, model, folded, truths)
-    _require_portable(model, folded, program)
+    _require_portable(folded, program)
     again = reparam.reparameterize(folded, inputs, verify=False, fixed_size=program.fixed_size)
     cost_before, cost_after = _cost(model, inputs), _cost(folded, inputs)
     if cost_after > cost_before + 1e-9:
@@ -261,17 +261,17 @@ def _is_unstable(model: nn.Module, inputs: tuple[Tensor, ...], truth: Any, error
     return error <= 100 * noise
 
 
-def _require_portable(model: nn.Module, folded: nn.Module, program: Program) -> None:
+def _require_portable(folded: nn.Module, program: Program) -> None:
     exact = program.dtype == torch.float64  # in other dtypes the rounding depends on the alignment of memory
     copiers: dict[str, Callable[[nn.Module], nn.Module]] = {
         "deepcopy": copy.deepcopy,
         "pickle": lambda m: pickle.loads(pickle.dumps(m)),
     }
+    try:
+        repr(folded)
+    except Exception as error:
+        raise _ConversionFailed("no repr", f"{type(error).__name__}: {error}") from error
     for name, copier in copiers.items():
-        try:
-            copier(model)
-        except Exception:  # noqa: BLE001 the original cannot be copied, so the conversion need not be
-            continue
         try:
             duplicate = copier(folded)
         except Exception as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import op_name
@@ -253,4 +254,14 @@ def model_tensors(nodes: Iterable[Node]) -> list[Tensor]:
 
 def has_user_code(module: nn.Module) -> bool:
     """Whether the module's forward is the user's. Those of torch's own layers run the same at every size."""
-    return not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Sequential)
+    kind = type_before_parametrizations(module)
+    return not kind.__module__.startswith("torch.nn.") or isinstance(module, nn.Sequential)
+
+
+_PLAIN_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def is_torch_layer(module: nn.Module) -> bool:
+    """Whether the module is of a class of torch that is no plain container, or of a subclass."""
+    kinds = type(module).__mro__
+    return any(kind.__module__.startswith("torch.nn.") and kind not in _PLAIN_CONTAINERS for kind in kinds)

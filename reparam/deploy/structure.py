@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from reparam.capture.norms import NORM_MODULES
 from reparam.capture.snapshot import WEIGHT_HOOKS, copied
@@ -23,6 +24,7 @@ from reparam.deploy.program_data import program_data, read_program
 from reparam.deploy.tables import DTYPES
 from reparam.errors import InputError
 from reparam.rewrite.code import Forward, forward_of, set_forward
+from reparam.rewrite.computed import computed_weights, make_plain, weight_hooks
 from reparam.rewrite.layers import BiasMap
 from reparam.rewrite.program import Program, is_name
 
@@ -51,7 +53,10 @@ _CLASSES = {cls.__name__: cls for cls in _ARGUMENTS}
 
 def class_name(module: nn.Module) -> str:
     """The name of a module's class; if its forward has been rewritten, of the class before that."""
-    cls = getattr(type(module), "_rewritten_from", type(module))
+    return _name(getattr(type(module), "_rewritten_from", type(module)))
+
+
+def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -148,7 +153,8 @@ class _Describer:
             before, after = vars(old)[registry], vars(new)[registry]
             gone += [name for name in before if name not in after]
             none += [name for name in after if after[name] is None and before.get(name) is not None]
-        added = [name for name, _ in _own_tensors(new) if name not in dict(_own_tensors(old))]
+        plain = {name: type_text(new._parameters[name]) for name in _made_plain(old, new)}  # type: ignore[arg-type]
+        added = [name for name, _ in _own_tensors(new) if name not in plain and name not in dict(_own_tensors(old))]
         if added:
             raise InputError(f"{where} has tensors that folding does not create: {', '.join(added)}; export a .pt2")
         children = {}
@@ -158,8 +164,8 @@ class _Describer:
                 below = self.module(f"{path}.{name}" if path else name, old._modules.get(name), child)
             if below is not None:
                 children[name] = below
-        hooks = [name for name in _weight_hooks(old) if name not in _weight_hooks(new)]
-        changes |= {"gone": gone, "none": none, "attributes": attributes, "constants": constant_names,
+        hooks = [name for name in weight_hooks(old) if name not in plain and name not in weight_hooks(new)]
+        changes |= {"plain": plain, "gone": gone, "none": none, "attributes": attributes, "constants": constant_names,
                     "unhooked": hooks, "children": children}  # fmt: skip
         order = list(new._modules)
         if order != [name for name in old._modules if name in new._modules]:
@@ -169,9 +175,16 @@ class _Describer:
 
 def _is_kept(old: nn.Module | None, new: nn.Module) -> bool:
     """Whether `new` is the old module, edited or not. A layer of torch with another geometry is a new one."""
-    if old is None or class_name(old) != class_name(new):
+    if old is None or class_name(new) not in (class_name(old), _name(type_before_parametrizations(old))):
         return False
-    return type(new) not in _ARGUMENTS or isinstance(new, nn.Sequential) or _constructor(old) == _constructor(new)
+    if type(new) not in _ARGUMENTS or isinstance(new, nn.Sequential):
+        return True
+    return type(old) is type(new) and _constructor(old) == _constructor(new)
+
+
+def _made_plain(old: nn.Module, new: nn.Module) -> list[str]:
+    """The weights that `old` computes at every call and `new` holds."""
+    return [name for name in computed_weights(old) if new._parameters.get(name) is not None]
 
 
 def _constructor(module: nn.Module) -> Data:
@@ -306,6 +319,8 @@ class _Builder:
         for name, below in data.get("children", {}).items():
             here = f"{path}.{name}" if path else name
             _add(module, name, self.module(here, module._modules.get(name), below))
+        if plain := data.get("plain", {}):
+            self.make_plain(path, module, plain)
         _remove(module, data.get("gone", ()), data.get("none", ()), data.get("unhooked", ()))
         for name, value in data.get("attributes", {}).items():
             if not _is_flag(name, value) or not isinstance(module, tuple(NORM_MODULES)):
@@ -317,12 +332,23 @@ class _Builder:
             vars(module)[name] = self.constants[f"{path}.{name}" if path else name].to(self.device)
         if "order" in data:
             module._modules.update({name: module._modules.pop(name) for name in data["order"]})
+        self.set_forward(where, module, data)
+
+    def set_forward(self, where: str, module: nn.Module, data: Data) -> None:
+        """Give a module its new forward, if it has one."""
         if "code" in data:  # format 1
             if self.read_old_forward is None:
                 raise _damage(f"{where} has code, which this format does not hold")
             set_forward(module, self.read_old_forward(data["code"]))
         elif "forward" in data:
             set_forward(module, read_program(data["forward"], module, data.get("constants", ()), where))
+
+    def make_plain(self, path: str, module: nn.Module, types: Mapping[str, str]) -> None:
+        """Give a module parameters in the place of all weights that it computes."""
+        if set(types) != set(computed_weights(module)):
+            raise _damage(f"{path} computes other weights")
+        zeros = {name: self.zeros(f"{path}.{name}" if path else name, text) for name, text in types.items()}
+        make_plain(module, {name: nn.Parameter(zero, requires_grad=False) for name, zero in zeros.items()})
 
 
 def _damage(what: str) -> InputError:
@@ -418,8 +444,3 @@ def _read_type(text: str) -> tuple[list[int], torch.dtype]:
     if match is None or dtype is None:
         raise _damage(f"{text[:80]!r} is no dtype and shape")
     return [int(size) for size in match[2].strip().split("x")] if match[2] else [], dtype
-
-
-def _weight_hooks(module: nn.Module) -> list[str]:
-    hooks = module._forward_pre_hooks.values()
-    return [vars(hook)["name"] for hook in hooks if type(hook).__module__ in WEIGHT_HOOKS]

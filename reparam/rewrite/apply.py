@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,10 +17,11 @@ from reparam.capture.graph import Node, Record, model_tensors
 from reparam.capture.norms import drop_affine
 from reparam.plan.fold import Fold, Fusion, HorizontalFold
 from reparam.rewrite.code import set_forward
+from reparam.rewrite.computed import Source, computed_weights, is_used_apart, make_plain
 from reparam.rewrite.context import only_read_by
 from reparam.rewrite.edits import Edits, Piece, Rewrite
 from reparam.rewrite.index import StepIndex
-from reparam.rewrite.layers import plain_layer
+from reparam.rewrite.layers import plain_layer, rounded
 from reparam.rewrite.program import Program
 from reparam.rewrite.steps import (
     as_sequence,
@@ -27,12 +29,13 @@ from reparam.rewrite.steps import (
     drop_affine_arguments,
     erase_idle_calls,
     erase_removed,
+    read_computed_weights,
     redirect_size_reads,
     size_readers_of,
     write_forward,
 )
 from reparam.rewrite.unused import UnusedModules
-from reparam.rewrite.weights import Refill
+from reparam.rewrite.weights import Refill, fill_layer, fill_weight
 
 # Layers that are exchanged for a sequence when their forward has become one: they no longer are what their class says.
 _LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
@@ -45,12 +48,14 @@ class Emitted:
     exact: if asked for, the float64 value of every new weight before rounding, by qualified name; they take twice the
         memory of float32 weights.
     names: the path of the module that computes each fold.
+    plain: the weights that layers have computed at every call and now hold, with what they were computed from.
     refills: the layers whose weights are still to be filled in.
     """
 
     model: nn.Module
     exact: dict[str, Tensor]
     names: dict[Fold, str]
+    plain: dict[str, list[Tensor]]
     refills: list[Refill]
 
 
@@ -87,6 +92,7 @@ class _Emitter:
         later: bool,
     ) -> None:
         self.model = model
+        self.record = record
         self.edits = edits
         self.look = look
         self.exact = exact
@@ -114,9 +120,32 @@ class _Emitter:
         for guard in self.edits.guards:
             set_forward(guard.module, Program.of(guard.graph))
         paths = {module: path for path, module in self.model.named_modules()}
+        plain = dict(item for module, path in paths.items() for item in self._made_plain(module, path))
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
         names = {fold: paths.get(layer, "") for fold, layer in self.layers.items()}
-        return Emitted(self.model, exact, names, self.refills)
+        return Emitted(self.model, exact, names, plain, self.refills)
+
+    def _made_plain(self, module: nn.Module, path: str) -> Iterator[tuple[str, list[Tensor]]]:
+        """Let a module hold the weights that it computes; their qualified names, and what they are computed from."""
+        if not computed_weights(module) or is_used_apart(module, self.record):
+            return
+        sources = {name: Source.of(module, name) for name in computed_weights(module)}
+        unread = {name for name, source in sources.items() if self.unused.is_unread(module, name, source.tensors())}
+        weights = {
+            name: None if name in unread else self._plain_weight(module, name, sources[name]) for name in sources
+        }
+        make_plain(module, weights)
+        yield from ((f"{path}.{name}" if path else name, source.tensors()) for name, source in sources.items())
+
+    def _plain_weight(self, module: nn.Module, name: str, source: Source) -> nn.Parameter:
+        number, tensors = source.value(), source.tensors()
+        like = next((tensor for tensor in tensors if tensor.shape == number.shape), tensors[0])
+        parameter = rounded(number, like.to("meta") if self.later else like)
+        if self.exact:
+            self.weights[parameter] = number
+        if self.later:
+            self.refills.append(Refill(number.numel(), partial(fill_weight, module, name, source, like)))
+        return parameter
 
     def _exchange(self, old: nn.Module, new: nn.Module) -> None:
         """Put a module in the place of another, wherever that is held."""
@@ -137,7 +166,8 @@ class _Emitter:
             for fold in folds:
                 self.look(fold)
         if self.later:
-            self.refills.append(Refill(layer, value, like))
+            size = sum(parameter.numel() for parameter in layer.parameters())
+            self.refills.append(Refill(size, partial(fill_layer, layer, value, like)))
         self.layers.update(dict.fromkeys(folds, layer))
         return layer
 
@@ -146,6 +176,7 @@ class _Emitter:
         module, code = rewrite.code.module, rewrite.code
         replaced = {node for piece in rewrite.pieces for node in piece.nodes}
         readers = size_readers_of(code)
+        read_computed_weights(code)
         idle_paths = erase_idle_calls(code, self.edits.pinned)
         index = StepIndex(code)
         for piece in {piece.nodes: piece for piece in rewrite.pieces}.values():

@@ -113,16 +113,21 @@ def _transposed_geometry(axes: Sequence[Axis]) -> dict[str, Any]:
 
 
 def _add_rounded(module: nn.Module, name: str, number: Tensor, like: Tensor) -> nn.Parameter:
-    """Add a parameter to a module: a number in the dtype, device and memory format of `like`.
+    """Add a number to a module as a parameter, rounded (see `rounded`)."""
+    parameter = rounded(number, like)
+    module.register_parameter(name, parameter)
+    return parameter
+
+
+def rounded(number: Tensor, like: Tensor) -> nn.Parameter:
+    """A parameter that holds a number in the dtype, device and memory format of `like`.
 
     The memory format counts: torch's convolutions choose the layout of their result by the strides of the weight.
     """
     memory_format = _memory_format(like) if like.dim() == number.dim() else torch.contiguous_format
-    rounded = torch.empty_like(number, dtype=like.dtype, device=like.device, memory_format=memory_format)
-    rounded.copy_(number)
-    parameter = nn.Parameter(rounded, requires_grad=False)
-    module.register_parameter(name, parameter)
-    return parameter
+    memory = torch.empty_like(number, dtype=like.dtype, device=like.device, memory_format=memory_format)
+    memory.copy_(number)
+    return nn.Parameter(memory, requires_grad=False)
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

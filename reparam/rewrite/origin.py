@@ -97,7 +97,7 @@ def key_map(
     """For each key of the original's state, the keys of the folded state that it went into.
 
     before: `keys_by_tensor` of the model before it was edited.
-    layers: for each new layer its path, and the tensors of the original that its weights are computed from.
+    layers: for each new layer or weight its path, and the tensors of the original that it is computed from.
     """
     after = _state(folded)
     new_keys: dict[str, dict[str, None]] = {key: {} for keys in before.values() for key in keys}
@@ -107,7 +107,7 @@ def key_map(
     layers = list(layers)
     layer_keys: dict[str, list[str]] = {path: [] for path, _ in layers}
     for key in (key for key, tensor in after.items() if id(tensor) not in before):
-        for path in paths_around(key):
+        for path in (key, *paths_around(key)):
             if path in layer_keys:
                 layer_keys[path].append(key)
     for path, tensors in layers:

@@ -113,6 +113,10 @@ class Program:
             names["self"] = next(name for name in map("self_{}".format, itertools.count()) if name not in names)
         return Program(tuple(_step(node, names) for node in graph.nodes))
 
+    def members(self) -> set[str]:
+        """The qualified names of the modules and tensors that it uses."""
+        return {str(step.target) for step in self.steps if step.op in (CALL_MODULE, GET_ATTR)}
+
     def __hash__(self) -> int:
         return hash(self.text)
 

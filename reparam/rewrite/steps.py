@@ -7,6 +7,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from reparam.capture.graph import Node
 from reparam.capture.norms import without_affine
@@ -90,6 +91,14 @@ def erase_removed(code: CallGraph, removed: Collection[Node], dead: Collection[N
             graph.erase_node(step)
 
 
+def read_computed_weights(code: CallGraph) -> None:
+    """Read a parametrized weight by its name, where fx has traced into what computes it."""
+    for step in code.graph.find_nodes(op="call_module"):
+        if isinstance(_called_module(code, step), ParametrizationList):
+            path, _, name = str(step.target).rpartition("parametrizations.")
+            step.op, step.target, step.args, step.kwargs = "get_attr", path + name, (), {}
+
+
 def erase_idle_calls(code: CallGraph, pinned: Collection[nn.Module]) -> set[str]:
     """Erase the calls of modules that return their input; returns the paths of these modules."""
     paths = set()
@@ -113,9 +122,10 @@ def _called_module(code: CallGraph, step: fx.Node) -> nn.Module | None:
 
 
 def write_forward(code: CallGraph) -> set[str]:
-    """Make the edited graph the forward of its module; returns the qualified names that the forward uses."""
-    set_forward(code.module, Program.of(code.graph))
-    names = {str(step.target) for step in code.graph.nodes if step.op in ("call_module", "get_attr")}
+    """Make the edited code the forward of its module; returns the qualified names that the forward uses."""
+    program = Program.of(code.graph)
+    set_forward(code.module, program)
+    names = program.members()
     vars(code.module).update({name: tensor for name, tensor in code.literals.items() if name in names})
     return names
 

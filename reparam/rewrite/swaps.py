@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
+from torch.nn.utils.parametrize import ParametrizationList
+
 from reparam.capture.graph import Call, Node, common_call, has_user_code
 from reparam.errors import Refusal
 from reparam.rewrite.call_graph import takes_size
@@ -47,7 +49,7 @@ class SwapStage:
                     return None  # the module has to stay as well
                 swaps.append(Swap(call.module, part.planned, value))
             else:
-                self._context.require_not_pinned(call, nodes)
+                self._require_not_pinned(call, nodes)
                 self._context.require_every_call(call, len(group))
                 pieces.append(Piece(call, nodes, nodes[0].operands[0], nodes[-1], part, value))
         return swaps, pieces
@@ -61,7 +63,7 @@ class SwapStage:
         call = common_call(fold.nodes)
         if call is None:
             raise Refusal(OUTSIDE)
-        self._context.require_not_pinned(call, fold.nodes)
+        self._require_not_pinned(call, fold.nodes)
         self._context.require_every_call(call, len(group))
         value = None if fold.value.identity else fold.value
         if not self._is_whole_call(call, fold.nodes, part):
@@ -72,7 +74,7 @@ class SwapStage:
 
     def _is_whole_call(self, call: Call, nodes: Sequence[Node], part: Part) -> bool:
         """Whether the operations are all that the call does, so that its module can be swapped."""
-        if call.module in self._context.pinned or any(isinstance(event, Call) for event in call.events):
+        if call.module in self._context.pinned or any(map(self._is_other_code, call.events)):
             return False
         if has_user_code(call.module) and (len(call.args) != 1 or call.kwargs):
             return False  # a layer of torch takes one tensor
@@ -85,6 +87,19 @@ class SwapStage:
         if call.changes or self._context.proofs.checks(call) or not self._context.proofs.alike(call.module):
             return False
         return not any(takes_size(node) for node in nodes if node not in part.planned.reshapes)
+
+    def _require_not_pinned(self, call: Call, nodes: Sequence[Node]) -> None:
+        """Raise Refusal if the operations compute the whole result of a pinned module, whose code they are."""
+        self._context.require_not_pinned(call, nodes)
+        is_result = call.result is nodes[-1] and not any(map(self._is_other_code, call.events))
+        if is_result and call.module in self._context.pinned:  # its weight is computed once (see `computed.py`)
+            raise Refusal(f"{call.path} is pinned by a hook or `keep=`", "without it this would fold")
+
+    def _is_other_code(self, event: Node | Call) -> bool:
+        """Whether it is a call of a module that has to stay; what computes a parametrized weight need not."""
+        if isinstance(event, Node):
+            return False
+        return not isinstance(event.module, ParametrizationList) or event.module in self._context.pinned
 
     def _has_one_outcome(self, call: Call) -> bool:
         """Whether every call of the module becomes the same."""

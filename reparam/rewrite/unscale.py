@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from torch import nn
 
-from reparam.capture.graph import Call, Node, model_tensors
+from reparam.capture.graph import Call, Node, is_torch_layer, model_tensors
 from reparam.capture.norms import NORM_MODULES, affine_part
 from reparam.errors import Refusal
 from reparam.plan.fold import Fold
@@ -17,7 +17,6 @@ from reparam.rewrite.edits import Piece
 from reparam.rewrite.refused import OUTSIDE, Refused
 
 _FORWARDS = tuple(kind.forward for kind in NORM_MODULES)
-_PLAIN_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def unscale(folds: Iterable[Fold], context: Context, refused: Refused) -> tuple[list[nn.Module], list[Piece]]:
@@ -56,7 +55,7 @@ def _unscaled(group: Sequence[Part], context: Context) -> nn.Module | Piece:
         raise Refusal("other code asks for the dtype, device or size of its weight")
     if not _is_torch_norm(call, affine):
         return Piece(call, part.fold.nodes, part.fold.base, affine, part, None)
-    if call.parent is not None and _may_read_weights_inside(call.parent.module):
+    if call.parent is not None and is_torch_layer(call.parent.module):  # its fused kernels may read all weights inside
         raise Refusal(f"{context.path(call.parent.module)} may read its weight without calling it")
     if not context.only_removed_read(call.module):
         raise Refusal(f"other code reads the parameters of {call.path}", "code that reads its own would fold")
@@ -68,10 +67,3 @@ def _is_torch_norm(call: Call, affine: Node) -> bool:
     parameters = call.module._parameters.values()
     own = all(any(operand.tensor is parameter for parameter in parameters) for operand in affine.inputs[1:])
     return own and type(call.module).forward in _FORWARDS
-
-
-def _may_read_weights_inside(module: nn.Module) -> bool:
-    """Whether its forward may read the weights of its inner modules, as fused kernels of torch's own blocks do."""
-    return any(
-        kind.__module__.startswith("torch.nn.") and kind not in _PLAIN_CONTAINERS for kind in type(module).__mro__
-    )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
-from torch import nn
+from torch import Tensor, nn
 
-from reparam.capture.graph import Node, Record, used_only_by
+from reparam.capture.graph import Call, Node, Record, is_torch_layer, used_only_by
 from reparam.capture.norms import NORM_MODULES, drop_affine
 from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.rewrite.call_graph import CallGraph
+from reparam.rewrite.code import forward_of
 from reparam.rewrite.context import only_read_by
+from reparam.rewrite.program import Program
 
 
 class UnusedModules:
@@ -30,6 +32,9 @@ class UnusedModules:
         self.removed = removed
         self.parents = parents
         self.readers = record.readers()
+        self.calls: dict[nn.Module, list[Call]] = defaultdict(list)
+        for call in record.calls:
+            self.calls[call.module].append(call)
         self.modules = self._unused_modules(model, record)
 
     def drop(self, code: CallGraph, names: Set[str], idle: Collection[str]) -> None:
@@ -39,7 +44,8 @@ class UnusedModules:
         """
         module, used = code.module, _UsedNames(names)
         for path, inner in list(module.named_modules()):
-            if path and (inner in self.modules or path in idle) and not used.overlap(path):
+            unused = inner in self.modules or path in idle or self._is_written_out(inner, code)
+            if path and unused and not used.overlap(path):
                 self._drop_module(module, path)
         paths = {inner: path for path, inner in module.named_modules()}
         for opened in code.opened:
@@ -62,6 +68,12 @@ class UnusedModules:
                 unused |= {module} if self._only_removed_read(module) else set()
         return unused
 
+    def _is_written_out(self, module: nn.Module, code: CallGraph) -> bool:
+        """Whether every call of a module is written out in the new forward, and no other code reads its tensors."""
+        calls = self.calls[module]
+        opened = all(outer.module in code.opened for call in calls for outer in _inside(call, code.module))
+        return bool(calls) and opened and self._only_removed_read(module)
+
     def _only_removed_read(self, module: nn.Module) -> bool:
         return only_read_by(self.removed, module, self.readers)
 
@@ -70,17 +82,27 @@ class UnusedModules:
         tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
         return bool(tensors) and all(self.readers.get(id(tensor)) for tensor in tensors)
 
+    def is_unread(self, module: nn.Module, name: str, sources: Collection[Tensor]) -> bool:
+        """Whether a module with a new forward no longer needs a weight that it computes from these tensors."""
+        program = forward_of(module)
+        if not isinstance(program, Program) or name in program.members():
+            return False
+        return all(used_only_by(reader, self.removed) for tensor in sources for reader in self.readers[id(tensor)])
+
     def _drop_tensors(self, module: nn.Module, prefix: str, names: Collection[str]) -> None:
         """Delete the tensors of one module that only removed operations read; `prefix` is its path with a dot."""
-        parameter_names = list(module._parameters)
+        is_layer = is_torch_layer(module)
         for registry in (module._parameters, module._buffers):
             for name, tensor in list(registry.items()):
                 readers = self.readers[id(tensor)]
                 unread = readers and all(used_only_by(reader, self.removed) for reader in readers)
-                if prefix + name not in names and unread:
+                if prefix + name in names or not unread:
+                    continue
+                if is_layer:
+                    registry[name] = None  # like a missing bias: its repr asks for it
+                else:
                     del registry[name]
-        if isinstance(module, tuple(NORM_MODULES)) and parameter_names and not module._parameters:
-            module._parameters.update(dict.fromkeys(parameter_names))  # its repr asks for them
+        if isinstance(module, tuple(NORM_MODULES)) and not any(p is not None for p in module._parameters.values()):
             drop_affine(module)
         stems = {name.rpartition("_")[0] for name in (*module._parameters, *module._buffers)}
         for key, hook in list(module._forward_pre_hooks.items()):
@@ -99,6 +121,14 @@ class UnusedModules:
         parent._modules.pop(name, None)
         if parent_path and not parent._modules and isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             self._drop_module(module, parent_path)
+
+
+def _inside(call: Call, module: nn.Module) -> Iterator[Call]:
+    """A call and its callers as far as one of `module`; all of them if there is none."""
+    for outer in call.stack():
+        if outer.module is module:
+            return
+        yield outer
 
 
 class _UsedNames:

@@ -8,7 +8,7 @@ another, and the kernels are computed again and kept.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,23 +17,29 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Record
 from reparam.errors import ModelError
-from reparam.rewrite.layers import plain_layer
+from reparam.rewrite.computed import Source
+from reparam.rewrite.layers import plain_layer, rounded
 
 
 @dataclass(frozen=True, eq=False)
 class Refill:
-    """A layer whose parameters are on the meta device, and the arguments of `plain_layer` that make them."""
+    """New parameters that are on the meta device. size: how many numbers they hold; run: computes them."""
 
-    layer: nn.Module
-    value: AffineConv
-    like: Tensor
+    size: int
+    run: Callable[[], None]
 
-    def run(self) -> None:
-        """Give the layer its weights."""
-        with cache_scope():
-            full_layer, _ = plain_layer(self.value, self.like)
-        for empty, full in zip(self.layer.modules(), full_layer.modules(), strict=True):
-            empty._parameters.update(full._parameters)
+
+def fill_layer(layer: nn.Module, value: AffineConv, like: Tensor) -> None:
+    """Give a new layer its weights, by the arguments of `plain_layer`."""
+    with cache_scope():
+        full_layer, _ = plain_layer(value, like)
+    for empty, full in zip(layer.modules(), full_layer.modules(), strict=True):
+        empty._parameters.update(full._parameters)
+
+
+def fill_weight(module: nn.Module, name: str, source: Source, like: Tensor) -> None:
+    """Give a layer the weight that it once computed at every call."""
+    setattr(module, name, rounded(source.value(), like))
 
 
 def release_graph(record: Record) -> None:
@@ -53,7 +59,7 @@ def run_refills(refills: list[Refill]) -> None:
     Raises ModelError if memory runs out: the model has then lost its weights.
     """
     gc.collect()  # modules and calls refer to one another
-    refills.sort(key=lambda refill: sum(parameter.numel() for parameter in refill.layer.parameters()))
+    refills.sort(key=lambda refill: refill.size)
     try:
         while refills:
             refills.pop().run()

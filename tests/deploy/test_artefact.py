@@ -66,6 +66,21 @@ class Hooked(nn.Module):
         return self.norms[1](self.old(torch.relu(self.norms[0](self.new(x)))))
 
 
+class Recurrent(nn.Module):
+    """Computed weights of layers that do not fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm = nn.utils.parametrizations.weight_norm
+        self.conv = norm(nn.Conv1d(3, 4, 3))
+        self.new = norm(norm(nn.GRU(4, 5, batch_first=True), "weight_ih_l0"), "weight_hh_l0")
+        with pytest.warns(FutureWarning):
+            self.old = nn.utils.weight_norm(nn.LSTM(5, 4, batch_first=True), "weight_hh_l0")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.old(self.new(self.conv(x).transpose(1, 2))[0])[0]
+
+
 class WithHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +111,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]
     "shared": (Tied, (2, 4, 5, 6), {}),
     "normalisations": (Scaled, (2, 3, 6), {}),
     "weight norm": (Hooked, (2, 3, 8, 9), {}),
+    "recurrent weight norm": (Recurrent, (2, 3, 9), {}),
     "rewritten": (lambda: ScaledBranches(4), (2, 4, 6, 5), {}),
     "a single layer": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)), (2, 3, 4, 5), {}),
     "pruned": (WithHead, (2, 3, 8, 9), {"prune": True}),
@@ -342,6 +358,8 @@ def test_a_model_that_was_not_folded_is_refused(tmp_path: Path) -> None:
         lambda kept: kept.update(children={"conv": {"same": "nowhere"}}),
         lambda kept: kept.update(order=["nothing"]),
         lambda kept: kept.update(none=["nothing"]),
+        lambda kept: kept.update(plain={"alpha": "float32 1"}),
+        lambda kept: kept.update(plain={"__class__": "float32 1"}),
     ],
 )
 def test_a_damaged_structure_is_refused(change: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
