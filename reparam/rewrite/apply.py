@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,8 +14,9 @@ from reparam.algebra.affine import AffineConv
 from reparam.algebra.lazy import cache_scope
 from reparam.capture.graph import Node, Record, model_tensors
 from reparam.capture.norms import drop_affine
+from reparam.errors import VerificationError
 from reparam.plan.fold import Fold, Fusion, HorizontalFold
-from reparam.rewrite.code import set_forward
+from reparam.rewrite.code import forward_of, set_forward
 from reparam.rewrite.computed import Source, computed_weights, is_used_apart, make_plain
 from reparam.rewrite.context import only_read_by
 from reparam.rewrite.edits import Edits, Piece, Rewrite
@@ -71,7 +71,7 @@ def emit(
     """Make the edits on `model`, in place.
 
     Requires edits without constraints, of a record of this very model. Returns the edited model, which is another
-    object where the root itself has been exchanged. Raises nothing but errors of memory.
+    object where the root itself has been exchanged. Raises VerificationError for a forward that cannot run.
 
     live: the nodes that an output depends on. exact: keep the float64 weights as well.
     look: is called with each fold while its kernel is in memory; the kernel is freed before the next fold.
@@ -121,9 +121,27 @@ class _Emitter:
             set_forward(guard.module, Program.of(guard.graph))
         paths = {module: path for path, module in self.model.named_modules()}
         plain = dict(item for module, path in paths.items() for item in self._made_plain(module, path))
+        self._require_sound(paths)
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
         names = {fold: paths.get(layer, "") for fold, layer in self.layers.items()}
         return Emitted(self.model, exact, names, plain, self.refills)
+
+    def _require_sound(self, paths: Mapping[nn.Module, str]) -> None:
+        """Raise VerificationError unless every new forward finds all it needs, and every layer its weights."""
+        stripped = {module for module in self.unused.stripped if forward_of(module) is None}
+        for module, path in paths.items():
+            program = forward_of(module)
+            if not isinstance(program, Program):
+                continue
+            fault = program.fault(module)
+            called = (module.get_submodule(name) for name in program.calls())
+            if not fault and not stripped.isdisjoint(inner for layer in called for inner in layer.modules()):
+                fault = "it calls a layer that has lost a weight"
+            if fault:
+                raise VerificationError(
+                    f"the new forward of {path or 'the model itself'} is wrong: {fault}. Nothing has been changed. "
+                    "Exclude it with keep=, and please report it"
+                )
 
     def _made_plain(self, module: nn.Module, path: str) -> Iterator[tuple[str, list[Tensor]]]:
         """Let a module hold the weights that it computes; their qualified names, and what they are computed from."""
@@ -201,24 +219,21 @@ class _Emitter:
     def _call_layer(
         self, index: StepIndex, value: AffineConv, start: fx.Node, nodes: Collection[Node], *folds: Fold
     ) -> fx.Node:
-        """A call of a new layer on `start`, in front of the first step that computes one of the nodes."""
-        code, layer = index.code, self._layer(value, *folds)
+        """A call of a new layer on `start` that stands for the nodes."""
+        module, layer = index.code.module, self._layer(value, *folds)
         name = index.free_name("linear" if isinstance(layer, nn.Linear) else "conv")
-        code.module._modules[name] = layer  # add_module fails where a module defines __getattr__ for every name
-        self.parents[layer].append((code.module, name))
-        with code.graph.inserting_before(index.steps_of(nodes)[0]):
-            return code.graph.call_module(name, (start,))
+        module._modules[name] = layer  # add_module fails where a module defines __getattr__ for every name
+        self.parents[layer].append((module, name))
+        return index.add_call(name, start, nodes)
 
     def _split_result(self, rewrite: Rewrite, index: StepIndex, piece: Piece, fusion: Fusion) -> fx.Node:
         """The channels of a piece, of the convolution of its fusion; its first piece adds that and the split."""
         if fusion not in self.split_results:
-            code, fused = rewrite.code, [other for other in rewrite.pieces if fusion in other.fold.shared]
+            fused = [other for other in rewrite.pieces if fusion in other.fold.shared]
             nodes = {node for other in fused for node in other.nodes}
             start = index.read_as(piece.base, piece.nodes)
             result = self._call_layer(index, fusion.value, start, nodes, *(other.fold for other in fused))
-            with code.graph.inserting_before(result.next):
-                split = code.graph.call_method("split", (result, list(fusion.widths), fusion.channel))
-                items = [code.graph.call_function(operator.getitem, (split, i)) for i in range(len(fusion.sinks))]
+            items = index.add_items(result, fusion.widths, fusion.channel)
             self.split_results[fusion] = dict(zip(fusion.sinks, items, strict=True))
         return self.split_results[fusion][piece.sink]
 

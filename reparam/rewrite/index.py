@@ -5,8 +5,10 @@ A forward may hold a thousand pieces: searching all of it for each of them would
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import fx
 
@@ -19,7 +21,7 @@ class StepIndex:
 
     def __init__(self, code: CallGraph) -> None:
         self.code = code
-        self._order: dict[fx.Node, int] = {}
+        self._order: dict[fx.Node, float] = {}  # whole numbers; between them, steps that are added
         self._by_operation: dict[Node, list[fx.Node]] = defaultdict(list)
         self._by_tensor: dict[Node, list[fx.Node]] = defaultdict(list)
         self._nodes_at: dict[fx.Node, list[Node]] = defaultdict(list)
@@ -41,6 +43,28 @@ class StepIndex:
         """The steps that compute the nodes and nothing else (see `computes_only`), in order."""
         steps = (step for n in nodes for step in self._by_operation.get(n, ()) if computes_only(self.code, step, nodes))
         return sorted(steps, key=self._order.__getitem__)
+
+    def add_call(self, name: str, start: fx.Node, nodes: Collection[Node]) -> fx.Node:
+        """Add a call of a module on `start` that stands for the nodes, and return it.
+
+        It goes in front of the first step that computes one of them, but behind `start`: code may hand the base on
+        between them.
+        """
+        first, graph = self.steps_of(nodes)[0], self.code.graph
+        behind = self._order[start] > self._order[first]
+        with graph.inserting_after(start) if behind else graph.inserting_before(first):
+            call = graph.call_module(name, (start,))
+        self._order[call] = math.floor(self._order[start]) + 0.5 if behind else self._order[first] - 0.5
+        return call
+
+    def add_items(self, result: fx.Node, widths: Sequence[int], dim: int) -> list[fx.Node]:
+        """Add, behind a step, its split along a dimension; returns the parts."""
+        graph = self.code.graph
+        with graph.inserting_before(result.next):
+            split = graph.call_method("split", (result, list(widths), dim))
+            items = [graph.call_function(operator.getitem, (split, i)) for i in range(len(widths))]
+        self._order.update(dict.fromkeys(items, self._order[result]))
+        return items
 
     def read_as(self, base: Node, nodes: Collection[Node]) -> fx.Node:
         """The step from which the nodes read a tensor: perhaps one that handed it on as it was (`contiguous`)."""

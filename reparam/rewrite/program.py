@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 PLACEHOLDER, GET_ATTR, CALL_MODULE = "placeholder", "get_attr", "call_module"
 CALL_FUNCTION, CALL_METHOD, OUTPUT = "call_function", "call_method", "output"
@@ -117,6 +117,21 @@ class Program:
         """The qualified names of the modules and tensors that it uses."""
         return {str(step.target) for step in self.steps if step.op in (CALL_MODULE, GET_ATTR)}
 
+    def calls(self) -> set[str]:
+        """The paths of the modules that it calls."""
+        return {str(step.target) for step in self.steps if step.op == CALL_MODULE}
+
+    def fault(self, module: nn.Module) -> str:
+        """What is wrong with it as the forward of a module: a name that has no value there; empty if nothing is."""
+        assigned: set[str] = set()
+        for step in self.steps:
+            if unassigned := next((name for name in step.references() if name not in assigned), None):
+                return f"{step.name} reads {unassigned} before it is assigned"
+            if step.op in (CALL_MODULE, GET_ATTR) and not _has_member(module, str(step.target)):
+                return f"{step.name} uses self.{step.target}, which is not there"
+            assigned.add(step.name)
+        return ""
+
     def __hash__(self) -> int:
         return hash(self.text)
 
@@ -145,6 +160,18 @@ class Program:
     def _printed(self) -> tuple[str, dict[str, Any]]:
         printer = _Printer(self.steps)
         return printer.text(), printer.objects
+
+
+def _has_member(module: nn.Module, path: str) -> bool:
+    """Whether a module holds something under a qualified name. A tensor that is None is not there."""
+    *around, name = path.split(".")
+    for inner in around:
+        child = module._modules.get(inner)
+        if child is None:
+            return False
+        module = child
+    registered = (vars(module)[registry].get(name) for registry in ("_parameters", "_buffers", "_modules"))
+    return any(member is not None for member in registered) or name in vars(module) or hasattr(type(module), name)
 
 
 def _step(node: fx.Node, names: Mapping[str, str]) -> Step:

@@ -20,6 +20,7 @@ class UnusedModules:
     """Finds what removed operations alone use, in the model as it was recorded.
 
     parents: the modules that hold each module, with the name it has there; kept up to date by whoever exchanges one.
+    stripped: the modules that have lost tensors.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class UnusedModules:
         self.calls: dict[nn.Module, list[Call]] = defaultdict(list)
         for call in record.calls:
             self.calls[call.module].append(call)
+        self.stripped: set[nn.Module] = set()
         self.modules = self._unused_modules(model, record)
 
     def drop(self, code: CallGraph, names: Set[str], idle: Collection[str]) -> None:
@@ -98,6 +100,7 @@ class UnusedModules:
                 unread = readers and all(used_only_by(reader, self.removed) for reader in readers)
                 if prefix + name in names or not unread:
                     continue
+                self.stripped.add(module)
                 if is_layer:
                     registry[name] = None  # like a missing bias: its repr asks for it
                 else:

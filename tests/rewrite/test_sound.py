@@ -1,0 +1,116 @@
+"""A new forward reads what has been assigned, and names what is there, also where code hands tensors on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from reparam.errors import VerificationError
+from reparam.rewrite.index import StepIndex
+from reparam.rewrite.program import Program, Reference, Step
+from reparam.rewrite.unused import UnusedModules
+from tests.helpers import EXACT, Block, converted, convs_ran, distance, image, same_conv, trained
+
+HANDED_ON: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "itself": lambda m, y: y,
+    "F.dropout": lambda m, y: F.dropout(y, 0.3, m.training),
+    "nn.Dropout": lambda m, y: m.drop(y),
+    "contiguous": lambda m, y: y.contiguous(),
+    "to": lambda m, y: y.to(y.dtype),
+    "double": lambda m, y: y.double(),
+    "type_as": lambda m, y: y.type_as(y),
+    "times 1": lambda m, y: y * 1,
+    "plus 0": lambda m, y: y + 0,
+}
+X = image(2, 4, 7, 5)
+
+
+HandsOn = Callable[[nn.Module, Tensor], Tensor]
+
+
+def network(function: Callable[[nn.Module, Tensor, HandsOn, HandsOn], Tensor], first: str, second: str) -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return function(m, m.p(x) + m.q(x), HANDED_ON[first], HANDED_ON[second])
+
+    layers = {name: same_conv(4, 4, taps) for name, taps in (("p", 3), ("q", 1), ("a", 3), ("b", 1))}
+    return trained(Block(forward, drop=nn.Dropout(0.3), **layers), X)
+
+
+def _one_is_convolved(m: nn.Module, y: Tensor, first: HandsOn, second: HandsOn) -> Tensor:
+    return torch.relu(m.a(first(m, y)) + second(m, y))
+
+
+def _both_are_convolved(m: nn.Module, y: Tensor, first: HandsOn, second: HandsOn) -> Tensor:
+    return torch.relu(m.a(first(m, y)) + m.b(second(m, y))) * y.mean()
+
+
+@pytest.mark.parametrize("function", [_one_is_convolved, _both_are_convolved])
+@pytest.mark.parametrize("first", HANDED_ON)
+def test_a_tensor_that_is_handed_on_behind_a_fold(function: Callable[..., Tensor], first: str) -> None:
+    for second in HANDED_ON:
+        model = network(function, first, second)
+        folded = reparam.reparameterize(model, X, verify=False)
+        assert convs_ran(folded, X) == 2, second
+        for x in (X, image(1, 4, 1, 2)):
+            assert distance(model, folded, x) < EXACT, second
+
+
+# --- the check
+
+
+def _program(*steps: Step) -> Program:
+    return Program((Step("placeholder", "x", "x"), *steps, Step("output", "output", "output", (Reference("y"),))))
+
+
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        (Step("call_module", "y", "conv", (Reference("x"),)), ""),
+        (Step("call_module", "y", "seq.0", (Reference("x"),)), ""),
+        (Step("get_attr", "y", "conv.weight"), ""),
+        (Step("call_module", "y", "conv", (Reference("z"),)), "y reads z before it is assigned"),
+        (Step("call_function", "y", "torch.add", (Reference("x"), [Reference("y")])), "y reads y before"),
+        (Step("call_module", "y", "convs", (Reference("x"),)), r"y uses self.convs, which is not there"),
+        (Step("call_module", "y", "seq.1", (Reference("x"),)), r"y uses self.seq.1, which is not there"),
+        (Step("get_attr", "y", "conv.bias"), r"y uses self.conv.bias, which is not there"),
+    ],
+)
+def test_a_wrong_program_says_what_is_wrong(step: Step, fault: str) -> None:
+    module = nn.Module()
+    module.conv = nn.Conv2d(4, 4, 1, bias=False)
+    module.seq = nn.Sequential(nn.ReLU())
+    assert _program(step).fault(module).startswith(fault)
+    assert bool(_program(step).fault(module)) == bool(fault)
+
+
+def _read_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_call(self: StepIndex, name: str, start: torch.fx.Node, nodes: object) -> torch.fx.Node:
+        with self.trace.graph.inserting_before(start):
+            return self.trace.graph.call_module(name, (start,))
+
+    monkeypatch.setattr(StepIndex, "add_call", add_call)
+
+
+def _drop_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    drop = UnusedModules.drop
+
+    def dropped(self: UnusedModules, trace: object, names: set[str], idle: set[str]) -> None:
+        drop(self, trace, {name for name in names if not name.startswith("conv")}, {"conv"})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UnusedModules, "drop", dropped)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"), [(_read_too_early, "before it is assigned"), (_drop_too_much, "is not there")]
+)
+def test_a_wrong_forward_is_no_result(
+    mistake: Callable[[pytest.MonkeyPatch], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistake(monkeypatch)
+    with pytest.raises(VerificationError, match=f"the new forward of the model itself is wrong: .*{said}"):
+        converted(network(_one_is_convolved, "itself", "itself"), X, verify=False)
