@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -20,12 +21,14 @@ _CACHED_FUNCTION = type(cache(len))
 
 
 def cached_functions(model: Callable[..., Any]) -> list[Any]:
-    """The functions with a cache that the code of a model's classes knows by name."""
+    """The cached functions of a model's classes, of the files that define them, and of the files that these import."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    classes = {base for module in modules for base in type(module).__mro__ if not _is_builtin(base)}
-    scopes = [scope for base in classes for scope in (vars(base), vars(sys.modules.get(base.__module__, base)))]
-    known = {id(scope): scope for scope in scopes}.values()
-    return [value for scope in known for value in scope.values() if isinstance(value, _CACHED_FUNCTION)]
+    classes = {kind for module in modules for kind in type(module).__mro__ if not _is_builtin(kind)}
+    files = {id(file): file for kind in classes if (file := sys.modules.get(kind.__module__)) is not None}.values()
+    imported = {id(value): value for file in files for value in vars(file).values() if isinstance(value, ModuleType)}
+    scopes = [vars(scope) for scope in (*classes, *files, *imported.values())]
+    found = {id(value): value for scope in scopes for value in scope.values() if isinstance(value, _CACHED_FUNCTION)}
+    return [function for function in found.values() if not _is_builtin(function)]
 
 
 @contextmanager
@@ -46,5 +49,6 @@ def replaced(functions: Sequence[Any], other: Callable[[Any], Callable[..., Any]
                 setattr(holder, name, function)
 
 
-def _is_builtin(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in ("torch", "builtins")
+def _is_builtin(thing: Any) -> bool:
+    home = str(thing.__module__).partition(".")[0]
+    return home in ("torch", "reparam", "builtins") or home in sys.stdlib_module_names

@@ -25,6 +25,7 @@ from reparam.capture.process import exclusive
 from reparam.capture.tree import tensors
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import compare, is_floating
+from reparam.compare.isolated import empty_caches
 from reparam.compare.weights import eps, rerounded, state
 from reparam.errors import InputError, VerificationError
 
@@ -255,7 +256,7 @@ def _output(
 ) -> dict[str, Tensor]:
     """The tensors that a model returns, called on clones of the inputs."""
     clones = inputs.map(Tensor.clone)
-    with mode or nullcontext():
+    with empty_caches(model) if mode else nullcontext(), mode or nullcontext():
         return dict(tensors(clones.call(model)))
 
 

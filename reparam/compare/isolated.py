@@ -30,23 +30,26 @@ def run(
     """
     clones = inputs.map(Tensor.clone)
     try:
-        with _seeded(seed), _restored_caches(model) if mode else nullcontext(), mode or nullcontext():
+        with _seeded(seed), empty_caches(model) if mode else nullcontext(), mode or nullcontext():
             return dict(leaves(clones.call(model)))
     except Exception as error:
         raise ModelFailure(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
-def _restored_caches(model: Callable[..., Any]) -> Iterator[None]:
-    """Clear the `functools` caches of user code that have been filled meanwhile: they would keep float64 tensors."""
-    caches = {id(function): function for function in cached_functions(model)}
-    misses = {key: function.cache_info().misses for key, function in caches.items()}
+def empty_caches(model: Callable[..., Any]) -> Iterator[None]:
+    """Empty the `functools` caches of user code before a run in another dtype, and again behind it.
+
+    Else the run would read tables of the dtype that an earlier one has left, and leave its own.
+    """
+    caches = cached_functions(model)
+    for function in caches:
+        function.cache_clear()
     try:
         yield
     finally:
-        for key, function in caches.items():
-            if function.cache_info().misses != misses[key]:
-                function.cache_clear()
+        for function in caches:
+            function.cache_clear()
 
 
 @contextmanager

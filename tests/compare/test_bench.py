@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from typing import Any
 
@@ -88,6 +89,21 @@ def test_a_wrong_model_is_not_timed(dtype: torch.dtype, as_function: bool) -> No
     with pytest.raises(VerificationError, match=r"^wrong:"):
         benchmark({"right": model, "wrong": entry}, X.to(dtype), rounds=1)
     assert not benchmark({"right": model, "wrong": entry}, X.to(dtype), rounds=1, check=False).checked
+
+
+@functools.cache
+def ramp(length: int) -> Tensor:
+    return torch.linspace(0.1, 0.7, length)
+
+
+class Ramp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * ramp(x.shape[-1])
+
+
+def test_a_comparison_leaves_no_tables_of_float64() -> None:
+    benchmark({"a": Ramp().eval(), "b": Ramp().eval()}, torch.randn(2, 3), rounds=1, warmup=0)
+    assert ramp(3).dtype == torch.float32
 
 
 def test_another_runtime_may_round_more_than_a_conversion() -> None:

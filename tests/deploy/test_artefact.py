@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import pickle
 import threading
@@ -20,6 +21,7 @@ from reparam.deploy.artefact import apply, load, save
 from reparam.deploy.pair import Saved
 from reparam.errors import InputError
 from reparam.nn import ACBlock, DiverseBranchBlock, MobileOneBlock, RepVGGBlock, demo_network
+from tests.deploy import tables
 from tests.deploy.old_format import make_format_1
 from tests.helpers import ScaledBranches, convs_ran, distance, image, norms_ran, trained
 
@@ -370,6 +372,35 @@ def test_a_damaged_structure_is_refused(change: Callable[[dict[str, Any]], objec
     saved.provenance.write_text(json.dumps(data))
     with pytest.raises(InputError):
         load(saved.weights, make(), verify=False)
+
+
+@functools.lru_cache(maxsize=8)
+def own_ramp(length: int) -> Tensor:
+    return torch.linspace(0.1, 0.7, length)
+
+
+class ReadsTables(nn.Module):
+    """A model whose tables stay in caches between its calls: of its own file, and of another one."""
+
+    def __init__(self, ramp: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.ramp = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), ramp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).sin() * self.ramp(x.shape[-1])
+
+
+@pytest.mark.parametrize("ramp", [own_ramp, tables.ramp])
+def test_a_table_that_an_earlier_run_has_left_in_a_cache(ramp: Any, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 7, 9)
+    model = trained(ReadsTables(ramp), x, dtype=torch.float32)
+    deployed = reparam.reparameterize(model, x)
+    deployed(x)
+    assert ramp.cache_info().currsize
+    saved = save(deployed, tmp_path / "net.safetensors")
+    ramp.cache_clear()  # as in a new process
+    assert distance(deployed, load(saved.weights, ReadsTables(ramp)), x) == 0
+    assert ramp(9).dtype == torch.float32
 
 
 def test_a_forward_that_is_missing_is_noticed(tmp_path: Path) -> None:
