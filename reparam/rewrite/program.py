@@ -170,8 +170,9 @@ def _has_member(module: nn.Module, path: str) -> bool:
         if child is None:
             return False
         module = child
-    registered = (vars(module)[registry].get(name) for registry in ("_parameters", "_buffers", "_modules"))
-    return any(member is not None for member in registered) or name in vars(module) or hasattr(type(module), name)
+    registered = [vars(module)[registry].get(name) for registry in ("_parameters", "_buffers", "_modules")]
+    scopes = (vars(module), *map(vars, type(module).__mro__))
+    return any(member is not None for member in registered) or any(name in scope for scope in scopes)
 
 
 def _step(node: fx.Node, names: Mapping[str, str]) -> Step:
