@@ -19,8 +19,7 @@ from reparam.errors import (
 from reparam.plan.cost import Cost, MeasuredCost, Price, StaticCost, Work
 from reparam.report.report import Report
 from reparam.rewrite.origin import Origin
-
-__version__ = "0.1.0"
+from reparam.version import __version__ as __version__
 
 __all__ = [
     "Comparison",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,33 @@ import reparam
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("docs", "dev")  # extras whose packages no test imports
+
+UNINSTALLED = """
+import importlib.metadata
+
+def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+importlib.metadata.version = version
+
+import torch
+import reparam
+
+x = torch.randn(1, 3, 5, 5)
+folded = reparam.reparameterize(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval(), x)
+reparam.save(folded, "net.safetensors")
+assert reparam.__version__ in folded.reparam_report.to_html()
+"""
+
+
+def test_a_checkout_that_is_not_installed_saves(tmp_path: Path) -> None:
+    path = Path(reparam.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", UNINSTALLED], cwd=tmp_path, env={"PYTHONPATH": str(path)}, check=True)
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = Path(reparam.__file__).parent.parent / "pyproject.toml"
+    assert re.findall(r'^version = "(.*)"$', project.read_text(), re.MULTILINE) == [reparam.__version__]
 
 
 def test_dir_lists_the_public_names_only() -> None:

@@ -23,6 +23,7 @@ def require_eval(model: nn.Module, role: str) -> None:
         )
 
 
+_STATISTICS = ("running_mean", "running_var")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,6 +37,7 @@ def require_usable(model: object) -> None:
         _require_unwrapped(path, module)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
+        _require_plain(name, tensor)
         if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in _DTYPES):
             raise ModelError(
                 f"{name} is {tensor.dtype}, which cannot be folded exactly; convert before quantisation, from "
@@ -46,6 +48,16 @@ def require_usable(model: object) -> None:
     sums = [tensor.detach().sum(dtype=torch.float32) for _, tensor in tensors if tensor.is_floating_point()]
     if sums and not bool(torch.stack([total.cpu() for total in sums]).isfinite().all()):
         _require_finite(tensors)  # finite numbers may have a sum that is not
+
+
+def _require_plain(name: str, tensor: torch.Tensor) -> None:
+    """Raise ModelError for a tensor of a class that computes in another way: quantised, sharded or faked."""
+    kind = type(tensor)
+    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise ModelError(
+            f"{name} is held in a {kind.__name__}, whose numbers cannot be folded exactly; fold before the model is "
+            "quantised or sharded"
+        )
 
 
 def _require_unwrapped(path: str, module: nn.Module) -> None:
@@ -61,8 +73,9 @@ def _require_unwrapped(path: str, module: nn.Module) -> None:
 
 
 def _require_finite(tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """Raise ModelError for a NaN, and for an infinity in a parameter; buffers may be masks of infinities."""
+    """Raise ModelError for a NaN, and for an infinity in what training makes; other buffers may be masks."""
     for name, tensor in tensors:
-        wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
+        is_trained = isinstance(tensor, nn.Parameter) or name.rpartition(".")[2] in _STATISTICS
+        wrong = ~tensor.isfinite() if is_trained else tensor.isnan()
         if bool(wrong.any()):
             raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or training diverged")

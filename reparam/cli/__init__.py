@@ -12,7 +12,6 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from reparam.cli.compare import bench, verify
 from reparam.cli.export import export
 from reparam.cli.fold import explain, fold
 from reparam.errors import ReparamError, VerificationError
+from reparam.version import __version__
 
 FAILED = 1
 NOT_EQUAL = 2
@@ -41,7 +41,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"reparam {version('reparam')}")
+        typer.echo(f"reparam {__version__}")
         raise typer.Exit
 
 

@@ -23,6 +23,7 @@ from reparam.errors import first_line
 from reparam.nn import demo_network, draw_constants, draw_statistics
 from reparam.report.as_data import comparison_data, report_data
 from reparam.rules import RULES
+from reparam.version import __version__
 
 _PACKAGES = {
     "torch": "", "numpy": "", "safetensors": "", "timm": "zoo", "torchvision": "zoo",
@@ -94,7 +95,7 @@ def _state(name: str, extra: str) -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "reparam": version("reparam"),
+        "reparam": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count() or 1,

@@ -15,7 +15,6 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from reparam.errors import InputError
 from reparam.report.as_data import report_data
 from reparam.report.report import Report
 from reparam.rewrite.origin import Origin
+from reparam.version import __version__
 
 FORMAT = "reparam artefact"
 VERSION = 2
@@ -283,4 +283,4 @@ def _channels_last(model: nn.Module) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    return {"reparam": version("reparam"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"reparam": __version__, "torch": torch.__version__, "python": platform.python_version()}

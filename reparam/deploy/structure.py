@@ -202,7 +202,7 @@ def _attributes(old: nn.Module, new: nn.Module, where: str) -> tuple[Data, list[
     """The plain attributes that have changed, and the names of the tensors that rewritten code reads."""
     before, changed, constant_names = vars(old), {}, []
     for name, value in vars(new).items():
-        if name in _NOT_COMPARED:
+        if name in _NOT_COMPARED or name.startswith("__"):  # torch.jit.script leaves `__overloads__`
             continue
         if isinstance(value, Tensor):
             constant_names += [name] if name not in before else []

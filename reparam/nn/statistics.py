@@ -14,8 +14,10 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 Model = TypeVar("Model", bound=nn.Module)
 _FLIPPED = 0.1  # the share of negative gammas
@@ -100,8 +102,17 @@ def _draw_norm(name: str, norm: nn.Module, generator: torch.Generator) -> None:
 def _measure(model: nn.Module, norms: list[nn.Module], inputs: tuple[Any, ...]) -> None:
     """Scales drawn statistics, which fit an input of mean 0 and variance 1, to the input that each norm receives."""
 
-    def fit(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x = arguments[0].detach().float()
+    reshaping: dict[int, nn.Module] = {}
+
+    def fit_input(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x, (running_mean, _) = arguments[0], _running(norm)
+        if x.ndim > 1 and x.shape[1] == len(running_mean):
+            fit(norm, x)
+        else:  # a subclass that calls torch's norm on another shape
+            reshaping[id(running_mean)] = norm
+
+    def fit(norm: nn.Module, x: Tensor) -> None:
+        x = x.detach().float()
         axes = [axis for axis in range(x.ndim) if axis != 1]
         mean, variance = x.mean(axes), x.var(axes, correction=0)
         # A channel that is constant (dead, or a single pixel) has no scale.
@@ -110,15 +121,32 @@ def _measure(model: nn.Module, norms: list[nn.Module], inputs: tuple[Any, ...]) 
         running_mean.copy_(mean + running_mean * variance.sqrt())
         running_var.copy_(variance * running_var)
 
+    def fit_call(x: Tensor, running_mean: Tensor | None) -> None:
+        if id(running_mean) in reshaping:
+            fit(reshaping[id(running_mean)], x)
+
     modes = [(module, module.training) for module in model.modules()]
-    with ExitStack() as undo:
+    with ExitStack() as undo, _BatchNormCalls(fit_call):
         for norm in norms:
-            handle = norm.register_forward_pre_hook(fit)
+            handle = norm.register_forward_pre_hook(fit_input)
             undo.callback(handle.remove)
         for module, training in modes:
             undo.callback(setattr, module, "training", training)
             module.training = False
         model(*inputs)
+
+
+class _BatchNormCalls(TorchFunctionMode):
+    """Within it `note` is called with the input and the running mean of each call of `F.batch_norm`, before it runs."""
+
+    def __init__(self, note: Callable[[Tensor, Tensor | None], None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            self.note(args[0], args[1])
+        return func(*args, **(kwargs or {}))
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -30,6 +30,29 @@ def with_infinite_statistics() -> nn.Module:
     return model
 
 
+def with_an_infinite_variance() -> nn.Module:
+    model = network()
+    model.stem[1].running_var[0] = float("inf")
+    return model
+
+
+class Int8Tensor(torch.Tensor):
+    """As quantisation libraries hold a weight: whole numbers and their scales, behind a dispatch of its own."""
+
+    @staticmethod
+    def __new__(cls, numbers: torch.Tensor, scales: torch.Tensor) -> Int8Tensor:
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scales.dtype)  # type: ignore[attr-defined,no-any-return]
+
+    def __init__(self, numbers: torch.Tensor, scales: torch.Tensor) -> None:
+        self.numbers, self.scales = numbers, scales
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].numbers, args[0].scales)
+        raise NotImplementedError(func)
+
+
 def in_train_mode() -> nn.Module:
     model = network()
     model.blocks[0].train()
@@ -50,6 +73,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], dict[str, Any], type[ReparamError], s
     "train mode": (in_train_mode, {}, TrainModeError, r"blocks\.0.*eval\(\)"),
     "NaN": (with_nan, {}, ModelError, r"stem\.0\.weight.*not finite"),
     "NaN statistics": (with_infinite_statistics, {}, ModelError, r"stem\.1\.running_var.*not finite"),
+    "infinite statistics": (with_an_infinite_variance, {}, ModelError, r"stem\.1\.running_var.*not finite"),
     "fails on its inputs": (network, {"example_inputs": image(1, 4, 9, 7)}, ModelError, r"1x4x9x7.*RuntimeError"),
     "wrong arguments": (network, {"example_inputs": {"y": X}}, ModelError, "TypeError"),
     "meta": (on_meta, {}, ModelError, r"stem\.0\.weight.*meta"),
@@ -73,6 +97,14 @@ def test_an_error_leaves_the_model_untouched(name: str, inplace: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_weight_of_a_quantisation_library_is_named() -> None:
+    model = network(torch.float32)
+    numbers = torch.ones(model.head.weight.shape, dtype=torch.int8)
+    model.head.weight = nn.Parameter(Int8Tensor(numbers, torch.ones(5, 1)), requires_grad=False)
+    with pytest.raises(ModelError, match=r"head\.weight.*Int8Tensor.*fold before the model is quantised"):
+        reparam.reparameterize(model, X.float())
+
+
 def test_a_quantized_model_is_refused() -> None:
     class Quantized(nn.Module):
         def __init__(self) -> None:

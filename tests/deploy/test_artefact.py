@@ -374,6 +374,14 @@ def test_a_damaged_structure_is_refused(change: Callable[[dict[str, Any]], objec
         load(saved.weights, make(), verify=False)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_model_that_has_been_scripted(tmp_path: Path) -> None:
+    make, _, deployed, x = made("RepVGG")
+    truth = deployed(x)
+    torch.jit.script(deployed)
+    assert torch.equal(load(save(deployed, tmp_path / "net.safetensors").weights, make())(x), truth)
+
+
 @functools.lru_cache(maxsize=8)
 def own_ramp(length: int) -> Tensor:
     return torch.linspace(0.1, 0.7, length)

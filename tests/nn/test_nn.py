@@ -393,6 +393,21 @@ def test_draw_statistics_follows_the_seed_alone() -> None:
     assert all(torch.equal(a, b.to(a)) for a, b in zip(numbers(first), numbers(double), strict=True))
 
 
+class Tokens(nn.BatchNorm1d):
+    """A norm of the last dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).view(x.shape)
+
+
+@pytest.mark.parametrize("shape", [(64, 7, 4), (64, 4, 4), (3, 64, 5, 4)])
+def test_draw_statistics_of_a_norm_that_reshapes(shape: tuple[int, ...]) -> None:
+    model = draw_statistics(nn.Sequential(nn.Linear(3, 4), Tokens(4)), inputs=(100 * torch.randn(*shape[:-1], 3),))
+    normed = model.eval()[1].running_var
+    assert (normed > 50).all()
+    assert model(torch.randn(*shape[:-1], 3)).shape == shape
+
+
 def test_draw_statistics_takes_norms_of_every_kind_and_nothing_else() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from importlib.resources import files
 
 import torch
@@ -32,6 +31,7 @@ from reparam.report.render.elements import (
     with_unit,
 )
 from reparam.report.render.markup import Markup, joined, tag
+from reparam.version import __version__
 
 _OPEN_BLOCKS = 8  # kinds of blocks that show at once; the others have to be opened
 
@@ -121,7 +121,7 @@ def _fastest(latency: Comparison) -> Spread:
 
 
 def _footer() -> Markup:
-    return tag("footer", f"reparam {version('reparam')}, torch {torch.__version__}")
+    return tag("footer", f"reparam {__version__}, torch {torch.__version__}")
 
 
 # --- sections
