@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reparam
 from reparam.capture.tree import tensors
 from reparam.nn import draw_constants, draw_statistics
+from reparam.plan.cost import Price, Work
 from reparam.report.report import Report
 
 # A few hundred float64 additions in another order; verification itself allows a thousand times as much.
@@ -181,6 +182,15 @@ def plain_convs(model: nn.Module) -> list[nn.Module]:
     """Every module that is exactly a torch convolution or linear layer, and no subclass of one."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return [module for module in model.modules() if type(module) in kinds]
+
+
+class Launches:
+    """A cost by which every operation costs one: whatever can be one layer becomes one."""
+
+    name = "launches"
+
+    def price(self, work: Work) -> Price:
+        return Price(0 if work.kind == "view" else 1)
 
 
 class ScaledBranches(nn.Module):

@@ -75,6 +75,11 @@ class Axis:
         return self.has_padding and self.mode != ZEROS
 
     @property
+    def is_same(self) -> bool:
+        """Whether it pads as `padding="same"` of nn.Conv does: to as many outputs as inputs, one more at the end."""
+        return self.stride == self.input_dilation == 1 and self.slack == -1 and self.lo == (self.span - 1) // 2
+
+    @property
     def min_length(self) -> int:
         """The smallest input length that may be padded like this and gives an output."""
         reach = max(self.lo, self.hi) + _BEYOND[self.mode] if self.mode in _BEYOND and self.has_padding else 1

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
-from reparam.algebra.layer_form import layer_form
+from reparam.algebra.layer_form import layer_form, pads_as_same
 
 _CLASS = {0: "Linear", 1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
@@ -23,7 +23,8 @@ def describe(value: AffineConv) -> str:
     text = f"{name} {value.in_channels}->{value.out_channels}"
     if value.axes:
         strides, pads = zip(*[_stride_and_padding(value, axis) for axis in value.axes], strict=True)
-        fields = [("", "x".join(str(axis.taps) for axis in value.axes)), ("s", _short(strides)), ("p", _short(pads))]
+        fields = [("", "x".join(str(axis.taps) for axis in value.axes)), ("s", _short(strides))]
+        fields.append(("p", "same" if pads_as_same(value) else _short(pads)))
         if value.is_transposed and any(axis.hi > axis.lo for axis in value.axes):
             fields.append(("o", _short(axis.hi - axis.lo for axis in value.axes)))
         if any(axis.dilation > 1 for axis in value.axes):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
-from reparam.algebra.kernels import embedded, flat_pads
+from reparam.algebra.kernels import embedded, finest_groups, flat_pads
 from reparam.algebra.lazy import Lazy
 
 Padding = tuple[str, list[int]]  # a mode, and how much at each side in the order of F.pad (negative: crop)
@@ -15,9 +15,9 @@ Padding = tuple[str, list[int]]  # a mode, and how much at each side in the orde
 def layer_form(value: AffineConv) -> tuple[list[Padding], AffineConv]:
     """The paddings and crops to do first, one after another, and a value that one layer can compute.
 
-    nn.Conv pads in one mode and equally at both ends. Where zeros differ between the two ends, the kernel is widened by
-    zeros, unless that would more than double it. nn.ConvTranspose pads with zeros only, and no padding before it can
-    replace them. The result takes every size that the value takes.
+    nn.Conv pads in one mode and equally at both ends, or as "same" says. Other paddings stand in front of it: a kernel
+    that is widened by taps of zero does more multiply-adds, which take longer than a padding. nn.ConvTranspose pads
+    with zeros only, and no padding before it can replace them. The result takes every size that the value takes.
     """
     paddings: list[Padding] = []
     rest = replace(value, axes=tuple(map(Axis.balanced, value.axes)))
@@ -27,8 +27,10 @@ def layer_form(value: AffineConv) -> tuple[list[Padding], AffineConv]:
         axes = tuple(axis.without_padding() if axis.copies_pixels else axis for axis in rest.axes)
         rest = replace(rest, axes=axes, identity=False, mean=False)
     wide = widened(rest)
-    if wide.taps <= 2 * value.taps or value.is_transposed:
+    if wide.taps == rest.taps or value.is_transposed:
         return paddings, wide
+    if pads_as_same(rest):
+        return paddings, rest
     sides = flat_pads([(0, 0) if axis.copies_pixels else (axis.lo, axis.hi) for axis in rest.axes])
     # F.pad crops first. Where one end of an axis is cropped and the other padded, it would take other sizes.
     if any(axis.lo * axis.hi < 0 for axis in rest.axes):
@@ -37,6 +39,21 @@ def layer_form(value: AffineConv) -> tuple[list[Padding], AffineConv]:
         paddings += [(ZEROS, sides)]
     axes = tuple(axis if axis.copies_pixels else replace(axis, lo=0, hi=0) for axis in rest.axes)
     return paddings, replace(rest, axes=axes, identity=False, mean=False)
+
+
+def pads_as_same(value: AffineConv) -> bool:
+    """Whether `padding="same"` is the padding of a value, one more at the end of an axis."""
+    return all(axis.is_same and not axis.copies_pixels for axis in value.axes) and any(
+        axis.lo != axis.hi for axis in value.axes
+    )
+
+
+def finest(value: AffineConv) -> AffineConv:
+    """The same with as many groups as the layer will have. This computes the kernel."""
+    if value.identity or not value.axes:
+        return value
+    groups, kernel = finest_groups(value.kernel(), value.groups)
+    return replace(value, groups=groups, kernel=Lazy.of(kernel))
 
 
 def widened(value: AffineConv) -> AffineConv:

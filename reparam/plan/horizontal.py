@@ -34,6 +34,7 @@ from reparam.rules import Value
 from reparam.rules.interpret import REACH, between
 
 _MARGIN = 0.25
+_SIZE = cost.SizeCost()
 _FEW_CANDIDATES = 6  # every set of so many convolutions is compared
 _IMPOSSIBLE = cost.Price(math.inf, math.inf)
 
@@ -221,7 +222,7 @@ class _FusionSearch:
             wide = cost.of_fold(self.cost_model, chosen.value)
             together = cost.total([wide, cost.of_view(self.cost_model), chosen.overhead])
             pays = together < chosen.price and together.time <= (1 - _MARGIN) * chosen.price.time
-            if pays and (best is None or best[0] < chosen.price - together):
+            if pays and not self._grows(chosen) and (best is None or best[0] < chosen.price - together):
                 best = chosen.price - together, chosen
         if best is None:
             return None
@@ -229,6 +230,11 @@ class _FusionSearch:
         if self._cheaper_from_earlier(chosen.candidates):
             return None
         return _FusedFolds(self._folds(chosen.candidates), saved)
+
+    def _grows(self, chosen: _CandidateSet) -> bool:
+        """Whether one convolution is larger than all of them: it has fewer groups."""
+        own = cost.total(cost.of_fold(_SIZE, candidate.fold.value) for candidate in chosen.candidates)
+        return cost.grows(self.cost_model, own, cost.of_fold(_SIZE, chosen.value))
 
     def _cheaper_from_earlier(self, candidates: Sequence[_Candidate]) -> bool:
         """Whether the wide convolution would cost less as a fold of a tensor before its base, if only it reads that.

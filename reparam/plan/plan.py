@@ -17,7 +17,7 @@ from reparam.plan import cost
 from reparam.plan.distribute import Distribution, distributions
 from reparam.plan.fold import Fold
 from reparam.plan.liveness import alive, computed, only_size_needed
-from reparam.plan.region import Region, Unplaced
+from reparam.plan.region import Region, RegionPlan, Unplaced
 from reparam.plan.strides import layout_sensitive
 from reparam.rules.interpret import Interpretation
 
@@ -93,13 +93,14 @@ def plan(
     sensitive = layout_sensitive(record)
     folds: list[Fold] = []
     unplaced: list[Unplaced] = []
-    before = after = cost.FREE
-    for sinks in _regions(record, walk, _demanded(record, walk, live) | (barriers & live)):
-        region = Region(record, order, walk, sinks, cost_model, sensitive)
-        region_folds, region_before, region_after = region.best()
-        folds += region_folds
-        unplaced += region.unplaced.values()
-        before, after = before + region_before, after + region_after
+    demanded = _demanded(record, walk, live) | (barriers & live)
+    regions = [Region(record, order, walk, sinks, cost_model, sensitive) for sinks in _regions(record, walk, demanded)]
+    plans = _without_growth([region.best() for region in regions], cost_model)
+    before = cost.total(region.before for region in regions)
+    after = cost.total(plan.price for plan in plans)
+    for region_plan in plans:
+        folds += region_plan.folds()
+        unplaced += region_plan.region.unplaced.values()
     by_sink = {fold.sink: fold for fold in folds}
     paying: list[Distribution] = []
     for distribution in distributions(record, walk, by_sink, live):
@@ -121,6 +122,20 @@ def plan(
         unplaced=tuple(unplaced),
         walk=walk,
     )
+
+
+def _without_growth(plans: list[RegionPlan], cost_model: cost.Cost) -> list[RegionPlan]:
+    """Plans of regions that together do not need more multiply-adds and more stored numbers than before.
+
+    Each alone needs no more of one of them. If all together do, those that need more multiply-adds are planned anew,
+    the largest first.
+    """
+    before = cost.total(plan.region.size for plan in plans)
+    for i in sorted(range(len(plans)), key=lambda i: plans[i].region.size.value - plans[i].size.value):
+        if not cost.grows(cost_model, before, cost.total(plan.size for plan in plans)):
+            break
+        plans[i] = plans[i].region.without_growth(plans[i])
+    return plans
 
 
 def _regions(record: Record, walk: Interpretation, demanded: set[Node]) -> Iterable[dict[Node, None]]:

@@ -8,17 +8,19 @@ operations are always candidates, so no plan costs more than the original.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 from operator import itemgetter
 from typing import Any
 
 from reparam.algebra.affine import AffineConv, PendingBorder
 from reparam.algebra.axis import Axis
+from reparam.algebra.layer_form import finest
 from reparam.algebra.views import View
 from reparam.capture.graph import Node, Record
 from reparam.capture.ops import KERNELS, REARRANGING, SIZE_ARGUMENTS
@@ -49,6 +51,10 @@ _EMPTY_CROP = (
     "at some sizes the crop before it is empty, and no convolution takes an empty image",
     "cropping the result would fold",
 )
+_GROWS = (
+    "as fewer layers it would take more multiply-adds and more parameters",
+    "the operations themselves are the smaller form",
+)
 _OVERWRITTEN = (
     "its tensor, or the one that it is computed from, is written to in place, or the caller may write to it",
     "`x = x + y` for `x += y`, and inplace=False, would fold",
@@ -61,6 +67,23 @@ class Unplaced:
 
     nodes: tuple[Node, ...]
     refusal: Refusal
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPlan:
+    """How the tensors of a region are computed.
+
+    chosen: the folds, as (base, sink), in order; price: of these and of the operations that stay; size: of the same, by
+    `SizeCost`.
+    """
+
+    region: Region
+    chosen: list[tuple[Node, Node]]
+    price: cost.Price
+    size: cost.Price
+
+    def folds(self) -> list[Fold]:
+        return self.region.folds(self.chosen)
 
 
 @dataclass(eq=False)
@@ -89,17 +112,80 @@ class Region:
         self._copies: dict[Node, frozenset[Node]] = {}
         self._starts: dict[Node, bool] = {}
 
+    @property
+    def before(self) -> cost.Price:
+        """The price of the user's operations."""
+        return cost.total(self.prices.values())
+
+    @cached_property
+    def size(self) -> cost.Price:
+        """Their size, by `SizeCost`."""
+        return self._priced_by(cost.SizeCost()).before
+
     # --- the search
 
-    def best(self) -> tuple[list[Fold], cost.Price, cost.Price]:
-        """The folds of the cheapest plan found, the price of the user's operations, and the price of the plan."""
-        before = cost.total(self.prices.values())
-        after, chosen = self._cheapest()
-        if after >= before:
-            return [], before, before
-        return [self._fold(base, node) for base, node in chosen], before, after
+    def best(self) -> RegionPlan:
+        """The cheapest plan found that does not grow the region."""
+        after, chosen = self.cheapest()
+        if after >= self.before:
+            return self._plan([], self.before)
+        best = self._plan(chosen, after)
+        if cost.grows(self.cost_model, self.size, best.size):
+            best = self._plan(chosen, after, finest)  # a shuffle may hide groups
+        return self.without_growth(best) if cost.grows(self.cost_model, self.size, best.size) else best
 
-    def _cheapest(self) -> tuple[cost.Price, list[tuple[Node, Node]]]:
+    def without_growth(self, refused: RegionPlan) -> RegionPlan:
+        """The plan with the fewest multiply-adds, if it is cheaper than the user's operations; else these."""
+        _, chosen = self._priced_by(cost.FlopsCost()).cheapest()
+        lean = self._plan(chosen, self.total(chosen))
+        pays = lean.price < self.before and not cost.grows(self.cost_model, self.size, lean.size)
+        result = lean if pays else self._plan([], self.before)
+        for base, node in refused.chosen:
+            if (base, node) not in result.chosen:
+                self.unplaced.setdefault(node, Unplaced(tuple(between(base, [node])), Refusal(*_GROWS)))
+        return result
+
+    def _plan(
+        self, chosen: list[tuple[Node, Node]], price: cost.Price, form: Callable[[AffineConv], AffineConv] = lambda v: v
+    ) -> RegionPlan:
+        return RegionPlan(self, chosen, price, self._priced_by(cost.SizeCost()).total(chosen, form))
+
+    def _priced_by(self, cost_model: cost.Cost) -> Region:
+        """The same region with other prices."""
+        region = copy.copy(self)
+        region.cost_model, region._fold_prices = cost_model, {}
+        region.prices = {node: cost.of_node(cost_model, node) for node in self.nodes}
+        return region
+
+    def total(
+        self, chosen: Collection[tuple[Node, Node]], form: Callable[[AffineConv], AffineConv] = lambda v: v
+    ) -> cost.Price:
+        """The price of folds, and of the operations that stay beside them. form: changes the values before."""
+        bases = {node: base for base, node in chosen}
+        total, paid_steps = cost.FREE, defaultdict[Node, set[Node]](set)
+        visited, pending = {self.anchor}, list(self.sinks)
+        while pending:
+            node = pending.pop()
+            if node in visited:
+                continue
+            visited.add(node)
+            if node in bases:
+                base, value = bases[node], self.value(bases[node], node)
+                assert value is not None
+                value = form(value) if isinstance(value, AffineConv) else value
+                total += self.price(base, node, value, paid_steps[base])
+                paid_steps[base].update(self.steps(base, node))
+                pending.append(base)
+            else:
+                total += self.prices[node]
+                pending += (operand for operand in node.operands if operand in self.prices)
+        return total
+
+    def folds(self, chosen: Collection[tuple[Node, Node]]) -> list[Fold]:
+        """The folds of a plan."""
+        return [self._fold(base, node) for base, node in chosen]
+
+    def cheapest(self) -> tuple[cost.Price, list[tuple[Node, Node]]]:
         """The cheapest plan, over the sets of tensors that are computed because several others are computed from them.
 
         None of those may pay by itself. A tensor on the only path to another is chosen by the search for that one. All

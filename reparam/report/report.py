@@ -106,14 +106,14 @@ def _counts_after(live: Iterable[Node], evidence: Evidence) -> Counts:
         stay.norms,
         stay.elementwise + sum(fold.value.bias_per_pixel for fold in folds),
         stay.parameters,
-        stay.macs + sum(fold.macs for fold in folds),
+        stay.macs + sum(evidence.emitted(fold).macs for fold in folds),
     )
 
 
 def _fold_line(fold: Fold, evidence: Evidence, order: Mapping[Node, int]) -> FoldLine:
     """A fold without its times."""
     name = evidence.names.get(fold) or fold.sink.path
-    after = fold.describe()
+    after = evidence.emitted(fold).describe()
     weights = evidence.weights[fold]
     return FoldLine(
         name=name,

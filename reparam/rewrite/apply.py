@@ -47,7 +47,7 @@ class Emitted:
 
     exact: if asked for, the float64 value of every new weight before rounding, by qualified name; they take twice the
         memory of float32 weights.
-    names: the path of the module that computes each fold.
+    names: the path of the module that computes each fold; groups: how many groups its layer has.
     plain: the weights that layers have computed at every call and now hold, with what they were computed from.
     refills: the layers whose weights are still to be filled in.
     """
@@ -55,6 +55,7 @@ class Emitted:
     model: nn.Module
     exact: dict[str, Tensor]
     names: dict[Fold, str]
+    groups: dict[Fold, int]
     plain: dict[str, list[Tensor]]
     refills: list[Refill]
 
@@ -124,7 +125,8 @@ class _Emitter:
         self._require_sound(paths)
         exact = {name: self.weights[p] for name, p in self.model.named_parameters() if p in self.weights}
         names = {fold: paths.get(layer, "") for fold, layer in self.layers.items()}
-        return Emitted(self.model, exact, names, plain, self.refills)
+        groups = {fold: _groups(layer) for fold, layer in self.layers.items()}
+        return Emitted(self.model, exact, names, groups, plain, self.refills)
 
     def _require_sound(self, paths: Mapping[nn.Module, str]) -> None:
         """Raise VerificationError unless every new forward finds all it needs, and every layer its weights."""
@@ -236,6 +238,12 @@ class _Emitter:
             items = index.add_items(result, fusion.widths, fusion.channel)
             self.split_results[fusion] = dict(zip(fusion.sinks, items, strict=True))
         return self.split_results[fusion][piece.sink]
+
+
+def _groups(layer: nn.Module) -> int:
+    """The groups of the convolution in a layer; 1 for a linear one."""
+    convolutions = (inner for inner in layer.modules() if isinstance(inner, nn.modules.conv._ConvNd))
+    return next((convolution.groups for convolution in convolutions), 1)
 
 
 def _weight_like(fold: Fold, model: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
 from reparam.algebra.kernels import finest_groups, regroup, transposed
-from reparam.algebra.layer_form import layer_form
+from reparam.algebra.layer_form import layer_form, pads_as_same
 
 _PLAIN: dict[int, Callable[..., nn.Module]] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
@@ -98,7 +98,7 @@ def _direct_geometry(value: AffineConv) -> dict[str, Any]:
     """The geometry of nn.Conv."""
     return {
         "stride": tuple(axis.stride for axis in value.axes),
-        "padding": tuple(axis.lo for axis in value.axes),
+        "padding": "same" if pads_as_same(value) else tuple(axis.lo for axis in value.axes),
         "padding_mode": next(iter(value.modes), ZEROS),
     }
 

@@ -332,7 +332,11 @@ TRAPS = {
         lambda: summed(seq(conv(4, 4, 7, padding=3), bn()), seq(conv(4, 4, 5, padding=2), bn()), bn()), convs=1, norms=0
     ),
     "rows and columns": Trap(
-        lambda: summed(seq(conv(4, 4, (1, 5), padding=(0, 2)), bn()), seq(conv(4, 4, (3, 1), padding=(1, 0)), bn())),
+        lambda: summed(
+            seq(conv(4, 4, (1, 5), padding=(0, 2)), bn()),
+            seq(conv(4, 4, (3, 1), padding=(1, 0)), bn()),
+            seq(conv(4, 4, (3, 5), padding=(1, 2)), bn()),
+        ),
         convs=1,
         norms=0,
     ),
@@ -352,7 +356,11 @@ TRAPS = {
     "same with a kernel of two": Trap(lambda: seq(conv(4, 4, 2, padding="same"), bn()), convs=1, norms=0),
     "same and dilated": Trap(lambda: seq(conv(4, 4, (4, 3), padding="same", dilation=2), bn()), convs=1, norms=0),
     "dilated beside dense": Trap(
-        lambda: summed(seq(conv(4, 4, 3, padding=2, dilation=2), bn()), seq(conv(4, 4, 3, padding=1), bn())),
+        lambda: summed(
+            seq(conv(4, 4, 3, padding=2, dilation=2), bn()),
+            seq(conv(4, 4, 3, padding=1), bn()),
+            seq(conv(4, 4, 5, padding=2), bn()),
+        ),
         convs=1,
         norms=0,
     ),

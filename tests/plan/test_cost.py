@@ -30,7 +30,7 @@ from reparam.plan.liveness import alive
 from reparam.plan.plan import plan
 from reparam.report.report import Report
 from reparam.rules.interpret import Interpretation
-from tests.helpers import Block, image, trained
+from tests.helpers import Block, Launches, image, trained
 from tests.plan.test_plan import CHANNELS, STEPS, Network, Step
 
 
@@ -278,15 +278,6 @@ def test_a_shift_behind_a_sum_is_distributed_only_where_it_costs_no_parameters()
     assert report_by(model(), x, "params").after.elementwise == 2
 
 
-class Launches:
-    """Every operation costs one."""
-
-    name = "launches"
-
-    def price(self, work: Work) -> Price:
-        return Price(0 if work.kind == "view" else 1)
-
-
 def test_a_custom_cost() -> None:
     assert isinstance(Launches(), Cost)
     report = report_by(narrow_chain(4), image(1, 64, 112, 112, dtype=torch.float32), Launches())
@@ -407,7 +398,7 @@ def test_a_fold_that_is_not_faster_is_reported() -> None:
 
 
 def test_a_fold_with_more_parameters_is_reported() -> None:
-    report = report_by(narrow_chain(4), image(1, 64, 3, 3, dtype=torch.float32))
+    report = report_by(narrow_chain(4), image(1, 64, 3, 3, dtype=torch.float32), Launches())
     assert report.after.convs == 1
     assert "It holds 700 % more parameters than before." in report.worth
 

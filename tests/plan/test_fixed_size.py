@@ -113,7 +113,7 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
     ),
     "branches": lambda: Block(
         _merged,
-        a=nn.Conv2d(4, 4, 1),
+        a=nn.Conv2d(4, 4, 3, padding=1),
         first=nn.BatchNorm2d(4),
         b=nn.Conv2d(4, 4, 3, padding=1),
         norm=nn.BatchNorm2d(8),

@@ -163,7 +163,8 @@ def test_a_dilated_kernel_is_not_made_dense(dilation: int) -> None:
 
 def test_dilated_branches_become_one_dilated_kernel() -> None:
     branches = [seq(conv(4, 4, 3, padding=d, dilation=d), bn()) for d in (2, 4)]
-    folded = converted(trained(summed(*branches, seq(conv(4, 4, 1), bn()))), image(1, 4, 15, 12))
+    wide = conv(4, 4, 5, padding=4, dilation=2)
+    folded = converted(trained(summed(*branches, wide, seq(conv(4, 4, 1), bn()))), image(1, 4, 15, 12))
     assert [(tuple(layer.weight.shape[2:]), layer.dilation) for layer in plain_convs(folded)] == [((5, 5), (2, 2))]
 
 

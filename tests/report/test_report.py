@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from reparam.report.render.layout import laid_out
 from reparam.report.render.markup import tag
 from reparam.report.report import Report
 from reparam.rules import RULES, Rule
-from tests.helpers import Block, image, trained
+from tests.helpers import Block, Launches, image, trained
 from tests.outcomes import HOSTILE, LATENCY, hostile
 
 
@@ -46,8 +47,8 @@ class Branches(nn.Module):
         return 0 + self.norm(self.dense(x)) + self.gain * self.point(x) + self.own(x)
 
 
-def report_of(model: nn.Module, x: Tensor) -> Report:
-    found = reparam.reparameterize(model, x).reparam_report
+def report_of(model: nn.Module, x: Tensor, **options: Any) -> Report:
+    found = reparam.reparameterize(model, x, **options).reparam_report
     assert isinstance(found, Report)
     return found
 
@@ -56,7 +57,7 @@ def report_of(model: nn.Module, x: Tensor) -> Report:
 
 
 def test_a_fold_knows_its_operations() -> None:
-    (fold,) = report_of(trained(Branches(), image(2, 4, 7, 5)), image(2, 4, 7, 5)).folds
+    (fold,) = report_of(trained(Branches(), image(2, 4, 7, 5)), image(2, 4, 7, 5), cost=Launches()).folds
     assert fold.becomes == ("Conv2d 4->4 3x3 s1 p1",)
     assert [(step.operation, step.geometry, step.where, step.reads) for step in fold.steps] == [
         ("conv2d", "4->4 3x3 p1 g2", "dense", (START,)),
@@ -96,7 +97,7 @@ def test_geometry(layer: nn.Module, shape: tuple[int, ...], geometry: str) -> No
     if isinstance(layer, nn.AvgPool2d):
         layer, geometry = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), layer), f"{geometry}"
     model = nn.Sequential(layer, behind or (nn.BatchNorm1d if len(shape) == 3 else nn.BatchNorm2d)(_channels(layer)))
-    (fold,) = report_of(trained(model, image(*shape)), image(*shape)).folds
+    (fold,) = report_of(trained(model, image(*shape)), image(*shape), cost=Launches()).folds
     assert geometry in [step.geometry for step in fold.steps]
 
 
@@ -292,7 +293,7 @@ def test_branches_go_straight_down() -> None:
 
 
 def test_the_picture_shows_every_operation_once() -> None:
-    (fold,) = report_of(trained(Branches(), image(2, 4, 7, 5)), image(2, 4, 7, 5)).folds
+    (fold,) = report_of(trained(Branches(), image(2, 4, 7, 5)), image(2, 4, 7, 5), cost=Launches()).folds
     picture = diagram(fold)
     assert re.findall(r"<text[^>]*>([^<]*)</text>", picture) == [
         "x", "3×3 conv", "4→4 p1 g2", "bn", "1×1 conv", "4→4", "× gain", "bn", "+", "y",

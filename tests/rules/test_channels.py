@@ -14,6 +14,7 @@ from reparam.algebra.kernels import finest_groups, regroup
 from tests.helpers import (
     EXACT,
     Block,
+    Launches,
     accepted,
     between,
     convs_ran,
@@ -63,7 +64,7 @@ ONE: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", ONE)
 def test_becomes_one_convolution(name: str) -> None:
     model = trained(ONE[name]())
-    result = reparam.reparameterize(model, image(*SIZES[0]), verify=False)
+    result = reparam.reparameterize(model, image(*SIZES[0]), verify=False, cost=Launches())
     assert len(plain_convs(result)) == convs_ran(result, image(*SIZES[0])) == 1, result.reparam_report
     assert norms_ran(result, image(*SIZES[0])) == 0
     moved = {"index_select", "index", "flip", "roll", "clone", "repeat", "cat", "add", "native_channel_shuffle"}

@@ -12,7 +12,7 @@ Ties are broken by the static cost.
 """
 
 from reparam.plan.cost.choice import NAMES, chosen
-from reparam.plan.cost.counted import FlopsCost, ParamsCost
+from reparam.plan.cost.counted import FlopsCost, ParamsCost, SizeCost, grows
 from reparam.plan.cost.measured import MeasuredCost, TimedCost
 from reparam.plan.cost.price import FREE, Cost, Price, of_copy, of_fold, of_map, of_node, of_view, total
 from reparam.plan.cost.static import CPU, CUDA, DEVICES, StaticCost
@@ -32,10 +32,12 @@ __all__ = [
     "ParamsCost",
     "Price",
     "Setting",
+    "SizeCost",
     "StaticCost",
     "TimedCost",
     "Work",
     "chosen",
+    "grows",
     "macs_of",
     "macs_of_fold",
     "of_copy",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS, Axis
+from reparam.algebra.layer_form import pads_as_same
 from reparam.capture.graph import Node
 from reparam.capture.ops import op_name
 
@@ -107,9 +108,9 @@ def of_fold(value: AffineConv, shape: Sequence[int]) -> Sample:
         return Sample(
             _TRANSPOSED[len(taps)], (read, weight, None, strides, paddings, output_paddings, value.groups, dilations)
         )
-    paddings = tuple(map(_padding, value.axes))
+    padding = "same" if pads_as_same(value) else tuple(map(_padding, value.axes))
     weight = Shaped((value.out_channels, inner, *taps))
-    return Sample(_CONV[len(taps)], (read, weight, None, strides, paddings, dilations, value.groups))
+    return Sample(_CONV[len(taps)], (read, weight, None, strides, padding, dilations, value.groups))
 
 
 def _padding(axis: Axis) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reparam.algebra.affine import AffineConv
 from reparam.algebra.axis import ZEROS
-from reparam.algebra.layer_form import layer_form
+from reparam.algebra.layer_form import layer_form, pads_as_same
 from reparam.capture.graph import Node
 from reparam.capture.ops import (
     CONVOLUTIONS,
@@ -72,6 +72,10 @@ def of_fold(value: AffineConv) -> Iterator[Work]:
     output, shape = value.shape(), value.anchor.shape
     written, read = math.prod(output), math.prod(shape)
     paddings, value = layer_form(value)
+    if paddings:
+        yield VIEW  # the time that Python takes to call the sequence of them and the layer
+    if pads_as_same(value):  # torch makes the padded copy, as in the user's own call
+        yield Work("moved", read, read)
     paddings += [(mode, value.sides(mode)) for mode in value.modes if mode != ZEROS]
     for mode, sides in paddings:  # a separate operation, as in the user's code
         pad = partial(sample.of_pad, shape, sides, mode)
@@ -204,13 +208,8 @@ def macs_of(node: Node) -> int:
 
 
 def macs_of_fold(value: AffineConv) -> int:
-    """Multiply-adds of the plain convolution that computes `value`; 0 for the anchor itself."""
-    groups = value.groups if value.axes else 1
-    if value.identity:
-        return 0
-    if value.is_transposed:
-        return math.prod(value.anchor.shape) * (value.out_channels // groups) * value.taps
-    return math.prod(value.shape()) * (value.in_channels // groups) * value.taps
+    """Multiply-adds of the layer that computes `value`, with the taps that it has in `layer_form`; 0 for the anchor."""
+    return sum(work.macs for work in of_fold(value))
 
 
 def _group_count(node: Node, kernel: Sequence[int]) -> int:
