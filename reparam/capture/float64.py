@@ -8,6 +8,7 @@ functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam.capture.compiled import python_code
 from reparam.capture.process import PROCESS
 from reparam.capture.snapshot import M, copied
 from reparam.capture.tree import T, mapped, tensors
@@ -39,17 +41,21 @@ class Float64(TorchDispatchMode):
     cast. A number that was rounded before any operation (`torch.tensor(0.1, dtype=torch.float32)`, a float32
     attribute) stays rounded.
 
-    The default dtype is that of the process, so the mode holds the lock `PROCESS`: a second thread waits for the first.
+    Compiled code is for one dtype: the Python code behind it runs instead. That and the default dtype are settings of
+    the process, so the mode holds the lock `PROCESS`: a second thread waits for the first.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._defaults: list[torch.dtype] = []
+        self._settings: list[ExitStack] = []
 
     def __enter__(self) -> Float64:
         PROCESS.acquire()
-        self._defaults.append(torch.get_default_dtype())
+        settings = ExitStack()
+        settings.callback(torch.set_default_dtype, torch.get_default_dtype())
+        settings.enter_context(python_code())
         torch.set_default_dtype(torch.float64)
+        self._settings.append(settings)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -57,7 +63,7 @@ class Float64(TorchDispatchMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        torch.set_default_dtype(self._defaults.pop())
+        self._settings.pop().close()
         PROCESS.release()
 
     def __torch_dispatch__(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from reparam.capture.compiled import is_compiled
 from reparam.errors import InputError, ModelError, TrainModeError
 
 
@@ -15,7 +16,9 @@ def require_eval(model: nn.Module, role: str) -> None:
 
     role: what the message calls the model, such as "the candidate".
     """
-    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    training = [
+        name or "the model itself" for name, module in model.named_modules() if getattr(module, "training", False)
+    ]
     if training:
         names = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
         raise TrainModeError(
@@ -68,7 +71,7 @@ def _require_unwrapped(path: str, module: nn.Module) -> None:
         raise ModelError(f"{where} is wrapped in DistributedDataParallel; give {own}module, and wrap what comes out")
     if "_orig_mod" in module._modules:
         raise ModelError(f"{where} is compiled by torch.compile; give {own}_orig_mod, and compile what comes out")
-    if vars(module).get("_compiled_call_impl") is not None:
+    if is_compiled(module):
         raise ModelError(f"{where} is compiled in place; convert it before its .compile() is called")
 
 

@@ -1,6 +1,7 @@
 """What this package changes for the whole process while it works, and the one lock that guards it.
 
     the default dtype                                    capture/float64.py
+    whether compiled code runs                           capture/compiled.py
     questions about the process, torch.is_grad_enabled   capture/questions.py
     functions with a cache, by name                      capture/caches.py
     nn.Module.__call__ and __getattr__, while fx traces  capture/example_inputs.py, deploy/export.py

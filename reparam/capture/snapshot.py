@@ -157,7 +157,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
     memo: that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
     """
-    memo = {**_empty_registries(model), **(memo or {})}
+    memo = {**_empty_registries(model), **_compilers(model), **(memo or {})}
     try:
         return copy.deepcopy(model, dict(memo))
     except RuntimeError:  # it holds a tensor that is no leaf of autograd
@@ -166,6 +166,12 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
                 if not tensor.is_leaf:
                     memo.setdefault(id(tensor), tensor.detach().clone())
         return copy.deepcopy(model, memo)
+
+
+def _compilers(model: nn.Module) -> dict[int, Any]:
+    """What compiles the modules that torch.compile has wrapped: a backend may hold anything, so copies share it."""
+    compilers = (vars(module).get("dynamo_ctx") for module in model.modules())
+    return {id(compiler): compiler for compiler in compilers if compiler is not None}
 
 
 def _empty_registries(model: nn.Module) -> dict[int, Any]:

@@ -15,6 +15,12 @@ FLOAT64, OWN_DTYPE, NOT_ACCEPTED = "fp64", "own dtype", "not accepted"
 INACCURATE = "the original is too inaccurate in its own dtype to compare with"
 """How the detail of a check begins whose original is as far from its own float64 truth as zeros would be."""
 
+OWN_DTYPE_ONLY = "compared in its own dtype only"
+"""How the detail of a check begins whose candidate has no float64."""
+
+COMPILED = "compiled code in its own dtype; in float64, the Python code behind it"
+"""The detail of a check that has run a candidate's compiled code."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -85,6 +91,12 @@ class Verification:
         names = dict.fromkeys(check.name for check in self.checks if check.detail.startswith(INACCURATE))
         return tuple(f"{name}: {INACCURATE}; it was compared in float64 only" for name in names)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the candidate was compared, where it is not a module of Python code that has a float64."""
+        details = dict.fromkeys(check.detail for check in self.checks)
+        return tuple(detail for detail in details if detail.startswith((OWN_DTYPE_ONLY, COMPILED)))
+
     def raise_if_failed(self) -> Verification:
         """Itself where every check passed; raises VerificationError with the worst check otherwise."""
         if self.worst is not None:
@@ -110,14 +122,15 @@ class Verification:
 
     @property
     def summary(self) -> str:
-        """The verdict in a line, and a line for each finding."""
+        """The verdict in a line, and a line for each note and finding."""
         if self.worst is not None:
             failed = sum(not check.passed for check in self.checks)
             return f"NOT EQUAL: {failed} of {len(self.checks)} checks failed, worst: {self.worst}"
         in_float64 = any(check.kind == FLOAT64 for check in self.checks)
         parts = [f"float64 error {self.fp64_error:.2g}"] if in_float64 else []
         parts += [f"own-dtype error {self.own_error:.2g}, the original's {self.noise_floor:.2g}", self._coverage()]
-        return "\n".join([f"equal: {'; '.join(parts)}", *(f"Found: {finding}" for finding in self.findings)])
+        notes = (f"Candidate: {note}" for note in self.notes)
+        return "\n".join([f"equal: {'; '.join(parts)}", *notes, *(f"Found: {finding}" for finding in self.findings)])
 
     def _coverage(self) -> str:
         """How many input shapes were compared, and which ones the original itself does not take."""

@@ -3,6 +3,9 @@
 There are two kinds of checks. "fp64": both models in float64 and under `Float64`, where equal functions agree to about
 1e-15. "own dtype": both as they are, each against the float64 truth; a conversion may not have much more noise than the
 original. Both are repeated at other batch sizes and resolutions, wherever the original takes them.
+
+Compiled code runs in its own dtype and in place, as a copy does not carry it; under `Float64` the Python code behind it
+runs. A candidate that has no float64 at all (a function, frozen weights) is compared in its own dtype only.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.capture.compiled import holds_compiled, restored
 from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
@@ -22,9 +26,18 @@ from reparam.capture.snapshot import copied
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import Leaves, compare, is_floating, numbers, relative_errors
 from reparam.compare.isolated import ModelFailure, run
-from reparam.compare.verification import FLOAT64, INACCURATE, NOT_ACCEPTED, OWN_DTYPE, Check, Verification
+from reparam.compare.verification import (
+    COMPILED,
+    FLOAT64,
+    INACCURATE,
+    NOT_ACCEPTED,
+    OWN_DTYPE,
+    OWN_DTYPE_ONLY,
+    Check,
+    Verification,
+)
 from reparam.compare.weights import eps, rerounded, rounding_checks, set_exact, state
-from reparam.errors import InputError, ModelError
+from reparam.errors import InputError, ModelError, first_line
 
 _WRONG = 1.0  # an error of the original itself as large as that of an output of zeros
 _EXAMPLE_DRAWS = 2  # the example, and once other values of its shape; the variants are drawn once each
@@ -47,10 +60,13 @@ def verify(
     variants: bool = True,
     fixed_size: bool = False,
 ) -> Verification:
-    """Compare two models in eval mode, whoever converted the second one. Copies are run; neither model is changed.
+    """Compare two models in eval mode, whoever converted the second one. Neither model is changed: copies are run, and
+    compiled models are put back as they were.
 
-    candidate: a module, or any callable (a compiled function, an exported program, a session of another runtime), which
-        is compared in its own dtype only, against the float64 truth of the original.
+    candidate: a module, an exported program, or any callable (a compiled function, a package of AOTInductor, a session
+        of another runtime). What has no float64 is compared in its own dtype only, against the float64 truth of the
+        original, and the result says so. Of a compiled model the compiled code is compared in its own dtype, and the
+        Python code behind it in float64. torch.compile may compile it again for each shape (see `variants`).
     example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, on the models' device. The
         values are used as they are, and floating tensors also with other values of their mean and deviation.
     exact: the float64 values of the candidate's parameters and buffers before they were rounded to its dtype, by name.
@@ -68,6 +84,7 @@ def verify(
     inputs or cannot be computed in float64, InputError for unusable arguments. A candidate that fails on inputs that
     the original takes is a failed check.
     """
+    original, candidate = _module_of(original), _module_of(candidate)
     require_eval(original, "original")
     if isinstance(candidate, nn.Module):
         require_eval(candidate, "candidate")
@@ -77,15 +94,16 @@ def verify(
     generator = torch.Generator().manual_seed(seed)
     pair = _Pair.of(original, candidate, inputs, exact, seed)
     checks = [*rounding_checks(candidate, exact)] if isinstance(candidate, nn.Module) and exact else []
-    checks += _compared("example", inputs, pair, generator, _EXAMPLE_DRAWS)
-    if variants:
-        for name, choices in _variants(inputs, fixed_size).items():
-            compared: list[Check] = []
-            for variant in choices:
-                compared = _compared(name, variant.drawn(generator), pair, generator, draws=1)
-                if all(check.compared for check in compared):
-                    break
-            checks += compared
+    with restored(*pair.in_place):
+        checks += _compared("example", inputs, pair, generator, _EXAMPLE_DRAWS)
+        if variants:
+            for name, choices in _variants(inputs, fixed_size).items():
+                compared: list[Check] = []
+                for variant in choices:
+                    compared = _compared(name, variant.drawn(generator), pair, generator, draws=1)
+                    if all(check.compared for check in compared):
+                        break
+                checks += compared
     return Verification(tuple(checks))
 
 
@@ -109,15 +127,20 @@ class _Measurement:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Private copies of both models, in float64 and as they are, and the bounds on their difference.
+    """Both models in float64 and as they are, and the bounds on their difference.
 
-    candidate64: its weights are unrounded where `exact` is given; None for a candidate that is no module.
+    original, candidate: copies, except for what is run `in_place`.
+    candidate64: its weights are unrounded where `exact` is given; None for a candidate that has no float64.
+    note: how the candidate is compared in its own dtype, if not like any module.
     """
 
     original: nn.Module
     candidate: Callable[..., Any]
     original64: nn.Module
     candidate64: nn.Module | None
+    in_place: tuple[nn.Module, ...]
+    note: str
+    exact: bool
     bounds: Bounds
     seed: int
 
@@ -130,15 +153,21 @@ class _Pair:
         exact: Mapping[str, Tensor] | None,
         seed: int,
     ) -> _Pair:
-        candidate64 = double(candidate) if isinstance(candidate, nn.Module) else None
+        candidate64, note = _in_float64(candidate)
         if candidate64 is not None:
             set_exact(candidate64, exact or {})
+        in_place = [original] if holds_compiled(original) else []
+        if isinstance(candidate, nn.Module) and note:
+            in_place.append(candidate)
         coarsest = max((eps(tensor) for _, tensor in (*state(original), *inputs.tensors())), default=0.0)
         return cls(
-            original=copied(original),
-            candidate=copied(candidate) if isinstance(candidate, nn.Module) else candidate,
+            original=original if original in in_place else copied(original),
+            candidate=candidate if note or not isinstance(candidate, nn.Module) else copied(candidate),
             original64=double(original),
             candidate64=candidate64,
+            in_place=tuple(in_place),
+            note=note,
+            exact=bool(exact),
             bounds=Bounds(coarsest, rounded=exact is None and coarsest > torch.finfo(torch.float64).eps),
             seed=seed,
         )
@@ -164,9 +193,9 @@ class _Pair:
         truth = run(self.original64, inputs64, self.seed, Float64())
         reweighted = run(rerounded(self.original, generator), inputs64, self.seed, Float64()) if reround else None
         try:
-            value = None if self.candidate64 is None else run(self.candidate64, inputs64, self.seed, Float64())
             own = run(self.candidate, inputs, self.seed)
             own = own if isinstance(self.candidate, nn.Module) else _named_alike(own, plain)
+            value, note = self._value(inputs64)
         except ModelFailure as failure:
             return [_failed(self.kind, f"the candidate fails where the original runs: {failure}")]
         in_float64 = None if value is None else compare(truth, value)
@@ -189,8 +218,35 @@ class _Pair:
                 in_own_dtype.errors[name],
                 noise[name],
                 weight_noise.get(name, 0.0),
+                note,
             )
         ]
+
+    def _value(self, inputs64: Inputs) -> tuple[Leaves | None, str]:
+        """What the candidate computes in float64, if it has one, and the note on its own dtype."""
+        if self.candidate64 is None:
+            return None, self.note
+        try:
+            return run(self.candidate64, inputs64, self.seed, Float64()), self.note
+        except ModelFailure as failure:
+            if self.exact:  # it is a conversion, which runs wherever the original does
+                raise
+            return None, f"{OWN_DTYPE_ONLY}: in float64 it fails ({first_line(failure)})"
+
+
+def _module_of(model: Any) -> Any:
+    """The module of an exported program, which cannot be called itself; any other model as it is."""
+    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
+
+
+def _in_float64(candidate: Callable[..., Any]) -> tuple[nn.Module | None, str]:
+    """A copy of the candidate in float64, if there can be one, and the note on its own dtype."""
+    if not isinstance(candidate, nn.Module):
+        return None, f"{OWN_DTYPE_ONLY}: a {type(candidate).__name__} is no module"
+    try:
+        return double(candidate), COMPILED if holds_compiled(candidate) else ""
+    except Exception as error:  # noqa: BLE001 other people's code copies itself
+        return None, f"{OWN_DTYPE_ONLY}: it cannot be copied ({type(error).__name__}: {first_line(error)})"
 
 
 def _failed(kind: str, detail: str) -> _Measurement:
@@ -198,9 +254,9 @@ def _failed(kind: str, detail: str) -> _Measurement:
 
 
 def _measurements(
-    name: str, truth: Tensor, float64: float | None, own: float, noise: float, weight_noise: float
+    name: str, truth: Tensor, float64: float | None, own: float, noise: float, weight_noise: float, note: str
 ) -> Iterator[_Measurement]:
-    """What the errors of one tensor mean. float64: None for a candidate that runs in its own dtype only."""
+    """What the errors of one tensor mean. float64: None, and a note, for a candidate that has only its own dtype."""
     if weight_noise == float("inf"):
         weight_noise = 0.0  # re-rounding changed a size or made a NaN: that measures nothing
     if float64 is not None and not is_floating(truth):
@@ -211,7 +267,7 @@ def _measurements(
     if float64 is not None:
         yield _Measurement(name, FLOAT64, float64, weight_noise, weight_noise, detail)
     # The original's weights are the truth, but the candidate's had to be rounded: that noise is allowed too.
-    detail = ""
+    detail = note
     if noise >= _WRONG and float64 is not None:  # it overflows, counts other boxes, or torch's kernel is wrong
         detail, noise = f"{INACCURATE} (error {noise:.2g})", float("inf")
     yield _Measurement(name, OWN_DTYPE, own, noise, weight_noise, detail)
