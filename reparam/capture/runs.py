@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from reparam.capture.caches import cached_functions, replaced
+from reparam.capture.compiled import python_code
 from reparam.capture.graph import Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.likeness import Likeness
@@ -74,7 +75,7 @@ class Runs:
         handles = recorder.watch(self.model)
         try:
             copies = inputs.map(recorder.input_copy)
-            with torch.no_grad(), asked(recorder.answer), replaced(self._cached, recorder.cached), recorder:
+            with python_code(), torch.no_grad(), asked(recorder.answer), replaced(self._cached, recorder.cached), recorder:
                 result = copies.call(self.model)
             return recorder.finish(result, self.snapshots)
         except Exception as error:  # noqa: BLE001 - a user's forward may raise anything
