@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,17 +37,17 @@ from reparam.capture.witness import of_one_size, witnessed
 from reparam.compare.bisect import bisect
 from reparam.compare.border import Border, borders
 from reparam.compare.bounds import EXACT
-from reparam.compare.folds import fold_error
+from reparam.compare.folds import fold_error, imprecision, overflow
 from reparam.compare.levels import FULL, NONE, Level, Verify, level_of
 from reparam.compare.verification import Verification
 from reparam.compare.verify import verify as verify_models
-from reparam.errors import InputError, ModelError, VerificationError
+from reparam.errors import InputError, ModelError, Refusal, VerificationError
 from reparam.plan import cost as costs
 from reparam.plan.cost import Cost, MeasuredCost, Setting
 from reparam.plan.fold import Fold, Fusion
 from reparam.plan.horizontal import fused
 from reparam.plan.liveness import Dead, dead_weight, with_pinned
-from reparam.plan.plan import Plan, plan
+from reparam.plan.plan import Constraints, Plan, plan
 from reparam.report.evidence import Evidence
 from reparam.report.kernels import weights_of
 from reparam.report.quantisation import Ranges, Weights
@@ -167,19 +168,24 @@ def _folded(request: _Request, say: Callable[[str], object]) -> tuple[nn.Module,
     Everything else that the conversion knows refers to the old weights and is forgotten here.
     """
     model = request.model
-    checks = _FoldChecks(request.level != NONE)
     memo = shared_tensors(model) if request.inplace else aliases(model)
-    with _collector_paused():
-        conversion = _convert(_copied(model, memo), request, say, checks)
+    left_out: dict[int, Refusal] = {}
+    while True:
+        checks = _FoldChecks(request.level != NONE)
+        with _collector_paused():
+            conversion = _convert(_copied(model, memo), request, say, checks, left_out=left_out)
+        if request.level != NONE:
+            _require_exact(checks.errors, conversion)
+        verification, imprecise = None, checks.overflows
+        if request.level == FULL and conversion.changed and not imprecise:
+            say("comparing the models")
+            verification = request.verify(conversion.emitted)
+            if not verification.ok:
+                imprecise = _imprecise(request, conversion, verification, left_out)
+        if not imprecise:
+            break
+        left_out |= {conversion.record.nodes.index(fold.sink): why for fold, why in imprecise.items()}
     stopped = borders(conversion.plan.walk, conversion.plan.live)
-    verification = None
-    if request.level != NONE:
-        _require_exact(checks.errors, conversion)
-    if request.level == FULL and conversion.changed:
-        say("comparing the models")
-        verification = request.verify(conversion.emitted)
-        if not verification.ok:
-            raise _not_equal(request, conversion, verification)
     folded = conversion.emitted.model
     with _collector_paused():
         evidence = Evidence(
@@ -231,19 +237,25 @@ class _Conversion:
 
 
 class _FoldChecks:
-    """Collects the ranges of each fold's weights and, if `checking`, its error, while its kernel is in memory."""
+    """Collects what there is to know of each fold while its kernel is in memory.
+
+    weights: the ranges of its weights. overflows: why they do not fit into its dtype. errors: its own, if `checking`.
+    """
 
     def __init__(self, checking: bool) -> None:
         self.checking = checking
         self.generator = torch.Generator().manual_seed(0)
         self.weights: dict[Fold, Weights | None] = {}
         self.kernels: dict[Node, Ranges | None] = {}
+        self.overflows: dict[Fold, Refusal] = {}
         self.errors: dict[Fold, float] = {}
 
     def __call__(self, fold: Fold) -> None:
         if fold in self.weights:
             return
         self.weights[fold] = weights_of(fold, self.kernels)
+        if (why := overflow(fold)) is not None:
+            self.overflows[fold] = why
         if self.checking:
             self.errors[fold] = fold_error(fold, self.generator)
 
@@ -254,11 +266,13 @@ def _convert(
     say: Callable[[str], object],
     look: Callable[[Fold], None],
     only: int | None = None,
+    left_out: Mapping[int, Refusal] = MappingProxyType({}),
 ) -> _Conversion:
     """Convert `target`, a copy of the model, in place.
 
     look: is called with each fold while its kernel is in memory.
     only: carry out so many of the choices (see `settle`), if given.
+    left_out: the operations of the record, by number, that no fold may replace, and why.
     """
     pinned = _matching(target, request.keep)
     say("recording a run")
@@ -270,7 +284,8 @@ def _convert(
 
     judge = _judge(request.cost, target, request.inputs, candidates, say)
     say("planning")
-    settled = settle(recorded, judge, pinned, fixed, only)
+    constraints = Constraints(opaque={recorded.nodes[number]: why for number, why in left_out.items()})
+    settled = settle(recorded, judge, pinned, fixed, only, constraints)
     say(f"folding {len(settled.plan.folds)} regions")
     dead = dead_weight(target, recorded, settled.plan.live)
     pruner = Pruner(target, dead)
@@ -371,21 +386,29 @@ def _require_exact(errors: Mapping[Fold, float], conversion: _Conversion) -> Non
             )
 
 
-def _not_equal(request: _Request, conversion: _Conversion, verification: Verification) -> VerificationError:
-    """The error for a model that is not equal although each fold alone is; it names the fold that bisection finds."""
+def _imprecise(
+    request: _Request, conversion: _Conversion, verification: Verification, left_out: Mapping[int, Refusal]
+) -> dict[Fold, Refusal]:
+    """The fold that makes an equal model round too much, and why. Raises VerificationError for a model that is wrong.
+
+    Each fold alone is exact; bisection finds the guilty one.
+    """
     again = replace(request, cost=conversion.judge, inplace=False)
 
     def fails(choices: Sequence[Fold | Fusion]) -> bool:
-        attempt = _convert(_copied(request.model), again, lambda _: None, lambda _: None, only=len(choices))
+        count = len(choices)
+        attempt = _convert(_copied(request.model), again, lambda _: None, lambda _: None, count, left_out)
         return not request.verify(attempt.emitted).ok
 
     guilty = bisect(conversion.settled.choices, fails)
+    if verification.imprecise and verification.worst is not None and isinstance(guilty, Fold):
+        return {guilty: imprecision(verification.worst)}
     if guilty is not None:
         name = (guilty.sinks[0] if isinstance(guilty, Fusion) else guilty.sink).where
     else:
         pruned = any(fate == REMOVED for fate in conversion.dead.values())
         name = "what prune=True has removed" if pruned else "no single fold"
-    return VerificationError(
+    raise VerificationError(
         f"the folded model is not equal to the original: {verification.worst}. Guilty: {name}. Nothing has been "
         "changed. Exclude it with keep=, and please report it"
     )

@@ -75,7 +75,13 @@ class Runs:
         handles = recorder.watch(self.model)
         try:
             copies = inputs.map(recorder.input_copy)
-            with python_code(), torch.no_grad(), asked(recorder.answer), replaced(self._cached, recorder.cached), recorder:
+            with (
+                python_code(),
+                torch.no_grad(),
+                asked(recorder.answer),
+                replaced(self._cached, recorder.cached),
+                recorder,
+            ):
                 result = copies.call(self.model)
             return recorder.finish(result, self.snapshots)
         except Exception as error:  # noqa: BLE001 - a user's forward may raise anything

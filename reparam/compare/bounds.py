@@ -21,11 +21,6 @@ values and varies by less than 2 from one order of additions to another; a fold 
 FLOOR = 4
 """A bound is at least this many eps. An original may round less by luck: an identity does not round at all."""
 
-SUMMING = 16
-"""Nor is it below this many eps of float32, the dtype in which sums are made: one convolution adds up in one go what
-several added up in parts, so its partial sums are larger, and a few hundred products in another order round by as
-much."""
-
 RUNTIME = 3
 """How many times more noise another runtime may have: it computes convolutions by other algorithms."""
 
@@ -52,10 +47,15 @@ class Bounds:
         finer = torch.finfo(torch.float64).eps / self.eps if self.eps else 0.0
         return max(EXACT, NOISE * weight_noise * finer)
 
+    @property
+    def summing_eps(self) -> float:
+        """That of the dtype in which sums are made: float32 for what is coarser, too."""
+        return min(self.eps, torch.finfo(torch.float32).eps)
+
     def own_dtype(self, noise: float) -> float:
-        """For a candidate in its own dtype. noise: the original's error there, or that of re-rounding its weights."""
-        summing = SUMMING * torch.finfo(torch.float32).eps if self.eps > EXACT else 0.0
-        return max(EXACT, FLOOR * self.eps, summing, NOISE * noise)
+        """For a candidate in its own dtype. noise: the largest of the original's error there, that of re-rounding its
+        weights, and that of adding up its products in another order (see `summing`)."""
+        return max(EXACT, FLOOR * self.eps, NOISE * noise)
 
     def timed(self, noise: float, other_runtime: bool) -> float:
         """For models that are timed against each other. noise: as for `own_dtype`."""

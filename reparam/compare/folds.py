@@ -1,4 +1,4 @@
-"""Each fold checked alone, in float64, before its weights are rounded.
+"""Each fold checked alone, in float64, before its weights are rounded; and the price of rounding them.
 
 The user's operations are compared with the fold that replaces them, on random inputs of two sizes: the smallest that
 the operations accept, where every pixel is at the border, and an odd, non-square one.
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from reparam.capture.graph import Node
 from reparam.compare.error import relative_error
+from reparam.compare.verification import Check
+from reparam.errors import Refusal
 from reparam.plan.fold import Fold
 
 _LARGER = (2, 5, 3)  # pixels beyond the smallest size: even and odd, different per axis
@@ -24,6 +26,31 @@ _TRIES = 16
 def fold_error(fold: Fold, generator: torch.Generator) -> float:
     """The largest error of a fold, relative to max|truth|, over both sizes; inf where the shape differs."""
     return max(relative_error(truth, fold.apply(inputs)) for inputs, truth in _cases(fold, generator))
+
+
+def overflow(fold: Fold) -> Refusal | None:
+    """Why the weights of a fold do not fit into the dtype of its operations; None where they do."""
+    dtype = fold.sink.dtype
+    if dtype is None or not dtype.is_floating_point or fold.value.identity:
+        return None
+    ends = [end.item() for tensor in (fold.value.kernel(), fold.value.bias_value()) for end in tensor.aminmax()]
+    largest = max(map(abs, ends))
+    if largest <= torch.finfo(dtype).max:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return Refusal(
+        f"folded, its weights would be as large as {largest:.2g}, and {name} ends at {torch.finfo(dtype).max:.2g}",
+        "a model in bfloat16 or float32 would fold",
+    )
+
+
+def imprecision(check: Check) -> Refusal:
+    """Why a fold that makes a model fail `check`, in its own dtype alone, is left out."""
+    return Refusal(
+        f"folded, it would lose precision: in the model's own dtype {check.name} would be off by {check.error:.2g}, "
+        f"and the rounding of the original explains {check.bound:.2g}",
+        "a model of a finer dtype would fold",
+    )
 
 
 _Case: TypeAlias = tuple[Mapping[Node, Tensor], Tensor]

@@ -62,6 +62,13 @@ class Verification:
         return all(check.passed for check in self.checks)
 
     @property
+    def imprecise(self) -> bool:
+        """Whether the functions are equal, but the candidate rounds too much in its own dtype."""
+        failed = [check for check in self.checks if not check.passed]
+        compared = any(check.kind == FLOAT64 for check in self.checks)
+        return compared and bool(failed) and all(check.kind == OWN_DTYPE and not check.detail for check in failed)
+
+    @property
     def fp64_error(self) -> float:
         """The candidate's largest error in float64; before its weights were rounded, where `exact` was given."""
         return self._largest(FLOAT64, "error")

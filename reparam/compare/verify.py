@@ -10,7 +10,7 @@ runs. A candidate that has no float64 at all (a function, frozen weights) is com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from reparam.capture.snapshot import copied
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import Leaves, compare, is_floating, numbers, relative_errors
 from reparam.compare.isolated import ModelFailure, run
+from reparam.compare.summing import Summing
 from reparam.compare.verification import (
     COMPILED,
     FLOAT64,
@@ -47,6 +48,7 @@ _VOLUME_AXES = 5  # of a batch of 3-D images
 _FEW_ROWS = 2  # of a larger batch, at other sizes and as another batch
 _GROWTH, _ODD_GROWTH = (32, 64), (1, 3)  # pixels that images get more, by axis
 _VOLUME_GROWTH = (8, 16, 32)  # by depth, height and width
+_WEIGHTS, _SUMS = "weights", "sums"  # of the original: whose noise is measured besides its own error
 
 
 @exclusive
@@ -114,14 +116,15 @@ def verify(
 class _Measurement:
     """One output tensor on one draw.
 
-    error: the candidate's. noise: the original's own. weight_noise: what re-rounding the original's weights does.
+    error: the candidate's. noise: the original's own. other_noise: what re-rounding the original's weights does, or
+    adding up in another order.
     """
 
     name: str
     kind: str
     error: float
     noise: float = 0.0
-    weight_noise: float = 0.0
+    other_noise: float = 0.0
     detail: str = ""
 
 
@@ -181,17 +184,21 @@ class _Pair:
         """The strictest kind of check that is possible."""
         return OWN_DTYPE if self.candidate64 is None else FLOAT64
 
-    def measure(self, inputs: Inputs, generator: torch.Generator, reround: bool) -> list[_Measurement]:
+    def measure(self, inputs: Inputs, generator: torch.Generator, noises: Collection[str]) -> list[_Measurement]:
         """Both models on one draw.
 
-        reround: measure the noise of the original's weights too.
+        noises: what is measured besides the original's own error: that of its `_WEIGHTS`, and of its `_SUMS`.
 
         Raises ModelFailure where the original fails; where the candidate fails, that is what was measured.
         """
         inputs64 = inputs.as_float64()
         plain = run(self.original, inputs, self.seed)
         truth = run(self.original64, inputs64, self.seed, Float64())
-        reweighted = run(rerounded(self.original, generator), inputs64, self.seed, Float64()) if reround else None
+        reweighted = summed = truth
+        if _WEIGHTS in noises:
+            reweighted = run(rerounded(self.original, generator), inputs64, self.seed, Float64())
+        if _SUMS in noises:
+            summed = run(self.original64, inputs64, self.seed, Summing(self.bounds.summing_eps, generator))
         try:
             own = run(self.candidate, inputs, self.seed)
             own = own if isinstance(self.candidate, nn.Module) else _named_alike(own, plain)
@@ -206,8 +213,7 @@ class _Pair:
         tensors = numbers(truth)
         if not tensors:
             return [_failed(self.kind, "the output holds no tensor and no number to compare")]
-        noise = relative_errors(truth, plain)
-        weight_noise = {} if reweighted is None else relative_errors(truth, reweighted)
+        noise, weight_noise, sum_noise = (relative_errors(truth, other) for other in (plain, reweighted, summed))
         return [
             measurement
             for name, tensor in tensors.items()
@@ -217,7 +223,8 @@ class _Pair:
                 None if in_float64 is None else in_float64.errors[name],
                 in_own_dtype.errors[name],
                 noise[name],
-                weight_noise.get(name, 0.0),
+                _usable(weight_noise[name]),
+                _usable(sum_noise[name]),
                 note,
             )
         ]
@@ -254,11 +261,16 @@ def _failed(kind: str, detail: str) -> _Measurement:
 
 
 def _measurements(
-    name: str, truth: Tensor, float64: float | None, own: float, noise: float, weight_noise: float, note: str
+    name: str,
+    truth: Tensor,
+    float64: float | None,
+    own: float,
+    noise: float,
+    weight_noise: float,
+    sum_noise: float,
+    note: str,
 ) -> Iterator[_Measurement]:
     """What the errors of one tensor mean. float64: None, and a note, for a candidate that has only its own dtype."""
-    if weight_noise == float("inf"):
-        weight_noise = 0.0  # re-rounding changed a size or made a NaN: that measures nothing
     if float64 is not None and not is_floating(truth):
         detail = "share of entries that differ, in float64 only"
         yield _Measurement(name, FLOAT64, float64, weight_noise, weight_noise, detail)
@@ -270,7 +282,12 @@ def _measurements(
     detail = note
     if noise >= _WRONG and float64 is not None:  # it overflows, counts other boxes, or torch's kernel is wrong
         detail, noise = f"{INACCURATE} (error {noise:.2g})", float("inf")
-    yield _Measurement(name, OWN_DTYPE, own, noise, weight_noise, detail)
+    yield _Measurement(name, OWN_DTYPE, own, noise, max(weight_noise, sum_noise), detail)
+
+
+def _usable(noise: float) -> float:
+    """The noise, or none where rounding changed a size or made a NaN: that measures nothing."""
+    return 0.0 if noise == float("inf") else noise
 
 
 def _named_alike(output: Leaves, expected: Leaves) -> Leaves:
@@ -288,18 +305,18 @@ def _named_alike(output: Leaves, expected: Leaves) -> Leaves:
 def _compared(name: str, inputs: Inputs, pair: _Pair, generator: torch.Generator, draws: int) -> list[Check]:
     """The checks of one variant.
 
-    Every third float64 run measures the noise of the weights. That can only widen a bound, so it is left out until a
-    check fails, unless the bound is made of it.
+    Each noise takes a float64 run. It can only widen a bound, so it is left out until a check fails, unless the bound
+    is made of it.
     """
-    if not pair.bounds.rounded:
-        checks = _checks(name, inputs, pair, generator, draws, reround=False)
-        if all(check.passed for check in checks):
-            return checks
-    return _checks(name, inputs, pair, generator, draws, reround=True)
+    few = (_WEIGHTS,) if pair.bounds.rounded else ()
+    checks = _checks(name, inputs, pair, generator, draws, few)
+    if all(check.passed for check in checks):
+        return checks
+    return _checks(name, inputs, pair, generator, draws, (_WEIGHTS, _SUMS))
 
 
 def _checks(
-    name: str, inputs: Inputs, pair: _Pair, generator: torch.Generator, draws: int, reround: bool
+    name: str, inputs: Inputs, pair: _Pair, generator: torch.Generator, draws: int, noises: Collection[str]
 ) -> list[Check]:
     """One check per tensor and kind: the worst error over all draws against the bound from the worst noise.
 
@@ -311,7 +328,7 @@ def _checks(
     draw = inputs
     for count in range(1, _MOST_DRAWS + 1):
         try:
-            measurements += pair.measure(draw, generator, reround)
+            measurements += pair.measure(draw, generator, noises)
         except ModelFailure as failure:
             if name == "example":
                 raise ModelError(f"original: fails on inputs {inputs}: {failure}; mend that first") from failure
@@ -319,7 +336,7 @@ def _checks(
             return [Check("call", where, NOT_ACCEPTED, 0.0, 0.0, 0.0, True, detail)]
         checks = _pooled(measurements, where, pair)
         failed = [check for check in checks if not check.passed]
-        near = reround and failed and all(check.error < _NEAR * check.bound for check in failed)
+        near = _SUMS in noises and failed and all(check.error < _NEAR * check.bound for check in failed)
         if count >= draws and not near:
             break
         draw = inputs.drawn(generator)
@@ -333,7 +350,7 @@ def _pooled(measurements: Sequence[_Measurement], where: str, pair: _Pair) -> li
     checks = []
     for (name, kind), group in groups.items():
         error, noise = max(m.error for m in group), max(m.noise for m in group)
-        bound = pair.bound(kind, max(noise, *(m.weight_noise for m in group)))
+        bound = pair.bound(kind, max(noise, *(m.other_noise for m in group)))
         detail = next((m.detail for m in group if m.detail), "")
         checks.append(Check(name, where, kind, error, bound, noise, error <= bound, detail))
     return checks

@@ -7,7 +7,7 @@ respects. Each round adds a constraint on a finite graph and none is ever remove
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -47,6 +47,7 @@ def settle(
     pinned: Collection[nn.Module],
     fixed_size: Collection[Node] = (),
     only: int | None = None,
+    constraints: Constraints | None = None,
 ) -> Settled:
     """The cheapest plan by `cost_model` that can be written back, and its edits.
 
@@ -54,9 +55,10 @@ def settle(
     is among the refusals of the plan.
 
     pinned: modules that keep their place and identity. fixed_size: nodes whose recorded sizes are the only ones.
-    only: at most so many of the choices, the first ones, if given.
+    only: at most so many of the choices, the first ones, if given. constraints: what every plan has to respect.
     """
-    rounds = _Rounds(record, Proofs(record), cost_model, pinned, fixed_size, only, undecided(record))
+    known = undecided(record) | (constraints or Constraints())
+    rounds = _Rounds(record, Proofs(record), cost_model, pinned, fixed_size, only, known)
     while not rounds.why:
         rounds.next()
     return rounds.settled()
@@ -72,7 +74,7 @@ class _Rounds:
     pinned: Collection[nn.Module]
     fixed_size: Collection[Node]
     only: int | None
-    constraints: Constraints = field(default_factory=Constraints)
+    constraints: Constraints
     basis: tuple[Plan, Edits] | None = None
     best: tuple[Plan, Edits] | None = None
     count: int = 0
