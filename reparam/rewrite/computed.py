@@ -15,7 +15,7 @@ from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from reparam.capture.float64 import Float64, double
-from reparam.capture.graph import LENT, Call, Record, is_torch_layer
+from reparam.capture.graph import Call, Record, is_torch_layer
 from reparam.capture.snapshot import WEIGHT_HOOKS
 from reparam.rewrite.code import forward_of, set_forward
 
@@ -107,7 +107,7 @@ def make_plain(module: nn.Module, weights: Mapping[str, nn.Parameter | None]) ->
 def is_used_apart(module: nn.Module, record: Record) -> bool:
     """Whether code reads, or replaces, what the weights of a module are computed from, besides that which does so."""
     inner = set(module.modules())
-    if any(LENT in call.control_flow and call.module in inner for call in record.calls):
+    if any(call.lent and call.module in inner for call in record.calls):
         return True
     readers = record.readers()
     tensors = [tensor for name in computed_weights(module) for tensor in Source.of(module, name).tensors()]
