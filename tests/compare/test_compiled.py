@@ -70,7 +70,7 @@ class Backend:
         return run
 
     def __deepcopy__(self, memo: Any) -> Backend:
-        raise TypeError("a backend need not be copied")
+        return self  # lightning copies it, where that has been imported
 
 
 def wrapped(model: nn.Module, backend: Any) -> Any:

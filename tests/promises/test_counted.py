@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import reparam
 from benchmarks.fuzz.draw import draw_network
 from reparam.capture.inputs import Inputs
-from reparam.capture.recorder import record
+from reparam.capture.runs import record
 from reparam.plan import cost
 from reparam.plan.liveness import alive
 from tests.helpers import EXACT, Block, Launches, bn, conv, distance, image, report_of, same_conv, seq, summed, trained

@@ -90,8 +90,8 @@ def test_a_wrong_program_says_what_is_wrong(step: Step, fault: str) -> None:
 
 def _read_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     def add_call(self: StepIndex, name: str, start: torch.fx.Node, nodes: object) -> torch.fx.Node:
-        with self.trace.graph.inserting_before(start):
-            return self.trace.graph.call_module(name, (start,))
+        with self.code.graph.inserting_before(start):
+            return self.code.graph.call_module(name, (start,))
 
     monkeypatch.setattr(StepIndex, "add_call", add_call)
 
