@@ -197,7 +197,7 @@ class _Witnesses:
         shapes = [constant for constant in known if isinstance(constant, tuple) and 2 <= len(constant) <= 5]
         for shape in sorted(shapes)[:_CONSTANTS]:
             rows, pixels = (shape[0], shape[2:]) if len(shape) > 3 else (None, shape)
-            if all(0 < size <= 2 * max(own) for size in pixels):
+            if min(shape) > 0 and all(size <= 2 * max(own) for size in pixels):
                 yield self.inputs.cut(rows, pixels=pixels)
 
     def _larger(self) -> tuple[Sequence[Inputs], Sequence[Inputs]]:

@@ -401,6 +401,8 @@ _OPERATORS = {
 def _spelled(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
     """The kind, target and arguments of the fx node that calls a torch function."""
     name = getattr(function, "__name__", "")
+    if getattr(Tensor, f"__{name}__", None) is function:  # torch wraps some, such as pow
+        name = f"__{name}__"
     if name == "__get__":
         return "call_function", getattr, (args[0], function.__self__.__name__)
     if name.startswith("__") and name.endswith("__"):

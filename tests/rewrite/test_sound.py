@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -114,3 +115,26 @@ def test_a_wrong_forward_is_no_result(
     mistake(monkeypatch)
     with pytest.raises(VerificationError, match=f"the new forward of the model itself is wrong: .*{said}"):
         converted(network(_one_is_convolved, "itself", "itself"), X, verify=False)
+
+
+def test_operators_that_torch_wraps_pickle() -> None:
+    """Torch wraps some operators, such as `**`, in functions that have no place of their own."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(m.a(x) + m.b(x)) ** 2 + 2**x - x // 2 - 3 % (x.abs() + 1)
+
+    layers = {"a": nn.Conv2d(4, 4, 3, padding=1), "b": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    model, x = trained(Block(forward, **layers)), image(1, 4, 5, 7)
+    folded = reparam.reparameterize(model, x)
+    assert "** 2" in folded.code
+    assert distance(model, folded, image(2, 4, 3, 4)) < EXACT
+
+
+def test_a_forward_that_is_written_out_elsewhere_is_called_no_more() -> None:
+    """A second conversion writes out a forward that the first one has made."""
+    inner = Block(lambda m, x: torch.cat([m.norm(m.a(x)), m.b(-m.a(x))], 1))
+    inner.a, inner.b, inner.norm = nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 3, padding=1, groups=4), nn.BatchNorm1d(4)
+    model = Block(lambda m, x: m.last(m.inner(torch.tanh(x)).split([4, 4], 1)[0]), inner=inner, last=nn.Conv1d(4, 4, 1))
+    x = image(2, 4, 9)
+    folded = reparam.reparameterize(trained(model, x), x)
+    assert distance(folded, reparam.reparameterize(folded, x), image(1, 4, 6)) < EXACT
