@@ -15,8 +15,6 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture.process import PROCESS
-
 _CACHED_FUNCTION = type(cache(len))
 
 
@@ -32,21 +30,18 @@ def cached_functions(model: Callable[..., Any]) -> list[Any]:
 
 
 @contextmanager
-def replaced(functions: Sequence[Any], other: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
-    """Within it, `other(function)` stands where code knows one of the functions by name."""
-    by_id = {id(function): other(function) for function in functions}
-    with PROCESS:
-        holders = list(sys.modules.values()) if by_id else []
-        places = [
-            (m, name, v) for m in holders for name, v in list(getattr(m, "__dict__", {}).items()) if id(v) in by_id
-        ]
-        for holder, name, function in places:
-            setattr(holder, name, by_id[id(function)])
-        try:
-            yield
-        finally:
-            for holder, name, function in places:
-                setattr(holder, name, function)
+def emptied(functions: Sequence[Any]) -> Iterator[None]:
+    """Empty caches before a run, and behind it: else it reads what an earlier one has left, and leaves its own."""
+    _clear(functions)
+    try:
+        yield
+    finally:
+        _clear(functions)
+
+
+def _clear(functions: Sequence[Any]) -> None:
+    for function in functions:
+        function.cache_clear()
 
 
 def _is_builtin(thing: Any) -> bool:

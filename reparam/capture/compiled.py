@@ -2,20 +2,17 @@
 
 Where a dispatch mode is open, dynamo skips compiled code, and never compiles it again in this process. So wherever this
 package opens a mode, the Python code runs that the compiled code was made from (`python_code`). Compiled code itself
-runs outside of modes, in place (`restored`), as a copy of a model does not carry it.
+runs outside of modes, in place (see `snapshot.restored`), as a copy of a model does not carry it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-
-from reparam.capture.snapshot import ModuleSnapshot
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -35,15 +32,3 @@ def python_code() -> AbstractContextManager[Any]:
     """
     # Without dynamo there is no compiled code, and its import takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-@contextmanager
-def restored(*models: nn.Module) -> Iterator[None]:
-    """A context that leaves the attributes and buffers of models as they were."""
-    modules = (module for model in models for module in model.modules())
-    snapshots = [ModuleSnapshot(module) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    try:
-        yield
-    finally:
-        for snapshot in snapshots:
-            snapshot.restore()

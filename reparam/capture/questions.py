@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from types import ModuleType
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from reparam.capture.process import PROCESS
+from reparam.capture.stand_ins import Names
 
 # Functions of torch, by the module that holds them. Those that a version of torch lacks are left out.
 _FUNCTIONS: dict[str, str] = {
@@ -52,45 +53,34 @@ def otherwise(answer: Any) -> Any:
     return answer if isinstance(answer, str) else object()
 
 
+def names() -> Names:
+    """The names by which files know the functions that answer questions, and others that a run replaces."""
+    return Names(_FUNCTIONS)
+
+
 @contextmanager
-def asked(answer: Answer) -> Iterator[None]:
+def asked(
+    answer: Answer, names: Names, cached: Mapping[Any, Callable[..., Any]] = MappingProxyType({})
+) -> Iterator[None]:
     """Within it, code of this thread that is not torch's is told what `answer` gives.
 
-    No torch function mode sees these functions. So others stand in for them, in torch and wherever code has imported
-    them by name; and for the switches of `torch.backends`.
+    It also finds the values of `cached` in the place of its keys.
     """
     with PROCESS:
-        standing: dict[Any, Any] = {}
-        for home, names in _FUNCTIONS.items():
+        stand_ins = dict(cached)
+        for home, functions in _FUNCTIONS.items():
             module = sys.modules.get(home)
-            for name in names.split():
-                function = getattr(module, name, None)
-                if callable(function):
-                    standing.setdefault(id(function), (function, _standing(f"{home}.{name}", function, answer)))
-        places = [
-            (scope, name, value)
-            for scope in _scopes()
-            for name, value in list(scope.items())
-            if id(value) in standing and standing[id(value)][0] is value
-        ]
-        for scope, name, value in places:
-            scope[name] = standing[id(value)][1]
-        switch = _switch()
+            for name in functions.split():
+                if callable(function := getattr(module, name, None)):
+                    stand_ins.setdefault(function, _standing(f"{home}.{name}", function, answer))
+        switch: Any = torch.backends.ContextProp
         original = switch.__get__
         switch.__get__ = _switched(original, answer)
         try:
-            yield
+            with names.replaced(stand_ins):
+                yield
         finally:
             switch.__get__ = original
-            for scope, name, value in places:
-                scope[name] = value
-
-
-def _scopes() -> Iterator[dict[str, Any]]:
-    """The names that files know: all but torch's own, apart from those that hold the functions."""
-    for name, module in list(sys.modules.items()):
-        if type(module) is ModuleType and (name in _FUNCTIONS or not name.startswith(("torch.", "reparam."))):
-            yield vars(module)
 
 
 def _standing(question: str, function: Callable[..., Any], answer: Answer) -> Callable[..., Any]:
@@ -104,10 +94,6 @@ def _standing(question: str, function: Callable[..., Any], answer: Answer) -> Ca
         return answer(question, given)
 
     return asking
-
-
-def _switch() -> Any:
-    return torch.backends.ContextProp
 
 
 def _switched(get: Callable[..., Any], answer: Answer) -> Callable[..., Any]:

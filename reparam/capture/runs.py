@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from reparam.capture.caches import cached_functions, replaced
+from reparam.capture.caches import cached_functions, emptied
 from reparam.capture.compiled import python_code
 from reparam.capture.graph import Record
 from reparam.capture.inputs import Inputs
 from reparam.capture.likeness import Likeness
-from reparam.capture.questions import asked
+from reparam.capture.questions import asked, names
 from reparam.capture.recorder import Recorder
-from reparam.capture.snapshot import ModuleSnapshot
+from reparam.capture.snapshot import ModuleSnapshot, restored
 from reparam.errors import ModelError
 
 
@@ -31,29 +31,19 @@ def record(model: nn.Module, inputs: Inputs) -> Record:
 @contextmanager
 def recording(model: nn.Module) -> Iterator[Runs]:
     """Runs of a model, each of which finds what the ones before have left. In the end the model is as it was."""
-    runs = Runs(model)
-    try:
-        yield runs
-    finally:
-        runs.clear_caches()
-        for snapshot in runs.snapshots:
-            snapshot.restore()
+    with restored(model) as snapshots:
+        yield Runs(model, snapshots)
 
 
 class Runs:
     """Runs of one model, recorded. plain: code is given plain sizes, as it fails with sizes that remember."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, snapshots: list[ModuleSnapshot]) -> None:
         self.model = model
-        self.modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-        self.snapshots = [ModuleSnapshot(module) for module in self.modules]
+        self.snapshots = snapshots
         self.plain = False
         self._cached = cached_functions(model)
-
-    def clear_caches(self) -> None:
-        """Forget what earlier runs have left in the caches of functions."""
-        for function in self._cached:
-            function.cache_clear()
+        self._names = names()
 
     def require(self, inputs: Inputs) -> Record:
         """The record of a run on `inputs`. Raises ModelError if the model fails on them."""
@@ -70,16 +60,15 @@ class Runs:
 
     def run(self, inputs: Inputs, lie: Set[str] = frozenset()) -> Record:
         """The record of a run; where the model has failed, as far as it came. `lie`: questions answered otherwise."""
-        self.clear_caches()
         recorder = Recorder(self.model, self.plain, lie, self.changed())
         handles = recorder.watch(self.model)
         try:
             copies = inputs.map(recorder.input_copy)
             with (
+                emptied(self._cached),
                 python_code(),
                 torch.no_grad(),
-                asked(recorder.answer),
-                replaced(self._cached, recorder.cached),
+                asked(recorder.answer, self._names, {function: recorder.cached(function) for function in self._cached}),
                 recorder,
             ):
                 result = copies.call(self.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -26,17 +27,23 @@ class AttributeSnapshot:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.values = dict(vars(module))
-        own = [value for key, value in self.values.items() if key not in _TORCH_ATTRIBUTES]
-        self.caches = [(container, _content(container)) for container in _containers(own, set())]
-        registries = [(self.values[key], dict(self.values[key])) for key in _REGISTRIES]
-        self.contents = [(vars(module), self.values), *self.caches, *registries]
+        visited: set[int] = set()
+        self.caches = [
+            (name, container, _content(container))
+            for name, value in self.values.items()
+            if name not in _TORCH_ATTRIBUTES
+            for container in _containers([value], visited)
+        ]
+        self._ids = [{id(item) for item in _items(content)} for _, _, content in self.caches]
+        registries = [(key, self.values[key], dict(self.values[key])) for key in _REGISTRIES]
+        self.contents = [("__dict__", vars(module), self.values), *self.caches, *registries]
 
     def restore(self) -> None:
         """Put back what has changed. The containers stay the same objects, as others may refer to them.
 
         Raises ModelError for a container that has changed and cannot be written to.
         """
-        for container, content in self.contents:
+        for name, container, content in self.contents:
             if _is_same(_content(container), content):
                 continue
             try:
@@ -44,24 +51,17 @@ class AttributeSnapshot:
                 (container.extend if isinstance(container, list) else container.update)(content)
             except Exception as error:
                 raise ModelError(
-                    f"the forward of {type(self.module).__name__} changes self.{self._name_of(container)}, and its "
+                    f"the forward of {type(self.module).__name__} changes self.{name}, and its "
                     f"class {type(container).__name__} does not let it be put back: {type(error).__name__}: {error}; "
                     "keep what a forward changes in a plain dict, list or set"
                 ) from error
-
-    def _name_of(self, container: Any) -> str:
-        """The name of the attribute that holds a container, or one around it."""
-        names = (name for name, value in self.values.items() if _holds(value, container))
-        return next(names, "a container")
 
     def stored_since(self) -> Iterator[tuple[str, Any]]:
         """The values that were stored after the snapshot, each with the name of the attribute that holds it."""
         for name, value in vars(self.module).items():
             if name not in _REGISTRIES and self.values.get(name) is not value:
                 yield name, value
-        for container, content in self.caches:
-            before = {id(item) for item in _items(content)}
-            name = self._name_of(container)
+        for (name, container, _), before in zip(self.caches, self._ids, strict=True):
             yield from ((name, item) for item in _items(container) if id(item) not in before)
 
 
@@ -95,6 +95,21 @@ class ModuleSnapshot(AttributeSnapshot):
             yield from (t for name, t in then.items() if isinstance(t, Tensor) and now.get(name) is not t)
 
 
+@contextmanager
+def restored(*models: nn.Module) -> Iterator[list[ModuleSnapshot]]:
+    """A context that leaves the attributes and buffers of models as they were, with what they were.
+
+    Raises ModelError for a container that has changed and cannot be written to.
+    """
+    modules = (module for model in models for module in model.modules())
+    snapshots = [ModuleSnapshot(module) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    try:
+        yield snapshots
+    finally:
+        for snapshot in snapshots:
+            snapshot.restore()
+
+
 def own_tensors(module: nn.Module) -> dict[str, int]:
     """The ids of the parameters and buffers that a module itself holds now, by name."""
     registries = (module._parameters, module._buffers)
@@ -125,10 +140,6 @@ def _containers(values: Collection[Any], visited: set[int]) -> Iterator[Any]:
             visited.add(id(value))
             yield value
             yield from _containers(_items(value), visited)
-
-
-def _holds(value: Any, container: Any) -> bool:
-    return any(inner is container for inner in _containers([value], set()))
 
 
 def _content(container: Any) -> Any:

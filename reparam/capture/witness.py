@@ -61,7 +61,7 @@ class _Witnesses:
         self.smallest = inputs
         self.moved = False  # whether batch, length and pixels have all been tried otherwise
         self.dims = Dims()
-        self.constant: dict[int, bool] = {}
+        self.constant: dict[Decision, bool] = {}
         self.failing_lies: set[str] = set()  # questions of exporters with whose other answer the model fails
         self.ran: dict[Any, bool] = {}  # by sizes and lies, whether the model took them
         self.tried: dict[Any, list[bool]] = {}  # by decision, which of the sizes around its own the model takes
@@ -286,9 +286,9 @@ class _Witnesses:
 
     def _is_constant(self, decision: Decision) -> bool:
         """Whether a decision is taken in the same way for every input, by its expression alone."""
-        if id(decision) not in self.constant:
-            self.constant[id(decision)] = decision.by_sizes and self._never_changes(decision.expression, decision.value)
-        return self.constant[id(decision)]
+        if decision not in self.constant:
+            self.constant[decision] = decision.by_sizes and self._never_changes(decision.expression, decision.value)
+        return self.constant[decision]
 
     def _never_changes(self, expression: Any, value: Any) -> bool:
         if expression[0] == "parts":

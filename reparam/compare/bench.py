@@ -18,6 +18,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from reparam.capture.caches import cached_functions, emptied
 from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
@@ -25,7 +26,6 @@ from reparam.capture.process import exclusive
 from reparam.capture.tree import tensors
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import compare, is_floating
-from reparam.compare.isolated import empty_caches
 from reparam.compare.weights import eps, rerounded, state
 from reparam.errors import InputError, VerificationError
 
@@ -256,7 +256,7 @@ def _output(
 ) -> dict[str, Tensor]:
     """The tensors that a model returns, called on clones of the inputs."""
     clones = inputs.map(Tensor.clone)
-    with empty_caches(model) if mode else nullcontext(), mode or nullcontext():
+    with emptied(cached_functions(model) if mode else ()), mode or nullcontext():
         return dict(tensors(clones.call(model)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.capture.caches import cached_functions
+from reparam.capture.caches import cached_functions, emptied
 from reparam.capture.inputs import Inputs
 from reparam.capture.process import exclusive
 from reparam.capture.tree import leaves
@@ -30,26 +30,10 @@ def run(
     """
     clones = inputs.map(Tensor.clone)
     try:
-        with _seeded(seed), empty_caches(model) if mode else nullcontext(), mode or nullcontext():
+        with _seeded(seed), emptied(cached_functions(model) if mode else ()), mode or nullcontext():
             return dict(leaves(clones.call(model)))
     except Exception as error:
         raise ModelFailure(f"{type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def empty_caches(model: Callable[..., Any]) -> Iterator[None]:
-    """Empty the `functools` caches of user code before a run in another dtype, and again behind it.
-
-    Else the run would read tables of the dtype that an earlier one has left, and leave its own.
-    """
-    caches = cached_functions(model)
-    for function in caches:
-        function.cache_clear()
-    try:
-        yield
-    finally:
-        for function in caches:
-            function.cache_clear()
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.capture.compiled import holds_compiled, restored
+from reparam.capture.compiled import holds_compiled
 from reparam.capture.float64 import Float64, double
 from reparam.capture.inputs import Inputs
 from reparam.capture.preconditions import require_eval
 from reparam.capture.process import exclusive
-from reparam.capture.snapshot import copied
+from reparam.capture.snapshot import copied, restored
 from reparam.compare.bounds import Bounds
 from reparam.compare.error import Leaves, compare, is_floating, numbers, relative_errors
 from reparam.compare.isolated import ModelFailure, run

@@ -80,10 +80,6 @@ class CallGraph:
             self.graph.output(self._argument(call.result))
         self._drop_unread_items()
 
-    def sized(self, node: Node) -> bool:
-        """Whether the operation takes an argument that depends on the size of the input."""
-        return takes_size(node)
-
     # --- what goes in
 
     def _parameters(self, unchecked: Set[str]) -> None:
@@ -162,15 +158,9 @@ class CallGraph:
 
     def _require(self, decision: Decision) -> None:
         """Check a decision that no input has been seen to take otherwise."""
-        if not decision.checked:
+        if not decision.checked or not self._is_known(decision.expression):
             return
-        before = list(self.graph.nodes)[-1]
-        try:
-            condition = self._number(decision.expression)
-        except Refusal:  # of a size that this code was not handed
-            while (last := list(self.graph.nodes)[-1]) is not before:
-                self.graph.erase_node(last)
-            return
+        condition = self._number(decision.expression)
         if isinstance(condition, fx.Node):
             holds = condition if decision.value else self._call(operator.not_, condition)
             name = type(self.module if decision.call is None else decision.call.module).__name__
@@ -270,14 +260,10 @@ class CallGraph:
         if value in self._told:
             return self._told[value]
         node = next((call.asked[value] for call in self.call.stack() if value in call.asked), None)
-        node = next((each.asked[value] for each in self._written_out(self.call) if value in each.asked), node)
+        node = next((each.asked[value] for each in written_out(self.call, self.opened) if value in each.asked), node)
         if node is None or (node not in self._steps and node.tensor is None):
             return value
         return self._call(getattr, self._step(node), "dtype" if isinstance(value, torch.dtype) else "device")
-
-    def _written_out(self, call: Call) -> list[Call]:
-        inner = [event for event in call.events if isinstance(event, Call) and event.module in self.opened]
-        return [call, *(each for event in inner for each in self._written_out(event))]
 
     def _step(self, node: Node) -> fx.Node:
         if node not in self._steps:
@@ -305,6 +291,15 @@ class CallGraph:
             self.literals[name] = tensor
         return self._held[id(tensor)]
 
+    def _is_known(self, expression: Any) -> bool:
+        """Whether this code was handed what a number is computed from."""
+        if not isinstance(expression, tuple) or expression in self._numbers:
+            return True
+        name, *parts = expression
+        if name == SIZE:
+            return parts[0] in self._steps or parts[0].tensor is not None
+        return name in FUNCTIONS and all(map(self._is_known, parts))
+
     def _number(self, expression: Any) -> Any:
         """A number that depends on the input, as steps."""
         if not isinstance(expression, tuple):
@@ -319,6 +314,12 @@ class CallGraph:
                 raise unproven(self.call, "it goes by a number that it was not handed")
             self._numbers[expression] = step
         return self._numbers[expression]
+
+
+def written_out(call: Call, opened: Collection[nn.Module]) -> list[Call]:
+    """A call, and those of opened modules inside it."""
+    inner = [event for event in call.events if isinstance(event, Call) and event.module in opened]
+    return [call, *(each for event in inner for each in written_out(event, opened))]
 
 
 def parts(node: Node) -> list[Node | None]:

@@ -14,7 +14,7 @@ from torch import nn
 from reparam.capture.graph import Call, Node, calls_around, has_user_code
 from reparam.errors import Refusal
 from reparam.plan.strides import CHANGES_LAYOUT
-from reparam.rewrite.call_graph import CallGraph
+from reparam.rewrite.call_graph import CallGraph, takes_size
 from reparam.rewrite.context import Context
 from reparam.rewrite.edits import Piece, Rewrite, Swap
 from reparam.rewrite.refused import SIZE_READ, RefusalAt, Refused
@@ -125,7 +125,7 @@ def _require_unneeded(
     for node in piece.nodes:
         if node not in code.at:
             continue
-        if code.sized(node) and node not in piece.fold.reshapes:
+        if takes_size(node) and node not in piece.fold.reshapes:
             raise RefusalAt(node, f"{node.name} takes an argument that depends on the size of the input")
         if node is not piece.sink and node in context.gone:
             _require_unseen(code, node, returned)

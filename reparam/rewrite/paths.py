@@ -6,10 +6,7 @@ fold in the same way wherever it calls them: the modules can be exchanged then, 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-
-from torch import nn
+from collections.abc import Collection, Sequence
 
 from reparam.capture.graph import Call, Node, Record, calls_around, common_call, has_user_code
 from reparam.errors import Refusal
@@ -51,7 +48,7 @@ class _Comparison:
 
     def __init__(self, call: Call, other: Call, witness: Record, context: Context) -> None:
         self.call, self.other, self.witness, self.context = call, other, witness, context
-        self.inner, self.other_inner = _calls_inside(call), _calls_inside(other)
+        self.inner, self.other_inner = context.proofs.calls_inside(call), context.proofs.calls_inside(other)
 
     def require(self, fold: Fold) -> None:
         """Raise Refusal unless the witness runs all operations of the fold in the same way, or none of them."""
@@ -97,16 +94,3 @@ class _Comparison:
 
     def _other(self) -> Refusal:
         return unproven(self.call, self.context.proofs.difference(self.call))
-
-
-def _calls_inside(call: Call) -> Mapping[nn.Module, list[Call]]:
-    """The calls inside a call, by module, in order."""
-    calls: dict[nn.Module, list[Call]] = defaultdict(list)
-    pending: list[Call] = [call]
-    while pending:
-        inner = [event for event in pending.pop().events if isinstance(event, Call)]
-        for each in inner:
-            if not (each.failed and not any(True for _ in each.nodes())):  # it has done nothing
-                calls[each.module].append(each)
-        pending += reversed(inner)
-    return calls

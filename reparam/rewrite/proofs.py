@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,11 +13,13 @@ from reparam.capture.likeness import Likeness
 from reparam.capture.symbolic import BOTH_WAYS, Decision
 from reparam.errors import Refusal
 from reparam.plan.plan import Constraints
-from reparam.rewrite.call_graph import CallGraph, flags_of, takes_flags, unproven
+from reparam.rewrite.call_graph import CallGraph, flags_of, takes_flags, unproven, written_out
 from reparam.rules import RULES
 
 _REMEDY = "a forward that does the same at every size would fold"
 _UNDECIDED_REMEDY = "code that does not ask would fold"
+
+K = TypeVar("K")
 
 
 class Proofs:
@@ -32,6 +35,8 @@ class Proofs:
             self._decisions[decision.call].append(decision)
         self._instructed: dict[Call, bool] = {}
         self._graphs: dict[tuple[Call, frozenset[nn.Module]], CallGraph | Refusal] = {}
+        self._guards: dict[Call, CallGraph | Refusal] = {}
+        self._inside: dict[Call, Mapping[nn.Module, list[Call]]] = {}
         likeness = Likeness()
         self._keys = likeness.of_modules(record)
         self._others = [likeness.of_modules(witness) for witness in record.witnesses]
@@ -64,23 +69,20 @@ class Proofs:
 
     def code(self, call: Call, opened: frozenset[nn.Module]) -> CallGraph:
         """The graph of a call, with the code of `opened` modules written out. Raises Refusal."""
-        key = call, opened
-        if key not in self._graphs:
-            try:
-                self._require_program(call, opened)
-                self._graphs[key] = CallGraph(call, opened, self._decisions)
-            except Refusal as refusal:
-                self._graphs[key] = refusal
-        found = self._graphs[key]
-        if isinstance(found, Refusal):
-            raise found
-        return found
+        return _kept(self._graphs, (call, opened), lambda: self._made(call, opened))
+
+    def _made(self, call: Call, opened: frozenset[nn.Module]) -> CallGraph:
+        self._require_program(call, opened)
+        return CallGraph(call, opened, self._decisions)
 
     def guard(self, call: Call) -> CallGraph:
         """The forward of a call's module with a check of its flags in front. Raises Refusal where they vary.
 
         A tensor that was there in some runs and not in others needs no check: witnesses have shown both.
         """
+        return _kept(self._guards, call, lambda: self._made_guard(call))
+
+    def _made_guard(self, call: Call) -> CallGraph:
         calls = [other for record in (self.record, *self.record.witnesses) for other in record.calls]
         values = [flags_of(other) for other in calls if other.module is call.module]
         varied = {name for name, value in flags_of(call).items() if any(other[name] != value for other in values)}
@@ -94,7 +96,7 @@ class Proofs:
             raise unproven(call, self.difference(call), _REMEDY)
         if len(self._keys[call.module]) > 1:
             raise unproven(call, "it is called in several ways, and does not do the same in all of them")
-        for inner in _written_out(call, opened):
+        for inner in written_out(call, opened):
             if inner.module in self.record.hooked:
                 raise unproven(
                     call,
@@ -107,15 +109,38 @@ class Proofs:
             if any(isinstance(event, Call) and event.lent for event in [inner, *inner.events]):
                 raise unproven(call, "it is called with other tensors in place of its parameters or buffers")
 
+    def calls_inside(self, call: Call) -> Mapping[nn.Module, list[Call]]:
+        """The calls inside a call, by module, in order; without those that failed before they did anything."""
+        if call not in self._inside:
+            calls = self._inside[call] = defaultdict(list)
+            pending: list[Call] = [call]
+            while pending:
+                inner = [event for event in pending.pop().events if isinstance(event, Call)]
+                for each in inner:
+                    if not (each.failed and not any(True for _ in each.nodes())):
+                        calls[each.module].append(each)
+                pending += reversed(inner)
+        return self._inside[call]
+
     def difference(self, call: Call) -> str:
         """Why a call does something else for another input."""
-        decided = next((d for d in self._about(call) if d.settled == BOTH_WAYS), None)
+        turned = [decision for decision in self.record.decisions if decision.settled == BOTH_WAYS]
+        inside = (decision for decision in turned if decision.call is not None and call in decision.call.stack())
+        decided = next(inside, next(iter(turned), None))
         return "it does something else in another run" + (f", by {decided}" if decided is not None else "")
 
-    def _about(self, call: Call) -> Sequence[Decision]:
-        """The decisions in a call, the others behind them."""
-        inside = {inner for inner in self.record.calls if any(outer is call for outer in inner.stack())}
-        return sorted(self.record.decisions, key=lambda decision: decision.call not in inside)
+
+def _kept(known: dict[K, CallGraph | Refusal], key: K, make: Callable[[], CallGraph]) -> CallGraph:
+    """What `make` returns or refuses, which is made once."""
+    if key not in known:
+        try:
+            known[key] = make()
+        except Refusal as refusal:
+            known[key] = refusal
+    found = known[key]
+    if isinstance(found, Refusal):
+        raise found
+    return found
 
 
 def undecided(record: Record) -> Constraints:
@@ -138,11 +163,6 @@ def undecided(record: Record) -> Constraints:
             behind = record.nodes[decision.position :]
             opaque = dict.fromkeys((node for node in behind if node.op in RULES and not node.constant), refusal)
     return Constraints(opaque, barriers)
-
-
-def _written_out(call: Call, opened: frozenset[nn.Module]) -> list[Call]:
-    inner = [event for event in call.events if isinstance(event, Call) and event.module in opened]
-    return [call, *(each for event in inner for each in _written_out(event, opened))]
 
 
 def readers_elsewhere(record: Record, proofs: Proofs) -> Mapping[int, list[Node]]:

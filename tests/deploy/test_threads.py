@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.capture.float64 import Float64
 from reparam.capture.process import ThreadTracer
-from reparam.capture.questions import asked
+from reparam.capture.questions import asked, names
 from reparam.deploy.files import written
 from tests.helpers import image, trained
 
@@ -97,7 +97,7 @@ def test_load_verify_and_reparameterize_in_eight_threads(tmp_path: Path) -> None
         assert process_state() == before
 
 
-@pytest.mark.parametrize("context", [Float64, lambda: asked(lambda question, truth: truth)])
+@pytest.mark.parametrize("context", [Float64, lambda: asked(lambda question, truth: truth, names())])
 def test_what_changes_the_process_puts_it_back(context: Callable[[], Any]) -> None:
     """The first thread that enters also leaves first: without the lock, the second would put back what it found."""
     before = process_state()
@@ -128,7 +128,7 @@ def test_a_recording_does_not_hear_other_threads() -> None:
         heard.append(question)
         return truth
 
-    with asked(note):
+    with asked(note, names()):
         in_threads(asks)
         assert heard == []
         asks()

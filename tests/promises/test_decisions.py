@@ -253,6 +253,28 @@ def test_news_that_one_module_leaves_for_another(carrier: str) -> None:
     _exact_at_every_size(seq(_Tells(tell), _IsTold(ask)))
 
 
+class _Compares(nn.Module):
+    """Compares a size that it sees with one that it was not handed, and uses the one that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(4, 4, 3, padding=1), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * 2 + _registry["height"] < 4:
+            raise ValueError("too small")
+        return (self.a(x) + self.b(x))[:, :, : x.shape[2] * 2 - 1]
+
+
+def test_a_size_that_code_was_not_handed() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        _registry["height"] = x.shape[2]
+        return m.inner(F.avg_pool2d(x, 2, ceil_mode=True))
+
+    model = Block(forward, inner=_Compares())
+    assert convs_ran(_exact_at_every_size(model, [size for size in SIZES if size[2] > 1]), image(*EXAMPLE)) == 1
+
+
 class _Counts(nn.Module):
     """Keeps a number."""
 
