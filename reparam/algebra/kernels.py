@@ -111,6 +111,8 @@ def finest_groups(kernel: Tensor, groups: int) -> tuple[int, Tensor]:
     if kernel[0, -1].any():
         return groups, kernel  # the first output reads the last input, so both are in one group with all between them
     reads = (kernel != 0).flatten(2).any(2) if taps else kernel != 0
+    if not reads.any():
+        return groups, kernel
     for many in range(math.gcd(out // groups, inner), 1, -1):
         if (out // groups) % many == 0 and inner % many == 0:
             blocks = reads.view(groups, many, out // groups // many, many, inner // many).any(4).any(2)

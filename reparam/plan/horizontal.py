@@ -65,34 +65,37 @@ def fused(
 class _Candidate:
     """A convolution that may be fused with others.
 
-    price: of the convolution by itself; overhead: the price of its view, and of copies of it, in a fusion.
+    price, size: of the convolution by itself; overhead: the price of its view, and of copies of it, in a fusion.
     views: see `Fusion`.
     """
 
     fold: Fold
     price: cost.Price
+    size: cost.Price
     overhead: cost.Price
     views: Extents
 
 
 @dataclass(frozen=True, eq=False)
 class _CandidateSet:
-    """Candidates, the one convolution that would compute them, and the sums of their prices and overheads."""
+    """Candidates, the one convolution that would compute them, and the sums of their prices, sizes and overheads."""
 
     candidates: tuple[_Candidate, ...]
     value: AffineConv
     price: cost.Price
+    size: cost.Price
     overhead: cost.Price
 
     @staticmethod
     def of(candidate: _Candidate) -> _CandidateSet:
-        return _CandidateSet((candidate,), candidate.fold.value, candidate.price, candidate.overhead)
+        return _CandidateSet((candidate,), candidate.fold.value, candidate.price, candidate.size, candidate.overhead)
 
     def union(self, other: _CandidateSet) -> _CandidateSet:
         return _CandidateSet(
             (*self.candidates, *other.candidates),
             self.value.cat(other.value),
             self.price + other.price,
+            self.size + other.size,
             self.overhead + other.overhead,
         )
 
@@ -172,7 +175,7 @@ class _FusionSearch:
         if views is not None:
             unfolded = sink not in self.folds
             price = cost.of_node(self.cost_model, sink) if unfolded else cost.of_fold(self.cost_model, fold.value)
-            yield _Candidate(fold, price, self._overhead(fold), views)
+            yield _Candidate(fold, price, cost.of_fold(_SIZE, fold.value), self._overhead(fold), views)
 
     def _views(self, fold: Fold) -> Extents | None:
         """The views that code takes of the result; None where a part of a wider tensor may not allow one.
@@ -233,8 +236,7 @@ class _FusionSearch:
 
     def _grows(self, chosen: _CandidateSet) -> bool:
         """Whether one convolution is larger than all of them: it has fewer groups."""
-        own = cost.total(cost.of_fold(_SIZE, candidate.fold.value) for candidate in chosen.candidates)
-        return cost.grows(self.cost_model, own, cost.of_fold(_SIZE, chosen.value))
+        return cost.grows(self.cost_model, chosen.size, cost.of_fold(_SIZE, chosen.value))
 
     def _cheaper_from_earlier(self, candidates: Sequence[_Candidate]) -> bool:
         """Whether the wide convolution would cost less as a fold of a tensor before its base, if only it reads that.
