@@ -126,7 +126,7 @@ class Axis:
 
     def balanced(self) -> Axis:
         """The same with `hi` as close to `lo` as `spare` allows."""
-        if self.copies_pixels:
+        if self.copies_pixels or not self.spare:
             return self
         return replace(self, hi=min(max(self.lo, self.hi - self.spare), self.hi), spare=0)
 

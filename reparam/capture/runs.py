@@ -6,7 +6,7 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reparam.capture.caches import cached_functions, emptied
 from reparam.capture.compiled import python_code
@@ -16,6 +16,7 @@ from reparam.capture.likeness import Likeness
 from reparam.capture.questions import asked, names
 from reparam.capture.recorder import Recorder
 from reparam.capture.snapshot import ModuleSnapshot, restored
+from reparam.capture.tree import tensors
 from reparam.errors import ModelError
 
 
@@ -44,6 +45,8 @@ class Runs:
         self.plain = False
         self._cached = cached_functions(model)
         self._names = names()
+        self._returned: list[Tensor] = []  # by the last run that was recorded to its end
+        self._taken: tuple[Inputs, list[Tensor]] | None = None  # what was returned when nothing was recorded
 
     def require(self, inputs: Inputs) -> Record:
         """The record of a run on `inputs`. Raises ModelError if the model fails on them."""
@@ -72,6 +75,7 @@ class Runs:
                 recorder,
             ):
                 result = copies.call(self.model)
+            self._returned = [tensor for _, tensor in tensors(result)]
             return recorder.finish(result, self.snapshots)
         except Exception as error:  # noqa: BLE001 - a user's forward may raise anything
             return recorder.failed(error)
@@ -80,9 +84,16 @@ class Runs:
             for handle in handles:
                 handle.remove()
 
+    def takes(self, inputs: Inputs) -> bool:
+        """Whether the model runs on `inputs`."""
+        return self._bare(inputs) is not None
+
     def sees_sizes(self, inputs: Inputs, recorded: Record) -> bool:
-        """Whether code does something else with plain sizes than in a recorded run (`type(width) is int`)."""
+        """Whether code does something else with plain sizes than in the last recorded run (`type(width) is int`)."""
         if self.plain or not recorded.calls or not recorded.sizes_asked:
+            return False
+        returned = self._bare(inputs)
+        if returned is not None and len(returned) == len(self._returned) and all(map(_equal, returned, self._returned)):
             return False
         self.plain = True
         with_plain = self.run(inputs)
@@ -90,6 +101,23 @@ class Runs:
         likeness = Likeness(plain=True)
         return bool(with_plain.error) or likeness.key(with_plain.calls[0]) != likeness.key(recorded.calls[0])
 
+    def _bare(self, inputs: Inputs) -> list[Tensor] | None:
+        """The tensors that the model returns where nothing is recorded; None where it fails."""
+        if self._taken is None or self._taken[0] is not inputs:
+            copies = inputs.map(lambda tensor: tensor.detach().clone())
+            with emptied(self._cached), python_code():
+                try:
+                    self._taken = inputs, [tensor for _, tensor in tensors(copies.call(self.model))]
+                except Exception:  # noqa: BLE001 - a user's forward may raise anything
+                    return None
+        return self._taken[1]
+
     def changed(self) -> list[nn.Module]:
         """The modules that hold something else than before the first run."""
         return [each.module for each in self.snapshots if next(each.stored_since(), None) is not None]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, bit by bit, as far as torch can say."""
+    plain = one.layout == other.layout == torch.strided
+    return plain and one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any, TypeVar
 
 import torch
@@ -58,11 +59,14 @@ class AttributeSnapshot:
 
     def stored_since(self) -> Iterator[tuple[str, Any]]:
         """The values that were stored after the snapshot, each with the name of the attribute that holds it."""
-        for name, value in vars(self.module).items():
-            if name not in _REGISTRIES and self.values.get(name) is not value:
-                yield name, value
-        for (name, container, _), before in zip(self.caches, self._ids, strict=True):
-            yield from ((name, item) for item in _items(container) if id(item) not in before)
+        attributes = vars(self.module)
+        if not _is_same(attributes, self.values):
+            for name, value in attributes.items():
+                if name not in _REGISTRIES and self.values.get(name) is not value:
+                    yield name, value
+        for (name, container, content), before in zip(self.caches, self._ids, strict=True):
+            if not _is_same(_content(container), content):
+                yield from ((name, item) for item in _items(container) if id(item) not in before)
 
 
 class ModuleSnapshot(AttributeSnapshot):
@@ -144,16 +148,21 @@ def _containers(values: Collection[Any], visited: set[int]) -> Iterator[Any]:
 
 def _content(container: Any) -> Any:
     """What a list, dict or set holds, as a plain one: a class of its own may not let itself be copied."""
-    return next(kind(container) for kind in (dict, list, set) if isinstance(container, kind))
+    for kind in (dict, list, set):
+        if isinstance(container, kind):
+            return kind(container)
+    raise AssertionError(type(container))
 
 
 def _is_same(now: Any, then: Any) -> bool:
     """Whether two plain containers hold the same objects, in the same order."""
+    if len(now) != len(then):
+        return False
     if isinstance(now, set):
         return {id(item) for item in now} == {id(item) for item in then}
-    if isinstance(now, dict):
-        now, then = ([*content, *content.values()] for content in (now, then))
-    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+    if isinstance(now, dict) and not all(map(is_, now.values(), then.values())):
+        return False
+    return all(map(is_, now, then))
 
 
 def _items(container: Any) -> Collection[Any]:

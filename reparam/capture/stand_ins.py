@@ -38,8 +38,8 @@ class Names:
 
     def _search(self, ids: frozenset[int]) -> Iterator[tuple[dict[str, Any], str, Any]]:
         for home, module in list(sys.modules.items()):
-            scope = getattr(module, "__dict__", None)  # other things than modules are there, too
-            if not isinstance(scope, dict) or ids.isdisjoint(map(id, scope.values())):
+            if home.startswith(("torch.", "reparam.")) and home not in self._homes:
                 continue
-            if home in self._homes or not home.startswith(("torch.", "reparam.")):
+            scope = getattr(module, "__dict__", None)  # other things than modules are there, too
+            if isinstance(scope, dict) and not ids.isdisjoint(map(id, scope.values())):
                 yield from ((scope, name, value) for name, value in list(scope.items()) if id(value) in ids)

@@ -39,7 +39,7 @@ _PROBES = (
 _AFFORDABLE = 4  # times as large as the example
 _TURNS = 3  # sizes that are tried for one decision
 _CONSTANTS = 4  # numbers that code knows which are tried as sizes
-_SMALL = ((1, 1), (5, 7), (17, 13), (33, 47), (64, 96), (128, 192))
+_SMALL = ((1, 1), (5, 7), (17, 13), (33, 47), (64, 96), (96, 128), (128, 192))
 
 
 def witnessed(model: nn.Module, inputs: Inputs, fixed_size: bool = False) -> Record:
@@ -62,6 +62,7 @@ class _Witnesses:
         self.moved = False  # whether batch, length and pixels have all been tried otherwise
         self.dims = Dims()
         self.constant: dict[Decision, bool] = {}
+        self.lies = frozenset(question for each in self.main.decisions for question in each.questions)  # to be answered
         self.failing_lies: set[str] = set()  # questions of exporters with whose other answer the model fails
         self.ran: dict[Any, bool] = {}  # by sizes and lies, whether the model took them
         self.tried: dict[Any, list[bool]] = {}  # by decision, which of the sizes around its own the model takes
@@ -70,9 +71,9 @@ class _Witnesses:
     def record(self) -> Record:
         self._run_smallest()
         if self.runs.changed():
-            self._run(self.inputs)
-        asked = list(dict.fromkeys(question for decision in self.main.decisions for question in decision.questions))
-        if not asked or not self._run(self.smallest, frozenset(asked)):
+            self._run_lying(self.inputs)
+        asked = sorted(self.lies)
+        if not asked or not self._run(self.smallest, self.lies):
             for question in asked:
                 if not self._run(self.smallest, frozenset([question])) and question in EXPORTERS:
                     self.failing_lies.add(question)
@@ -86,8 +87,18 @@ class _Witnesses:
         self.unsettled()
         return self.main
 
+    def _run_lying(self, inputs: Inputs) -> bool:
+        """Run the model once more, with other answers to all questions, or else without; whether it took the inputs."""
+        if not self.lies:
+            return self._run(inputs)
+        if self._run(inputs, self.lies) and _same_operations(self.others[-1], self.main):
+            self.lies = frozenset()
+            return True
+        return self.runs.takes(inputs) and self._run(inputs)
+
     def _run_other_sizes(self) -> None:
         """Run the model at other sizes, as long as decisions may be taken otherwise there."""
+        self.unsettled()
         if any(map(_is_number, self.main.decisions)):
             for other in self._near():
                 self._run(other)
@@ -95,9 +106,8 @@ class _Witnesses:
             if decision.by_sizes and isinstance(decision.value, bool) and not decision.settled:
                 self.tried[decision.key] = [self._run(other) for other in self._turning(decision)]
                 self.unsettled()
-        first, others = self._larger()
-        for i, other in enumerate((*first, *others)):
-            self.moved = i >= len(first)
+        for moved, other in self._larger():
+            self.moved = moved
             if not any(decision.by_sizes for decision in self.unsettled()):
                 break
             self._run(other)
@@ -151,20 +161,23 @@ class _Witnesses:
     def _run_smallest(self) -> None:
         """Run the model on the smallest inputs that it takes, of two rows; of three if the example has two."""
         for candidate in self._smaller():
-            if self._run(candidate):
+            # The first try is recorded at once, though that takes longer: most models take it.
+            if (not self.ran or self.runs.takes(candidate)) and self._run_lying(candidate):
                 self.smallest = candidate
                 break
-        if self.others and self._sees_sizes():
-            self.runs.plain, self.others = True, []
+        if self.others and self.main.sizes_asked and self._sees_sizes():
+            self.runs.plain, self.others, self.ran = True, [], {}
             self.main = self.runs.require(self.inputs)
             self._run(self.smallest)
 
     def _sees_sizes(self) -> bool:
-        """Whether code does something else as sizes remember. What a run leaves behind may make a difference once."""
+        """Whether code does something else as sizes remember. Lies and what a run leaves behind may do so once."""
         last = self.others[-1]
         if last.error or not self.runs.sees_sizes(self.smallest, last):
             return False
-        return self._run(self.smallest) and self.runs.sees_sizes(self.smallest, self.others[-1])
+        again = self.runs.run(self.smallest)
+        self.others.append(again)
+        return not again.error and self.runs.sees_sizes(self.smallest, again)
 
     def _smaller(self) -> Iterator[Inputs]:
         shapes = self.inputs.shapes()
@@ -200,21 +213,26 @@ class _Witnesses:
             if min(shape) > 0 and all(size <= 2 * max(own) for size in pixels):
                 yield self.inputs.cut(rows, pixels=pixels)
 
-    def _larger(self) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
-        """Inputs at which decisions that are still open may be taken otherwise; first one for each kind of size."""
+    def _larger(self) -> Iterator[tuple[bool, Inputs]]:
+        """Inputs at which decisions that are still open may be taken otherwise; first one for each kind of size.
+
+        With each goes whether every kind of size has been tried before it.
+        """
         shapes = [shape for shape in self.inputs.shapes() if len(shape) > 1]
         if not shapes:
-            return [], []
-        cut, (rows, length) = self.smallest.cut, shapes[0][:2]
-        lengths = [self.inputs.cut(rows, length=other) for other in (max(1, length // 2), 1, 2 * length)]
-        first, others = [cut(length=length + 1)], [*lengths, self.inputs.cut(rows + 1), self.inputs.cut(4 * rows)]
+            return
+        rows, length = shapes[0][:2]
         own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
-        if own and not self.fixed_size:
-            high, wide = own[0], own[-1]
-            sizes = [(high, wide + 3), (high + 5, wide), (wide + 32, high + 64), (high * 2, wide * 2)]
-            first.append(self.inputs.cut(rows, pixels=(high // 2 | 1, wide * 2 // 3 | 1)))
-            others = [*(self.inputs.cut(rows, pixels=pixels) for pixels in sizes), *others]
-        return first, others
+        high, wide = (own[0], own[-1]) if own and not self.fixed_size else (0, 0)
+        yield False, self.smallest.cut(length=length + 1)
+        if high:
+            yield False, self.inputs.cut(rows, pixels=(high // 2 | 1, wide * 2 // 3 | 1))
+            for pixels in ((high, wide + 3), (high + 5, wide), (wide + 32, high + 64), (high * 2, wide * 2)):
+                yield True, self.inputs.cut(rows, pixels=pixels)
+        for other in (max(1, length // 2), 1, 2 * length):
+            yield True, self.inputs.cut(rows, length=other)
+        for many in (rows + 1, 4 * rows):
+            yield True, self.inputs.cut(many)
 
     # --- arguments that are no tensors
 
@@ -333,6 +351,10 @@ def _is_number(decision: Decision) -> bool:
     return plain and not decision.questions and decision.settled != SAME
 
 
+def _same_operations(one: Record, other: Record) -> bool:
+    return [node.op for node in one.nodes] == [node.op for node in other.nodes]
+
+
 def of_one_size(recorded: Record) -> frozenset[Node]:
     """The nodes whose sizes no batch changes, of a record whose witnesses differ from it in the batch alone.
 
@@ -343,7 +365,7 @@ def of_one_size(recorded: Record) -> frozenset[Node]:
     other = next((each for each in recorded.witnesses if each.nodes[0].shape != shapes), None)
     if other is None:
         return frozenset(recorded.nodes)
-    if [node.op for node in other.nodes] != [node.op for node in recorded.nodes]:
+    if not _same_operations(other, recorded):
         return frozenset()
     found: set[Node] = set()
     for node, twin in zip(recorded.nodes, other.nodes, strict=True):

@@ -107,7 +107,9 @@ def ranges(name: str, kernel: Tensor) -> Ranges | None:
     if not len(order):
         return None
     peaks = peaks.double()
-    smallest, low, median, high, largest = torch.quantile(peaks[order], _QUARTILES).tolist()
+    places = _QUARTILES * (len(order) - 1)  # between them torch.quantile interpolates, too, but sorts anew
+    below, above = peaks[order[places.floor().long()]], peaks[order[places.ceil().long()]]
+    smallest, low, median, high, largest = torch.lerp(below, above, places.frac().to(below.device)).tolist()
     sampled = order[torch.linspace(0, len(order) - 1, min(len(order), _CHANNEL_SAMPLE)).round().long()]
     sample, own = rows[sampled].double(), peaks[sampled][:, None]
     return Ranges(
