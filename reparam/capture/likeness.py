@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from reparam.capture.graph import Call, Node, Record
+from reparam.capture.graph import Call, Node, Record, Spelling
+from reparam.capture.ops import CASTS, LAYER_ARGUMENTS, LAYERS
 from reparam.capture.symbolic import ITEM, SIZE, Probe, Shape, Symbolic, plain
 
 
@@ -50,6 +51,23 @@ class Likeness:
         return self._described(call)
 
 
+def _in_order(node: Node) -> Spelling:
+    """What a node was called with. What a layer reads stands in order, whether code has named it or not."""
+    function, args, kwargs = node.spelled
+    for name in LAYER_ARGUMENTS[len(args) :] if node.op in LAYERS else ():
+        if name not in kwargs:
+            break
+        args, kwargs = (*args, kwargs[name]), {key: value for key, value in kwargs.items() if key != name}
+    return function, args, kwargs
+
+
+def _is_idle_cast(event: Node | Call) -> bool:
+    """Whether it is a cast to the dtype and device that the tensor has, at every size: nothing happens."""
+    if isinstance(event, Call) or not event.passthrough:
+        return False
+    return event.op in CASTS and "memory_format" not in event.kwargs  # a format may be right at some sizes alone
+
+
 class _Description:
     def __init__(self, call: Call, likeness: Likeness) -> None:
         self.call, self.likeness = call, likeness
@@ -57,14 +75,18 @@ class _Description:
         self.foreign: list[Node] = []
         content: list[Hashable] = [call.path, call.changes, call.lent, call.failed]
         content.append(self._tree((call.args, call.kwargs), given=True))
-        content += (self._call(event) if isinstance(event, Call) else self._node(event) for event in call.events)
+        content += (
+            self._call(event) if isinstance(event, Call) else self._node(event)
+            for event in call.events
+            if not _is_idle_cast(event)
+        )
         content.append(self._tree(call.result))
         self.content = tuple(content)
 
     def _node(self, node: Node) -> Hashable:
         described: Hashable = ("unknown", self._tree(node.inputs))
         if node.function is not None:
-            _, args, kwargs = node.spelled
+            _, args, kwargs = _in_order(node)
             described = (node.op, node.inplace, self._tree(args), self._tree(kwargs))
         if node.op == "contiguous":  # returns its input at some sizes, and a copy at others
             self.numbers.setdefault(node, self.numbers[node.inputs[0]] if node.inputs[0].tensor is None else -1)

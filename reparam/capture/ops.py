@@ -54,6 +54,7 @@ class Fact(Flag):
     NEEDS_STRIDES = auto()  # raises an exception where the strides of its input do not allow the view
     ANY_STRIDES = auto()  # reads inputs with gaps between their entries without copying them first
     CONTIGUOUS = auto()  # its result is contiguous, whatever the strides of its input
+    CAST = auto()  # its result is its input where dtype, device and memory format are right already
 
     # sizes
     SIZE_ARGUMENTS = auto()  # takes sizes as arguments, the number of channels perhaps among them
@@ -225,7 +226,8 @@ TABLE: tuple[OpFacts, ...] = (
         Fact.PERHAPS_VIEW | Fact.FREE | Fact.REARRANGING | Fact.SHAPE_PRESERVING | Fact.CONTIGUOUS,
     ),
     OpFacts("clone", Kind.COPY, Fact.SHAPE_PRESERVING),
-    OpFacts("to", Kind.COPY, Fact.PERHAPS_VIEW),
+    OpFacts("to", Kind.COPY, Fact.PERHAPS_VIEW | Fact.CAST),
+    OpFacts("type float double half bfloat16", Kind.COPY, Fact.CAST),
     OpFacts("setitem", Kind.WRITE, title="fill border"),
     # calls that use the shape or dtype of another tensor
     OpFacts("reshape_as", Kind.VIEW, alone=(Tensor.reshape, "shape")),
@@ -243,7 +245,6 @@ TABLE: tuple[OpFacts, ...] = (
     OpFacts("format repr", Kind.QUERY, Fact.ASKS_VALUES),
     OpFacts("requires_grad is_leaf grad_fn is_inference", Kind.QUERY, Fact.ASKS_GRADIENTS),
     OpFacts("dim ndimension is_floating_point get_device element_size", Kind.QUERY),
-    OpFacts("type", Kind.COPY),
     OpFacts("ndim dtype device layout itemsize names hash is_tensor data_ptr _version", Kind.QUERY),
     OpFacts("is_complex is_signed is_sparse is_quantized is_nested is_mkldnn", Kind.QUERY),
     OpFacts("is_cpu is_cuda is_mps is_xla is_meta", Kind.QUERY),
@@ -290,8 +291,9 @@ def _having(fact: Fact) -> frozenset[str]:
 CONVOLUTIONS = _of_kind(Kind.CONVOLUTION)
 TRANSPOSED_CONVOLUTIONS = _of_kind(Kind.TRANSPOSED_CONVOLUTION)
 
-# What layers call: the first argument is read, the second is the weight.
+# What layers call, and its first arguments: what is read, and with what it is computed.
 LAYERS = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | _of_kind(Kind.LINEAR)
+LAYER_ARGUMENTS = ("input", "weight", "bias")
 
 # Products of two tensors, either of which may be a weight.
 PRODUCTS = _of_kind(Kind.PRODUCT)
@@ -330,6 +332,9 @@ ANY_STRIDES = _having(Fact.ANY_STRIDES)
 
 # Their result is contiguous, whatever they read.
 CONTIGUOUS = _having(Fact.CONTIGUOUS)
+
+# May change the dtype, the device or the memory format, and nothing else.
+CASTS = _having(Fact.CAST)
 
 # --- by what they do to sizes
 

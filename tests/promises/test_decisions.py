@@ -348,6 +348,28 @@ def test_a_question_about_the_process_decides(name: str) -> None:
     assert any("else" in line.reason or "otherwise" in line.reason for line in report_of(folded).refusals)
 
 
+CASTS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # with the number of norms that are left
+    "to the dtype it has": (0, lambda w, x: w.to(dtype=x.dtype)),
+    "that rounds": (1, lambda w, x: w.half().to(x.dtype)),
+    "to a memory format": (1, lambda w, x: w.to(memory_format=torch.channels_last)),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_cast_that_changes_nothing_is_no_other_way(cast: str) -> None:
+    """A linear layer of timm casts its weights where it is scripted."""
+    left, to = CASTS[cast]
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return m.norm(F.conv2d(x, weight=to(m.weight, x), bias=None))
+        return m.norm(F.conv2d(x, m.weight, None))
+
+    model = Block(forward, weight=nn.Parameter(torch.randn(5, 4, 1, 1)), norm=nn.BatchNorm2d(5))
+    folded = _exact_at_every_size(trained(model, image(*EXAMPLE)))
+    assert norms_ran(folded, image(*EXAMPLE)) == left
+
+
 def test_gradients_that_new_weights_do_not_need() -> None:
     model = _asking(lambda y: y.requires_grad)
     folded = reparam.reparameterize(model, image(*EXAMPLE))
