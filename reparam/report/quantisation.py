@@ -8,6 +8,7 @@ adds identities to kernels, so it can cause this where training showed no sign o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,6 @@ as good as trained layers get."""
 BITS = 8
 _INT8_MAX = 2 ** (BITS - 1) - 1  # symmetric: from -127 to 127
 _CHANNEL_SAMPLE = 64  # channels, evenly spaced over their ranges, so that a conversion need not round every weight
-_QUARTILES = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,35 @@ def ranges(name: str, kernel: Tensor) -> Ranges | None:
     if not len(order):
         return None
     peaks = peaks.double()
-    places = _QUARTILES * (len(order) - 1)  # between them torch.quantile interpolates, too, but sorts anew
-    below, above = peaks[order[places.floor().long()]], peaks[order[places.ceil().long()]]
-    smallest, low, median, high, largest = torch.lerp(below, above, places.frac().to(below.device)).tolist()
-    sampled = order[torch.linspace(0, len(order) - 1, min(len(order), _CHANNEL_SAMPLE)).round().long()]
+    ordered = peaks[order]
+    sampled = _evenly_spaced(order)
     sample, own = rows[sampled].double(), peaks[sampled][:, None]
-    return Ranges(
-        name, len(peaks), len(peaks) - len(order), smallest, low, median, high, largest,
-        _signal_to_noise(sample, own.new_tensor(largest)), _signal_to_noise(sample, own),
-    )  # fmt: skip
+    per_tensor, per_channel = _signal_to_noise(sample, torch.stack([ordered[-1].expand_as(own), own]))
+    smallest, low, median, high, largest = _quartiles(ordered.tolist())
+    zeros = len(peaks) - len(order)
+    return Ranges(name, len(peaks), zeros, smallest, low, median, high, largest, per_tensor, per_channel)
 
 
-def _signal_to_noise(rows: Tensor, largest: Tensor) -> float:
-    """That of the median row in dB, after rounding to multiples of a 127th of `largest`."""
+def _evenly_spaced(order: Tensor) -> Tensor:
+    count = len(order)
+    if count <= _CHANNEL_SAMPLE:
+        return order
+    return order[[round(i * (count - 1) / (_CHANNEL_SAMPLE - 1)) for i in range(_CHANNEL_SAMPLE)]]
+
+
+def _quartiles(ordered: list[float]) -> Iterator[float]:
+    """The least, the quartiles and the largest of numbers in order, between which they are interpolated."""
+    for quarter in range(5):
+        place, rest = divmod(quarter * (len(ordered) - 1), 4)
+        after = ordered[min(place + 1, len(ordered) - 1)]
+        yield ordered[place] + (after - ordered[place]) * rest / 4
+
+
+def _signal_to_noise(rows: Tensor, largest: Tensor) -> list[float]:
+    """That of the median row in dB, after rounding to multiples of a 127th of `largest`, for each item of that."""
     step = largest / _INT8_MAX
-    noise = (rows / step).round_().mul_(step).sub_(rows).square_().sum(1)
+    noise = (rows / step).round_().mul_(step).sub_(rows).square_().sum(2)
     signal = rows.square().sum(1)
     floor = signal / 10 ** (BITS * BIT / 10)
-    return float((10 * torch.log10(signal / torch.maximum(noise, floor))).median())
+    decibels: list[float] = (10 * torch.log10(signal / torch.maximum(noise, floor))).median(1).values.tolist()
+    return decibels
