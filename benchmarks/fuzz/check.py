@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import reparam
 from benchmarks.common import general
-from benchmarks.fuzz.networks import Program
+from benchmarks.fuzz.networks import TO_ONE, Program
 from benchmarks.fuzz.torch_limits import miscomputed
 from reparam.capture.inputs import Inputs
 from reparam.capture.runs import record
@@ -37,14 +37,19 @@ from reparam.report.outcome import Counts, FoldLine
 from reparam.report.report import Report
 
 _EMPTY = -9  # more images removed than any example has: an empty batch
-# What is added to the batch and to the size along each axis: nothing, one image, larger and smaller images, and none.
+# What is added to the batch and to the size along each axis: nothing, one image more and one alone, larger and smaller
+# images, those of one pixel, and none.
 _VARIANTS = (
     (0, (0, 0, 0)),
     (1, (0, 0, 0)),
+    (TO_ONE, (0, 0, 0)),
     (0, (3, 2, 1)),
     (1, (1, 4, 2)),
+    (0, (9, 6, 4)),
     (0, (-1, -1, 0)),
     (0, (-2, 0, -1)),
+    (1, (-3, -2, -1)),
+    (0, (TO_ONE, TO_ONE, TO_ONE)),
     (_EMPTY, (0, 0, 0)),
 )
 _SMALL = 1e-3  # outputs below this are the rest of larger numbers that cancelled
@@ -180,12 +185,15 @@ def _state(model: nn.Module) -> list[Any]:
 
 
 def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """What a call returns, and its inputs afterwards. It runs on a copy, because some models change themselves."""
-    inputs = tuple(x.clone() for x in inputs)
-    with torch.no_grad():
-        result = copied(model)(*inputs)
-        # Outputs may be views of each other and of the inputs: they are copied before anything else runs.
-        return copy.deepcopy((result, inputs))
+    """What two calls return, and their inputs afterwards. They run on a copy, because some models change themselves."""
+    model, results = copied(model), []
+    for _ in range(2):
+        given = tuple(x.clone() for x in inputs)
+        with torch.no_grad():
+            result = model(*given)
+            # Outputs may be views of each other and of the inputs: they are copied before anything else runs.
+            results.append(copy.deepcopy((result, given)))
+    return results
 
 
 def _truths(program: Program, model: nn.Module) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 # They fill the table of operations. Another order would draw other networks from the same seeds.
+import benchmarks.fuzz.decisions
 import benchmarks.fuzz.layers
 import benchmarks.fuzz.spellings
 import benchmarks.fuzz.structure  # noqa: F401
@@ -43,7 +44,7 @@ def _without_idle_lines(block: Block) -> Block:
     needed = set(VARIABLE.findall(block.result))
     for line in reversed(block.lines):
         match = ASSIGNED.match(line)
-        if match is None or needed.intersection(match.group(1).split(", ")) or line.count("self.kept"):
+        if match is None or needed.intersection(match.group(1).split(", ")) or "self.kept" in line:
             lines.append(line)
             needed.update(VARIABLE.findall(line))
     return replace(block, lines=tuple(reversed(lines)))

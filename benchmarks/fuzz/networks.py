@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from reparam.nn import draw_constants, draw_statistics
 
-HEADER = """import torch
+HEADER = """import contextvars
+import dataclasses
+import functools
+import math
+import weakref
+
+import numpy
+import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
@@ -40,9 +47,85 @@ def looked_at(module, args, result):
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
+
+
+def exists(value):
+    return value is not None
+
+
+def default(value, other):
+    return value if exists(value) else other
+
+
+class Note:
+    said = None
+
+
+NOTE, NOTES, STACK, KEPT = Note(), {}, [], weakref.WeakKeyDictionary()
+TOLD = contextvars.ContextVar("told", default=None)
+
+
+@functools.lru_cache
+def larger(size, than):
+    return size > than
+
+
+@dataclasses.dataclass
+class Sizes:
+    last: int
+
+
+def pixels(x):
+    yield from x.shape[2:]
+
+
+def at_most(size, most):
+    try:
+        if size > most:
+            raise ValueError
+    except ValueError:
+        return False
+    return True
+
+
+def matched(size):
+    match size:
+        case 1 | 2 | 3:
+            return False
+        case _:
+            return True
+
+
+def remembered(size, known=[]):
+    known.append(size)
+    return known.pop()
+
+
+class Optional(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, mask=None, flag=True):
+        return self.inner(x) if exists(mask) and flag else x
+
+
+class HandingOn(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, *args, **kwargs):
+        if kwargs.get("n") or len(args) > 2:
+            return x
+        return self.inner(x, *args, **kwargs)
 """
+_IMPORTS = HEADER.partition("\n\n\n")[0]
+_HELPERS = re.findall(r"^(?:def |class )?(\w+)(?=[(:,]| =)", HEADER, re.MULTILINE)
+_HELPERS += ["NOTES", "STACK", "KEPT"]
 _COMPILED_HEADER = compile(HEADER, "<header>", "exec")
 
+TO_ONE = -100  # in the place of what is added to a size: the size becomes 1
 MODULE = "fuzzed_network"
 _FILE = f"<{MODULE}>"
 
@@ -103,8 +186,7 @@ class Program:
         inputs = ", ".join(f"torch.randn({shape}, dtype={self.dtype})" for shape in self.shapes)
         classes = "\n\n\n".join(block.source() for block in self.used_blocks())
         fixed = ", fixed_size=True" if self.fixed_size else ""
-        names = [name for name in ("halved", "shifted", "looked_at", "Doubled") if name in classes]
-        header = HEADER if names else HEADER.partition("\n\n\n")[0]
+        header = HEADER if any(re.search(rf"\b{name}\b", classes) for name in _HELPERS) else _IMPORTS
         return "\n\n\n".join(
             [
                 header.rstrip(),
@@ -124,7 +206,10 @@ class Program:
         return model, self.inputs()
 
     def inputs(self, batch: int = 0, sizes: Sequence[int] = (0, 0, 0)) -> tuple[Tensor, ...]:
-        """Drawn inputs: those of the example, or with so many more images and so many more pixels along each axis."""
+        """Drawn inputs: those of the example, or with so many more images and so many more pixels along each axis.
+
+        `TO_ONE` in the place of such a number: one image, or one pixel.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         return tuple(
             torch.randn(_enlarged(shape, batch, sizes), generator=generator, dtype=torch.float64).to(self.dtype)
@@ -134,11 +219,11 @@ class Program:
 
 def _enlarged(shape: tuple[int, ...], batch: int, sizes: Sequence[int]) -> tuple[int, ...]:
     spatial = shape[2:] if len(shape) > 2 else ()
-    return (
-        max(shape[0] + batch, 0),
-        *shape[1:2],
-        *(max(size + more, 0) for size, more in zip(spatial, sizes, strict=False)),
-    )
+    return (_longer(shape[0], batch), *shape[1:2], *map(_longer, spatial, sizes))
+
+
+def _longer(size: int, more: int) -> int:
+    return 1 if more == TO_ONE else max(size + more, 0)
 
 
 def load_source(text: str) -> Any:

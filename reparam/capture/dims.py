@@ -94,7 +94,7 @@ class Dims:
         return constant(self.fixed[atom]) if atom in self.fixed else {(atom,): 1}
 
     def _lengths_of(self, node: Node) -> tuple[Length, ...]:
-        if node.tensor is not None or (node.constant and not node.sized):
+        if node.tensor is not None or node.invariant:
             return tuple(map(constant, node.shape))
         own = tuple(self._own(node, dim) for dim in range(len(node.shape)))
         try:

@@ -83,6 +83,11 @@ class Node:
         return self.spelling is not None and is_symbolic(self.spelling[1:])
 
     @property
+    def invariant(self) -> bool:
+        """Whether it is the same for every input: no size plays a part either."""
+        return self.constant and not self.sized
+
+    @property
     def operands(self) -> tuple[Node, ...]:
         """The inputs that depend on the model's input."""
         return tuple(node for node in self.inputs if not node.constant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -113,6 +114,18 @@ class Inputs:
                 for i, axis in enumerate(range(2, tensor.ndim)):
                     tensor = _longer(tensor, axis, pixels[min(i, len(pixels) - 1)] - tensor.shape[axis])
             return tensor
+
+        return self.map(changed)
+
+    def with_length(self, index: int, dim: int, length: int) -> Inputs:
+        """The same, but for one dimension of one tensor; entries are left out at the end, or repeated in order.
+
+        index: of the tensor in `tensors()`.
+        """
+        places = itertools.count()
+
+        def changed(tensor: Tensor) -> Tensor:
+            return _longer(tensor, dim, length - tensor.shape[dim]) if next(places) == index else tensor
 
         return self.map(changed)
 

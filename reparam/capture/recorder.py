@@ -265,7 +265,7 @@ class Recorder(TorchFunctionMode):
         if name in LAYOUT_QUERIES:
             node = self.node_of(tensor)
             node.layout_read = True
-            return truth if node.constant and not node.sized else self.answer(name, truth)
+            return truth if node.invariant else self.answer(name, truth)
         if name in VALUE_QUERIES:
             self._note_value(self.node_of(tensor), truth)
         elif name in ("dtype", "device") and self.stack:
@@ -284,7 +284,7 @@ class Recorder(TorchFunctionMode):
         node = self.node_of(tensor)
         with torch._C.DisableTorchFunction():
             sizes = tensor.shape
-        if node.constant and not node.sized:
+        if node.invariant:
             return sizes
         shape = Shape(Symbolic(size, (SIZE, node, dim), self.decisions) for dim, size in enumerate(sizes))
         return torch.Size(map(int, shape)) if self.plain else shape
@@ -303,7 +303,7 @@ class Recorder(TorchFunctionMode):
         return shape if dim is None else truth
 
     def _note_value(self, node: Node, value: Any) -> None:
-        if not node.constant:
+        if not node.invariant:
             self.decisions.note((ITEM, node), value if isinstance(value, (bool, int, float, str)) else repr(value))
 
     def _split_norm(self, node: Node, result: Tensor) -> Node:
@@ -375,15 +375,9 @@ class Recorder(TorchFunctionMode):
             return result
         self._add(node)
         operand = node.inputs[0]
-        if (
-            node.op == "item"
-            and not node.constant
-            and isinstance(result, (int, float))
-            and not isinstance(result, bool | torch.SymInt)
-            and not self.plain
-        ):
+        if node.op == "item" and not node.invariant and type(result) in (int, float) and not self.plain:
             return Symbolic(result, (ITEM, operand), self.decisions)
-        lies = VALUES in self.lie and not node.constant and isinstance(result, bool)
+        lies = VALUES in self.lie and not node.invariant and isinstance(result, bool)
         told = otherwise(result) if lies else result
         self._note_value(node, told)
         return told
@@ -413,7 +407,7 @@ class Recorder(TorchFunctionMode):
 
     def _note_parts(self, node: Node, result: Sequence[Any]) -> None:
         """Note how many parts a tensor was cut into, where that depends on its size."""
-        if node.op not in ("chunk", "split", "unbind", "tensor_split") or (node.constant and not node.sized):
+        if node.op not in ("chunk", "split", "unbind", "tensor_split") or node.invariant:
             return
         first = 0 if node.op == "unbind" else 1
         dim = node.kwargs.get("dim", node.args[1 + first] if len(node.args) > 1 + first else 0)

@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -183,14 +184,27 @@ class _Witnesses:
         shapes = self.inputs.shapes()
         rows = 3 if next((shape[0] for shape in shapes if len(shape) > 1), 1) == 2 else 2
         own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
-        for pixels in _SMALL if own and not self.fixed_size else ():
-            if all(pixels[min(i, 1)] < length for i, length in enumerate(own)):
-                yield self.inputs.cut(rows, pixels=pixels)
+        for pixels in _SMALL if not self.fixed_size else ():
+            smaller = tuple(min(pixels[min(i, 1)], length) for i, length in enumerate(own))
+            if smaller != own:
+                yield self.inputs.cut(rows, pixels=smaller)
         yield self.inputs.cut(rows)
         yield self.inputs.cut()
 
     def _near(self) -> Iterator[Inputs]:
-        """Sizes near the smallest, of both parities: what code does with a plain number is not seen."""
+        """Sizes near the smallest, of both parities, and near the numbers that code knows.
+
+        What code does with a plain number is not seen.
+        """
+        decisions = list(filter(_is_number, self.main.decisions))
+        known = {constant for decision in decisions for constant in decision.constants}
+        numbers = {constant for constant in known if isinstance(constant, int)}
+        near = {number + more for number in numbers for more in (0, -1, 1) if number + more > 0}
+        nearest = sorted(near, key=lambda number: (number not in numbers, number))
+        if any(dim == 0 for decision in decisions for _, _, dim in self.dims.free(decision.expression)):
+            rows = self.inputs.shapes()[0][0]
+            for other in [1, *(number for number in nearest if number <= _AFFORDABLE * rows)][:_CONSTANTS]:
+                yield self.smallest.cut(other)
         shape = next((shape[2:] for shape in self.smallest.shapes() if 3 <= len(shape) <= 5), ())
         if not shape or self.fixed_size or self.smallest is self.inputs:
             return
@@ -200,18 +214,25 @@ class _Witnesses:
             yield self.smallest.cut(pixels=(first + step * more[0], last + step * more[1]))
         own = next(shape[2:] for shape in self.inputs.shapes() if 3 <= len(shape) <= 5)
         yield self.smallest.cut(pixels=(own[0] + 5, own[-1] + 3))
-        known = {
-            constant for decision in self.main.decisions if _is_number(decision) for constant in decision.constants
-        }
-        numbers = {constant for constant in known if isinstance(constant, int)}
-        near = {number + more for number in numbers for more in (0, -1, 1) if 0 < number + more <= 2 * max(own)}
-        for number in sorted(near, key=lambda number: (number not in numbers, number))[:_CONSTANTS]:
+        for number in [number for number in nearest if number <= 2 * max(own)][:_CONSTANTS]:
             yield self.smallest.cut(pixels=(number,))
         shapes = [constant for constant in known if isinstance(constant, tuple) and 2 <= len(constant) <= 5]
         for shape in sorted(shapes)[:_CONSTANTS]:
-            rows, pixels = (shape[0], shape[2:]) if len(shape) > 3 else (None, shape)
+            images, pixels = (shape[0], shape[2:]) if len(shape) > 3 else (None, shape)
             if min(shape) > 0 and all(size <= 2 * max(own) for size in pixels):
-                yield self.inputs.cut(rows, pixels=pixels)
+                yield self.inputs.cut(images, pixels=pixels)
+
+    def _alone(self) -> Iterator[Inputs]:
+        """Inputs of which one tensor alone is longer, or as short as can be, where that is still open."""
+        given = self.main.nodes[: len(self.inputs.tensors())]
+        open_dims = (self.dims.free(decision.expression) for decision in self.unsettled() if decision.by_sizes)
+        for _, node, dim in dict.fromkeys(chain.from_iterable(open_dims)):
+            if node not in given or (dim > 1 and self.fixed_size):
+                continue
+            index, length = given.index(node), node.shape[dim]
+            if all(each.error or each.nodes[index].shape[dim] == length for each in self.others):
+                for other in (length + 1, 1):
+                    yield self.inputs.with_length(index, dim, other)
 
     def _larger(self) -> Iterator[tuple[bool, Inputs]]:
         """Inputs at which decisions that are still open may be taken otherwise; first one for each kind of size.
@@ -227,6 +248,8 @@ class _Witnesses:
         yield False, self.smallest.cut(length=length + 1)
         if high:
             yield False, self.inputs.cut(rows, pixels=(high // 2 | 1, wide * 2 // 3 | 1))
+        yield from ((False, other) for other in self._alone())
+        if high:
             for pixels in ((high, wide + 3), (high + 5, wide), (wide + 32, high + 64), (high * 2, wide * 2)):
                 yield True, self.inputs.cut(rows, pixels=pixels)
         for other in (max(1, length // 2), 1, 2 * length):
@@ -305,7 +328,12 @@ class _Witnesses:
     def _is_constant(self, decision: Decision) -> bool:
         """Whether a decision is taken in the same way for every input, by its expression alone."""
         if decision not in self.constant:
-            self.constant[decision] = decision.by_sizes and self._never_changes(decision.expression, decision.value)
+            items = [node for _, node in atoms(decision.expression, ITEM)]
+            invariant = (
+                bool(items) and all(node.invariant for node in items) and not self.dims.free(decision.expression)
+            )
+            by_sizes = decision.by_sizes and self._never_changes(decision.expression, decision.value)
+            self.constant[decision] = by_sizes or (invariant and not decision.questions)
         return self.constant[decision]
 
     def _never_changes(self, expression: Any, value: Any) -> bool:

@@ -161,7 +161,7 @@ class Levels(nn.Module):
 
 def in_turns(features: list[Tensor]) -> dict[str, Tensor]:
     """Levels in an order that depends on the batch."""
-    names = "abc" if len(features[0]) < 4 else "bca"
+    names = "abc" if len(features[0]) < 40 else "bca"
     return {name: features["abc".index(name)] for name in names}
 
 
@@ -177,12 +177,12 @@ def test_a_container_of_tensors_is_looped_over(make: Callable[[list[Tensor]], An
 
 @pytest.mark.parametrize(
     ("make", "count"),
-    [(list, lambda x: 3 if len(x) < 4 else 2), (list, lambda x: max(3, len(x))), (in_turns, lambda x: 3)],
+    [(list, lambda x: 3 if len(x) < 40 else 2), (list, lambda x: max(3, len(x))), (in_turns, lambda x: 3)],
 )
 def test_another_container_is_refused_at_run_time(make: Any, count: Any) -> None:
     result = fold_at(Levels(Fuses(), make, count))
     with pytest.raises(AssertionError, match="head was converted for calls with other arguments"):
-        result(image(5, 4, 9, 7))
+        result(image(41, 4, 9, 7))
 
 
 class Optional(nn.Module):
@@ -199,11 +199,11 @@ class Optional(nn.Module):
 
 def test_a_missing_level_that_appears_is_refused_at_run_time() -> None:
     def make(features: list[Tensor]) -> list[Tensor | None]:
-        return [features[0], None if len(features[0]) < 4 else features[1], features[2]]
+        return [features[0], None if len(features[0]) < 40 else features[1], features[2]]
 
     result = fold_at(Levels(Optional(), make, lambda x: 3))
     with pytest.raises(AssertionError, match="head was converted for calls with other arguments"):
-        result(image(5, 4, 9, 7))
+        result(image(41, 4, 9, 7))
 
 
 def test_a_size_in_a_container_may_change() -> None:

@@ -144,6 +144,8 @@ WAYS: dict[str, Callable[[Tensor], Any]] = {
     "length of a tensor": lambda x: len(x[0, 0]) > 4,
     "number of chunks": lambda x: len(x.split(4, 2)) > 1,
     "value of a tensor": lambda x: int(torch.ones(x.shape[2]).sum()) > 4,
+    "number in a tensor": lambda x: torch.tensor(x.shape[2]).item() > 4,
+    "numbers in a tensor": lambda x: bool(torch.tensor(x.shape).amax() > 7),
     "real type": lambda x: x.shape[2] > 4 if type(x.shape[2]) is int else True,
     "strides": lambda x: x.contiguous().stride(1) > 4 * x.contiguous().stride(2),
     "same size": lambda x: not x.is_same_size(x[:, :, :4]),
@@ -346,6 +348,47 @@ def test_a_question_about_the_process_decides(name: str) -> None:
     folded = reparam.reparameterize(model, image(*EXAMPLE))
     assert norms_ran(folded, image(*EXAMPLE)) == 1
     assert any("else" in line.reason or "otherwise" in line.reason for line in report_of(folded).refusals)
+
+
+def test_a_second_input_with_a_batch_of_its_own() -> None:
+    """A size of one tensor alone, which code keeps from view in a number of numpy."""
+
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            z = self.conv(x)
+            return (self.norm(z) if np.int64(y.shape[0]) > 2 else z) + y.sum()
+
+    model = trained(TwoInputs(), image(*EXAMPLE), image(3, 5))
+    folded = reparam.reparameterize(model, (image(*EXAMPLE), image(3, 5)), verify=False)
+    for rows in (3, 1, 2, 7):
+        inputs = image(*EXAMPLE, seed=rows), image(rows, 5, seed=rows)
+        assert distance(model, folded, *inputs) < EXACT, rows
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_batch_in_a_plain_number(most: int) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        return m.norm(y) if np.int64(x.shape[0]) > most else y
+
+    _exact_at_every_size(Block(forward, conv=conv(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("way", ["value of a tensor", "number in a tensor", "numbers in a tensor", "numpy scalar"])
+def test_a_norm_that_the_small_example_does_without(way: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x) * 2
+        return (m.norm(y) if WAYS[way](x) else y).relu()
+
+    x = image(2, 4, 1, 1)
+    model = trained(Block(forward, conv=conv(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)), x)
+    folded = reparam.reparameterize(model, x, verify=False)
+    for seed, size in enumerate(SIZES):
+        assert distance(model, folded, image(*size, seed=seed)) < EXACT, size
 
 
 CASTS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # with the number of norms that are left
