@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,14 @@ class Inputs:
 
         return self.map(changed)
 
+    def smaller(self, rows: int | None = None) -> Iterator[Inputs]:
+        """The same inputs with fewer pixels, and so many rows if given; the smallest first, odd ones among them."""
+        own = next((shape[2:] for shape in self.shapes() if 3 <= len(shape) <= 5), ())
+        for pixels in _SMALL:
+            smaller = tuple(min(pixels[min(i, 1)], length) for i, length in enumerate(own))
+            if smaller != own:
+                yield self.cut(rows, pixels=smaller)
+
     def with_length(self, index: int, dim: int, length: int) -> Inputs:
         """The same, but for one dimension of one tensor; entries are left out at the end, or repeated in order.
 
@@ -200,6 +208,8 @@ def _longer(tensor: Tensor, axis: int, more: int) -> Tensor:
     return tensor.index_select(axis, torch.arange(length + more, device=tensor.device) % length)
 
 
+# Pixels of smaller images. Many models want multiples of their stride.
+_SMALL = ((1, 1), (5, 7), (17, 13), (33, 47), (64, 96), (96, 128), (128, 192))
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill the interval evenly and never repeat
 _SAMPLED = 2**16 + 1  # numbers of a float input that give its mean and deviation; odd, as the sizes of images are even
 _LARGEST_INLINE = 4096  # numbers of an integer input that is written out: indices and masks need their exact values

@@ -30,7 +30,6 @@ from reparam.capture.recorder import VALUES
 from reparam.capture.runs import Runs, recording
 from reparam.capture.symbolic import BOTH_WAYS, FAILS_OTHERWISE, ITEM, NO_SIZE, SAME, Decision, Probe, Symbolic, atoms
 
-# Pixels of witnesses, smallest first, until the model takes one. Many models want multiples of their stride.
 # Sizes at which conditions are evaluated: all small ones, and larger ones at growing distances.
 _PROBES = (
     *range(1, 260),
@@ -40,7 +39,6 @@ _PROBES = (
 _AFFORDABLE = 4  # times as large as the example
 _TURNS = 3  # sizes that are tried for one decision
 _CONSTANTS = 4  # numbers that code knows which are tried as sizes
-_SMALL = ((1, 1), (5, 7), (17, 13), (33, 47), (64, 96), (96, 128), (128, 192))
 
 
 def witnessed(model: nn.Module, inputs: Inputs, fixed_size: bool = False) -> Record:
@@ -183,11 +181,8 @@ class _Witnesses:
     def _smaller(self) -> Iterator[Inputs]:
         shapes = self.inputs.shapes()
         rows = 3 if next((shape[0] for shape in shapes if len(shape) > 1), 1) == 2 else 2
-        own = next((shape[2:] for shape in shapes if 3 <= len(shape) <= 5), ())
-        for pixels in _SMALL if not self.fixed_size else ():
-            smaller = tuple(min(pixels[min(i, 1)], length) for i, length in enumerate(own))
-            if smaller != own:
-                yield self.inputs.cut(rows, pixels=smaller)
+        if not self.fixed_size:
+            yield from self.inputs.smaller(rows)
         yield self.inputs.cut(rows)
         yield self.inputs.cut()
 

@@ -10,8 +10,11 @@ runs. A candidate that has no float64 at all (a function, frozen weights) is com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -44,10 +47,14 @@ _WRONG = 1.0  # an error of the original itself as large as that of an output of
 _EXAMPLE_DRAWS = 2  # the example, and once other values of its shape; the variants are drawn once each
 _MOST_DRAWS = 16  # near a bound that is measured: the noise of one number is often small by luck, that of 16 never
 _NEAR = 100  # times the bound: an error beyond it is a mistake and no bad luck
-_VOLUME_AXES = 5  # of a batch of 3-D images
+_MAPS = (3, 4, 5)  # dimensions of a batch of feature maps
 _FEW_ROWS = 2  # of a larger batch, at other sizes and as another batch
-_GROWTH, _ODD_GROWTH = (32, 64), (1, 3)  # pixels that images get more, by axis
-_VOLUME_GROWTH = (8, 16, 32)  # by depth, height and width
+# Pixels that images get more along the first axis and along the others.
+_GROWTHS = [growth for step in (32, 16, 8, 4, 2, 1) for growth in ((step, 2 * step), (0, step), (step, 0))]
+_ODD_GROWTH = (1, 3)
+_MOST_SIZES = 4  # that are tried
+_AFFORDABLE = 2  # times the numbers of the example
+_NEGLIGIBLE = 100  # numbers
 _WEIGHTS, _SUMS = "weights", "sums"  # of the original: whose noise is measured besides its own error
 
 
@@ -99,7 +106,7 @@ def verify(
     with restored(*pair.in_place):
         checks += _compared("example", inputs, pair, generator, _EXAMPLE_DRAWS)
         if variants:
-            for name, choices in _variants(inputs, fixed_size).items():
+            for name, choices in _variants(inputs, fixed_size):
                 compared: list[Check] = []
                 for variant in choices:
                     compared = _compared(name, variant.drawn(generator), pair, generator, draws=1)
@@ -356,24 +363,40 @@ def _pooled(measurements: Sequence[_Measurement], where: str, pair: _Pair) -> li
     return checks
 
 
-def _variants(inputs: Inputs, fixed_size: bool) -> dict[str, list[Inputs]]:
-    """Other inputs by name: another batch size, another resolution, and one that changes the parity of each side.
+def _variants(inputs: Inputs, fixed_size: bool) -> Iterator[tuple[str, Iterator[Inputs]]]:
+    """Other inputs by name: another batch size, more pixels, another parity of each side, and few pixels.
 
     Of each there are several to try in turn, until the original takes one. Few rows come first: a size does the same to
-    every image of a batch, and the example's batch is compared at its own size. Volumes grow by little first: 32 more
-    along each axis would make a small one a hundred times as large.
+    every image of a batch, and the example's batch is compared at its own size. None has more than twice as many
+    numbers as the example: attention over all pixels takes as much as their square.
     """
     few = inputs.shortened(_FEW_ROWS)
     batches = [few, inputs] if few is not inputs else [inputs]
-    variants = {"batch": [*batches[:-1], *inputs.resized(size=()).values()]}
-    if not fixed_size:
-        volumes = any(len(shape) == _VOLUME_AXES for shape in inputs.shapes())
-        sizes = {"size": [_VOLUME_GROWTH, _GROWTH] if volumes else [_GROWTH], "odd size": [_ODD_GROWTH]}
-        for name, growths in sizes.items():
-            variants[name] = [
-                resized
-                for growth in growths
-                for batch in batches
-                for resized in batch.resized(batch=0, size=growth).values()
-            ]
-    return {name: choices for name, choices in variants.items() if choices}
+    yield "batch", chain(batches[:-1], inputs.resized(size=()).values())
+    if any(len(shape) in _MAPS for shape in inputs.shapes()) and not fixed_size:
+        yield "size", chain.from_iterable(map(_more_pixels, batches))
+        yield "odd size", chain.from_iterable(map(_other_parity, batches))
+        yield "small size", chain.from_iterable(batch.smaller() for batch in batches)
+
+
+def _more_pixels(inputs: Inputs) -> Iterator[Inputs]:
+    return islice(filter(partial(_is_affordable, inputs), _grown(inputs, _GROWTHS)), _MOST_SIZES)
+
+
+def _grown(inputs: Inputs, growths: Iterable[tuple[int, int]]) -> Iterator[Inputs]:
+    return chain.from_iterable(inputs.resized(batch=0, size=growth).values() for growth in growths)
+
+
+def _other_parity(inputs: Inputs) -> Iterator[Inputs]:
+    """Fewer pixels, odd where the example's are even and the reverse, by about a third in all; or a few pixels more."""
+    own = next(shape[2:] for shape in inputs.shapes() if len(shape) in _MAPS)
+    shorter = [length * (4 + i) // (5 + i) for i, length in enumerate(own)]
+    pixels = tuple(less + 1 - (length - less) % 2 for less, length in zip(shorter, own, strict=True))
+    if all(pixels):
+        yield inputs.cut(pixels=pixels)
+    yield from filter(partial(_is_affordable, inputs), _grown(inputs, [_ODD_GROWTH]))
+
+
+def _is_affordable(example: Inputs, inputs: Inputs) -> bool:
+    before, after = (sum(map(math.prod, each.shapes())) for each in (example, inputs))
+    return after <= max(_AFFORDABLE * before, _NEGLIGIBLE)
