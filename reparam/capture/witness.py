@@ -16,7 +16,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -218,16 +217,22 @@ class _Witnesses:
                 yield self.inputs.cut(images, pixels=pixels)
 
     def _alone(self) -> Iterator[Inputs]:
-        """Inputs of which one tensor alone is longer, or as short as can be, where that is still open."""
+        """Inputs of which one dimension of one tensor alone is as short as can be, or longer.
+
+        Those that no run has changed which came as far as a decision that is still open.
+        """
         given = self.main.nodes[: len(self.inputs.tensors())]
-        open_dims = (self.dims.free(decision.expression) for decision in self.unsettled() if decision.by_sizes)
-        for _, node, dim in dict.fromkeys(chain.from_iterable(open_dims)):
-            if node not in given or (dim > 1 and self.fixed_size):
+        for decision in self.unsettled():
+            if not decision.by_sizes:
                 continue
-            index, length = given.index(node), node.shape[dim]
-            if all(each.error or each.nodes[index].shape[dim] == length for each in self.others):
-                for other in (length + 1, 1):
-                    yield self.inputs.with_length(index, dim, other)
+            reached = [other for other in self.others if not other.error and decision.key in _by_key(other)]
+            for index, dim in ((index, dim) for index, node in enumerate(given) for dim in range(len(node.shape))):
+                length = given[index].shape[dim]
+                if (self.fixed_size and dim > 1) or any(each.nodes[index].shape[dim] != length for each in reached):
+                    continue
+                for other in (1, length + 1):
+                    if other != length and not decision.settled:
+                        yield self.inputs.with_length(index, dim, other)
 
     def _larger(self) -> Iterator[tuple[bool, Inputs]]:
         """Inputs at which decisions that are still open may be taken otherwise; first one for each kind of size.
