@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import RawIOBase
@@ -28,6 +28,7 @@ except ImportError:  # not a POSIX system
     fcntl = None
 
 MAX_JSON = 32 << 20  # bytes
+_MAX_NESTING = 1000  # levels of lists and dicts
 _RETRIES = (0.05, 0.2, 0.8)  # seconds; for file systems without locks
 
 
@@ -105,8 +106,21 @@ def read_json_bytes(path: Path) -> bytes:
 
 
 def parsed(content: bytes) -> Any:
-    """JSON without duplicate keys, NaN and infinities. Raises ValueError or RecursionError."""
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refused_number)
+    """JSON without duplicate keys, NaN, infinities and deep nesting. Raises ValueError or RecursionError."""
+    found = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refused_number)
+    level = [found]
+    for _ in range(_MAX_NESTING):  # how deep the parser itself goes depends on the version of Python
+        level = [item for each in level for item in _inside(each)]
+    if level:
+        raise ValueError(f"it is nested deeper than {_MAX_NESTING} levels")
+    return found
+
+
+def _inside(item: Any) -> Iterable[Any]:
+    """What a list or dict of JSON holds; nothing in anything else."""
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def ranges(name: str, kernel: Tensor) -> Ranges | None:
     ordered = peaks[order]
     sampled = _evenly_spaced(order)
     sample, own = rows[sampled].double(), peaks[sampled][:, None]
-    per_tensor, per_channel = _signal_to_noise(sample, torch.stack([ordered[-1].expand_as(own), own]))
+    per_tensor, per_channel = _signal_to_noise(sample, ordered[-1]), _signal_to_noise(sample, own)
     smallest, low, median, high, largest = _quartiles(ordered.tolist())
     zeros = len(peaks) - len(order)
     return Ranges(name, len(peaks), zeros, smallest, low, median, high, largest, per_tensor, per_channel)
@@ -131,11 +131,10 @@ def _quartiles(ordered: list[float]) -> Iterator[float]:
         yield ordered[place] + (after - ordered[place]) * rest / 4
 
 
-def _signal_to_noise(rows: Tensor, largest: Tensor) -> list[float]:
-    """That of the median row in dB, after rounding to multiples of a 127th of `largest`, for each item of that."""
+def _signal_to_noise(rows: Tensor, largest: Tensor) -> float:
+    """That of the median row in dB, after rounding to multiples of a 127th of `largest`."""
     step = largest / _INT8_MAX
-    noise = (rows / step).round_().mul_(step).sub_(rows).square_().sum(2)
+    noise = (rows / step).round_().mul_(step).sub_(rows).square_().sum(1)
     signal = rows.square().sum(1)
     floor = signal / 10 ** (BITS * BIT / 10)
-    decibels: list[float] = (10 * torch.log10(signal / torch.maximum(noise, floor))).median(1).values.tolist()
-    return decibels
+    return float((10 * torch.log10(signal / torch.maximum(noise, floor))).median())
