@@ -77,7 +77,7 @@ class Decision:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for the same decision in another run."""
-        return (self.call.path if self.call else "", self.file, self.line, outline(self.expression))
+        return (self.call.path if self.call else "", self.file, self.line, self.instruction, outline(self.expression))
 
     @property
     def checked(self) -> bool:

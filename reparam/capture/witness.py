@@ -15,7 +15,7 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -36,6 +36,7 @@ _PROBES = (
     *(10**n for n in range(3, 7)),
 )
 _AFFORDABLE = 4  # times as large as the example
+_FEW_PIXELS = 32 * 32
 _TURNS = 3  # sizes that are tried for one decision
 _CONSTANTS = 4  # numbers that code knows which are tried as sizes
 
@@ -64,6 +65,7 @@ class _Witnesses:
         self.failing_lies: set[str] = set()  # questions of exporters with whose other answer the model fails
         self.ran: dict[Any, bool] = {}  # by sizes and lies, whether the model took them
         self.tried: dict[Any, list[bool]] = {}  # by decision, which of the sizes around its own the model takes
+        self.keyed: dict[int, dict[Any, list[Decision]]] = {}  # the decisions of each record, by its id
         self.complete = False  # whether all inputs have been tried that may settle something
 
     def record(self) -> Record:
@@ -82,7 +84,7 @@ class _Witnesses:
                 self._run(other, {VALUES})
         self.main.witnesses = [other for other in self.others if not other.error]
         self._note_changes()
-        self.unsettled()
+        self._reopen()
         return self.main
 
     def _run_lying(self, inputs: Inputs) -> bool:
@@ -101,7 +103,7 @@ class _Witnesses:
             for other in self._near():
                 self._run(other)
         for decision in self.unsettled():
-            if decision.by_sizes and isinstance(decision.value, bool) and not decision.settled:
+            if _is_branch(decision) and not decision.settled:
                 self.tried[decision.key] = [self._run(other) for other in self._turning(decision)]
                 self.unsettled()
         for moved, other in self._larger():
@@ -114,14 +116,24 @@ class _Witnesses:
 
     def _turning(self, decision: Decision) -> list[Inputs]:
         """Inputs at which the expression of a branch says that it goes the other way, if they are not much larger."""
-        found: list[tuple[float, Inputs]] = []
+        found: list[tuple[float, Mapping[Any, int]]] = []
+        given = {node.name: node.shape for node in self.main.nodes[: len(self.inputs.tensors())]}
         for sizes in self._flips(decision.expression, decision.value):
-            own = [(node.shape[dim], size) for (_, node, dim), size in sizes.items()]
-            growth = math.prod(size for _, size in own) / math.prod(size for size, _ in own)
-            if growth <= _AFFORDABLE and all(node.function is None and node.call is None for _, node, _ in sizes):
-                found.append((abs(math.log(growth)), self._with_sizes(sizes)))
-        nearest = [inputs for _, inputs in sorted(found, key=lambda each: each[0])]
-        return [*nearest[: _TURNS - 1], *nearest[_TURNS - 1 :][-1:]]
+            if all(node.function is None and node.call is None and node.name in given for _, node, _ in sizes):
+                growth = math.prod(size / given[node.name][dim] for (_, node, dim), size in sizes.items())
+                if growth <= _AFFORDABLE:
+                    found.append((abs(math.log(growth)), sizes))
+        nearest = [sizes for _, sizes in sorted(found, key=lambda each: each[0])]
+        chosen = (*nearest[: _TURNS - 1], *nearest[_TURNS - 1 :][-1:])
+        return [*map(self._with_sizes, chosen), *self._emptied(decision)]
+
+    def _emptied(self, decision: Decision) -> Iterator[Inputs]:
+        """The inputs without any row, if the expression of a branch says that it goes the other way then."""
+        own = {atom: atom[1].shape[atom[2]] for atom in self.dims.free(decision.expression)}
+        empty = {atom: 0 for atom in own if atom[2] == 0}
+        with suppress(ArithmeticError):
+            if empty and bool(self.dims.evaluate(decision.expression, {**own, **empty})) != decision.value:
+                yield self.inputs.cut(0)
 
     def _with_sizes(self, sizes: Mapping[Any, int]) -> Inputs:
         inputs = self.inputs
@@ -208,6 +220,8 @@ class _Witnesses:
             yield self.smallest.cut(pixels=(first + step * more[0], last + step * more[1]))
         own = next(shape[2:] for shape in self.inputs.shapes() if 3 <= len(shape) <= 5)
         yield self.smallest.cut(pixels=(own[0] + 5, own[-1] + 3))
+        if math.prod(own) < _FEW_PIXELS:
+            yield self.smallest.cut(pixels=(own[-1] + 32, own[0] + 64))
         for number in [number for number in nearest if number <= 2 * max(own)][:_CONSTANTS]:
             yield self.smallest.cut(pixels=(number,))
         shapes = [constant for constant in known if isinstance(constant, tuple) and 2 <= len(constant) <= 5]
@@ -225,7 +239,7 @@ class _Witnesses:
         for decision in self.unsettled():
             if not decision.by_sizes:
                 continue
-            reached = [other for other in self.others if not other.error and decision.key in _by_key(other)]
+            reached = [other for other in self.others if not other.error and decision.key in self._by_key(other)]
             for index, dim in ((index, dim) for index, node in enumerate(given) for dim in range(len(node.shape))):
                 length = given[index].shape[dim]
                 if (self.fixed_size and dim > 1) or any(each.nodes[index].shape[dim] != length for each in reached):
@@ -248,6 +262,8 @@ class _Witnesses:
         yield False, self.smallest.cut(length=length + 1)
         if high:
             yield False, self.inputs.cut(rows, pixels=(high // 2 | 1, wide * 2 // 3 | 1))
+            if high * wide < _FEW_PIXELS:  # else a stride may hide what a few pixels more would change
+                yield False, self.inputs.cut(rows, pixels=(wide + 32, high + 64))
         yield from ((False, other) for other in self._alone())
         if high:
             for pixels in ((high, wide + 3), (high + 5, wide), (wide + 32, high + 64), (high * 2, wide * 2)):
@@ -296,14 +312,46 @@ class _Witnesses:
     # --- what they settle
 
     def unsettled(self) -> list[Decision]:
-        """The decisions that nothing has settled yet; those that something has learn what."""
-        main = _by_key(self.main)
-        others = [(_by_key(other), bool(other.error)) for other in self.others]
-        for key, decisions in main.items():
-            settled = self._settled(decisions, [(each.get(key, []), failed) for each, failed in others])
-            for decision in decisions:
-                decision.settled = settled
-        return [decision for decision in self.main.decisions if not decision.settled]
+        """The decisions that nothing has settled yet; those that something has learn what.
+
+        Branches by sizes that a witness alone has come to are among them: they have another way, too.
+        """
+        records = [self.main, *self.others]
+        keyed = list(map(self._by_key, records))
+        left: list[Decision] = []
+        visited: set[Any] = set()
+        for record, decisions_of in zip(records, keyed, strict=True):
+            for key, decisions in () if record.error else decisions_of.items():
+                if key in visited or not (record is self.main or all(map(_is_branch, decisions))):
+                    continue
+                visited.add(key)
+                others = [
+                    (each.get(key, []), bool(other.error))
+                    for other, each in zip(records, keyed, strict=True)
+                    if other is not record
+                ]
+                settled = self._settled(decisions, others)
+                for decision in decisions:
+                    decision.settled = settled
+                left += [] if settled else decisions
+        return left
+
+    def _by_key(self, record: Record) -> Mapping[Any, list[Decision]]:
+        if id(record) not in self.keyed:
+            decisions = self.keyed[id(record)] = defaultdict(list)
+            for decision in record.decisions:
+                decisions[decision.key].append(decision)
+        return self.keyed[id(record)]
+
+    def _reopen(self) -> None:
+        """Where a witness has come to a branch that is still open, so is the decision by which it came there."""
+        main, left = self.main.decisions, set(self.unsettled())
+        for other in self.others:
+            if not left.isdisjoint(other.decisions):
+                pairs = zip(main, other.decisions, strict=False)
+                parted = next((one for one, two in pairs if (one.key, one.value) != (two.key, two.value)), None)
+                for decision in [parted] if parted else main[-1:]:
+                    decision.settled = ""
 
     def _settled(self, made: Sequence[Decision], others: Sequence[tuple[Sequence[Decision], bool]]) -> str:
         values = [decision.value for decision in made]
@@ -361,16 +409,14 @@ def _without_flags(call: Call) -> Iterator[None]:
         call.args, call.kwargs = handed
 
 
-def _by_key(record: Record) -> Mapping[Any, list[Decision]]:
-    decisions: dict[Any, list[Decision]] = defaultdict(list)
-    for decision in record.decisions:
-        decisions[decision.key].append(decision)
-    return decisions
-
-
 def _continues(values: Sequence[Any], main: Sequence[Any], failed: bool) -> bool:
     """Whether a run has decided as the main one; a run that failed may have come less far."""
     return list(values) == list(main[: len(values)] if failed else main)
+
+
+def _is_branch(decision: Decision) -> bool:
+    """Whether code went one way or the other by sizes."""
+    return decision.by_sizes and isinstance(decision.value, bool)
 
 
 def _is_number(decision: Decision) -> bool:

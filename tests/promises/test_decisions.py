@@ -391,6 +391,30 @@ def test_a_norm_that_the_small_example_does_without(way: str) -> None:
         assert distance(model, folded, image(*size, seed=seed)) < EXACT, size
 
 
+CHAINS: dict[str, Callable[[Any], Any]] = {  # what is done with the result: three ways, of which two are alike
+    "elif": lambda size: (lambda y, norm: norm(y)) if size < 3 else (lambda y, norm: norm(y)) if size < 6 else None,
+    "one line": lambda size: None if not (size == 1 or size == 2 or size == 3) else (lambda y, norm: norm(y)),
+    "sizes in turn": lambda size: None if size >= 4 and size >= 6 else (lambda y, norm: norm(y)),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("example", [(2, 4, 7, 2), (2, 4, 17, 3), (2, 4, 1, 1)])
+def test_a_branch_that_only_a_witness_comes_to(chain: str, example: tuple[int, ...]) -> None:
+    """It has another way, too, at sizes that neither the example nor the witness has."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        does = CHAINS[chain](y.shape[3])
+        return y if does is None else does(m.other(y), m.norm)
+
+    members = {"conv": conv(4, 4, 1, stride=3), "other": conv(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    model = trained(Block(forward, **members), image(*example))
+    folded = reparam.reparameterize(model, image(*example), verify=False)
+    for seed, size in enumerate((*SIZES, (2, 4, 12, 20), (2, 4, 14, 11), (1, 4, 30, 40))):
+        assert distance(model, folded, image(*size, seed=seed)) < EXACT, size
+
+
 CASTS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # with the number of norms that are left
     "to the dtype it has": (0, lambda w, x: w.to(dtype=x.dtype)),
     "that rounds": (1, lambda w, x: w.half().to(x.dtype)),
