@@ -21,6 +21,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import op_name
 from reparam.capture.symbolic import Decision, is_symbolic
+from reparam.capture.tree import field_values
 
 Spelling = tuple[Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]
 
@@ -206,7 +207,7 @@ def nodes_in(tree: Any) -> list[Node]:
     if isinstance(tree, Mapping):
         tree = list(tree.values())
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        tree = list(vars(tree).values())
+        tree = list(field_values(tree).values())
     return [node for item in tree for node in nodes_in(item)] if isinstance(tree, (tuple, list)) else []
 
 

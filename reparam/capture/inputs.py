@@ -74,7 +74,8 @@ class Inputs:
         """The same shapes and dtypes, with floating and complex tensors drawn from a normal distribution.
 
         Each has the mean and deviation of the example that it replaces, or 0 and 1 where that is constant or not
-        finite. Integer and bool tensors are kept: they are indices, sizes and masks, and other values may not be legal.
+        finite. Integer, bool and sparse tensors are kept: they are indices, sizes, masks and graphs, and other values
+        may not be legal.
         generator: on the CPU, so that a seed means the same on every device.
         """
         return self.map(lambda tensor: _drawn_like(tensor, generator))
@@ -172,7 +173,7 @@ class Inputs:
 
 
 def _drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout != torch.strided:
         return tensor
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     mean, spread = _moments(tensor.detach().to(wide))
@@ -203,7 +204,7 @@ def _larger(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _longer(tensor: Tensor, axis: int, more: int) -> Tensor:
     length = tensor.shape[axis]
-    if not length:
+    if not length or tensor.layout != torch.strided:
         return tensor
     return tensor.index_select(axis, torch.arange(length + more, device=tensor.device) % length)
 
@@ -218,7 +219,7 @@ _LARGEST_INLINE = 4096  # numbers of an integer input that is written out: indic
 def _described(value: Any) -> dict[str, Any] | None:
     if isinstance(value, bool | int | float | str | None):
         return {"value": value}
-    if not isinstance(value, Tensor) or value.is_complex():
+    if not isinstance(value, Tensor) or value.is_complex() or value.layout != torch.strided:
         return None
     about = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if value.is_floating_point():

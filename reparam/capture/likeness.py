@@ -16,6 +16,7 @@ from torch import nn
 from reparam.capture.graph import Call, Node, Record, Spelling
 from reparam.capture.ops import CASTS, LAYER_ARGUMENTS, LAYERS
 from reparam.capture.symbolic import ITEM, SIZE, Probe, Shape, Symbolic, plain
+from reparam.capture.tree import field_values
 
 
 class Likeness:
@@ -135,7 +136,7 @@ class _Description:
         if isinstance(tree, (tuple, list)):
             return (kind.__name__, *(self._tree(item, given) for item in tree))
         if dataclasses.is_dataclass(kind):
-            return (kind.__name__, self._tree(vars(tree), given))
+            return (kind.__name__, self._tree(field_values(tree), given))
         return (kind.__name__, getattr(tree, "__qualname__", ""))
 
     def _symbolic(self, number: Symbolic, given: bool) -> Hashable:

@@ -40,7 +40,7 @@ from reparam.capture.ops import (
     op_name,
 )
 from reparam.capture.questions import of_torch, otherwise
-from reparam.capture.snapshot import AttributeSnapshot, ModuleSnapshot, has_hooks, named_tensors, own_tensors
+from reparam.capture.snapshot import AttributeSnapshot, ModuleSnapshot, address, has_hooks, named_tensors, own_tensors
 from reparam.capture.symbolic import ASKED, ITEM, SIZE, Decisions, Shape, Symbolic, atoms, is_symbolic, plain
 from reparam.capture.tree import leaves, mapped, tensors
 from reparam.errors import first_line
@@ -71,7 +71,7 @@ class Recorder(TorchFunctionMode):
         self.inspectors: dict[int, set[nn.Module]] = defaultdict(set)
         self.bound: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}  # tensors that hold a node's value, by id
         self.model_tensors = {
-            id(tensor): (name, tensor, tensor._version, tensor.data_ptr()) for name, tensor in named_tensors(model)
+            id(tensor): (name, tensor, tensor._version, address(tensor)) for name, tensor in named_tensors(model)
         }
 
     # --- modules
@@ -493,7 +493,7 @@ class Recorder(TorchFunctionMode):
     def _is_changed(self, node: Node) -> bool:
         """Whether the run has written to a tensor of the model."""
         _, tensor, version, pointer = self.model_tensors[id(node.tensor)]
-        return tensor._version != version or tensor.data_ptr() != pointer
+        return tensor._version != version or address(tensor) != pointer
 
 
 VALUES = "the values of tensors"

@@ -86,7 +86,7 @@ class ModuleSnapshot(AttributeSnapshot):
         super().restore()
         with torch.no_grad():
             for tensor, data, version in self.memory:
-                if tensor.data_ptr() != data.data_ptr():
+                if address(tensor) != address(data):
                     tensor.data = data
                 if tensor._version != version and id(tensor) in self.copies:
                     tensor.copy_(self.copies[id(tensor)])
@@ -112,6 +112,11 @@ def restored(*models: nn.Module) -> Iterator[list[ModuleSnapshot]]:
     finally:
         for snapshot in snapshots:
             snapshot.restore()
+
+
+def address(tensor: Tensor) -> int:
+    """Where the numbers of a tensor begin in memory; 0 for a sparse one, which has several places."""
+    return tensor.data_ptr() if tensor.layout == torch.strided else 0
 
 
 def own_tensors(module: nn.Module) -> dict[str, int]:
@@ -173,17 +178,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """A deep copy, also of a model that holds computed tensors (weight norm does), which torch refuses to copy.
+    """A deep copy, also of a model that holds tensors that torch refuses to copy: computed and compressed sparse ones.
 
     memo: that of `copy.deepcopy`: by id, what stands in the copy for objects of the model.
     """
     memo = {**_empty_registries(model), **_compilers(model), **(memo or {})}
     try:
         return copy.deepcopy(model, dict(memo))
-    except RuntimeError:  # it holds a tensor that is no leaf of autograd
+    except RuntimeError:  # it holds such a tensor (weight norm does)
         for module in model.modules():
             for _, tensor in tensors(vars(module)):
-                if not tensor.is_leaf:
+                if not tensor.is_leaf or tensor.layout != torch.strided:
                     memo.setdefault(id(tensor), tensor.detach().clone())
         return copy.deepcopy(model, memo)
 

@@ -39,6 +39,11 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
     return result  # type: ignore[no-any-return]
 
 
+def field_values(tree: Any) -> dict[str, Any]:
+    """The values of the fields of a dataclass, with or without slots."""
+    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+
+
 def _mapped_mapping(tree: Mapping[Any, Any], change: Callable[[Any], Any]) -> Any:
     """A shallow copy with other values, so that a defaultdict or a ModelOutput stays one; a dict where it is frozen."""
     values = {key: mapped(value, change) for key, value in tree.items()}
@@ -84,7 +89,7 @@ def _children(tree: Any, path: str) -> list[tuple[str, Any]] | None:
     if isinstance(tree, Mapping):
         return [(f"{path}[{key!r}]", value) for key, value in tree.items()]
     if dataclasses.is_dataclass(tree):
-        return [(f"{path}.{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
+        return [(f"{path}.{name}", value) for name, value in field_values(tree).items()]
     if callable(tree):
         return None
     try:

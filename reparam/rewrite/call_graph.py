@@ -20,6 +20,7 @@ from reparam.capture.graph import Call, Node, nodes_in, tuple_item
 from reparam.capture.norms import affine_part
 from reparam.capture.ops import CONVOLUTIONS
 from reparam.capture.symbolic import FUNCTIONS, ITEM, SIZE, Decision, Shape, Symbolic
+from reparam.capture.tree import field_values
 from reparam.errors import Refusal
 from reparam.rewrite.program import own_forward
 
@@ -106,8 +107,8 @@ class CallGraph:
             self._check(check, operator.eq, self._call(len, step) if check else step, len(value))
             self._bind_items(step, value, {i: (operator.getitem, i) for i in range(len(value))}, check)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {field.name: (getattr, field.name) for field in dataclasses.fields(value)}
-            self._bind_items(step, vars(value), fields, check)
+            values = field_values(value)
+            self._bind_items(step, values, {name: (getattr, name) for name in values}, check)
         elif isinstance(value, _ASKED):
             self._told.setdefault(value, step)
         elif type(value) in _LITERALS:

@@ -237,6 +237,8 @@ def adaptive_avg_pool(input: Value, output_size: Value) -> View:
     if not x.axes:
         raise Refusal("it pools over channels")
     sizes = output_size if isinstance(output_size, (tuple, list)) else [output_size] * len(x.axes)
+    if len(sizes) != len(x.axes):
+        raise Refusal(f"it pools {len(sizes)} axes of a tensor that has no batch", "a batch of one image would fold")
     after = [old if new is None else new for old, new in zip(shape[2:], sizes, strict=True)]
     return View(x, (*shape[:2], *after), 1)
 
