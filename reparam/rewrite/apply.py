@@ -130,10 +130,10 @@ class _Emitter:
 
     def _require_sound(self, paths: Mapping[nn.Module, str]) -> None:
         """Raise VerificationError unless every new forward finds all it needs, and every layer its weights."""
-        stripped = {module for module in self.unused.stripped if forward_of(module) is None}
         written_out = {
             inner for each in self.edits.rewrites for inner in each.code.opened if inner is not each.code.module
         }
+        stripped = {module for module in self.unused.stripped - written_out if forward_of(module) is None}
         for module, path in paths.items():
             program = forward_of(module)
             if not isinstance(program, Program) or module in written_out:  # its own forward is called no more

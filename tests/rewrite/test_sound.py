@@ -138,3 +138,19 @@ def test_a_forward_that_is_written_out_elsewhere_is_called_no_more() -> None:
     x = image(2, 4, 9)
     folded = reparam.reparameterize(trained(model, x), x)
     assert distance(folded, reparam.reparameterize(folded, x), image(1, 4, 6)) < EXACT
+
+
+def test_a_block_that_is_written_out_loses_a_weight_and_still_holds_a_module_that_is_called() -> None:
+    """The forward around the one that writes it out calls neither."""
+    inner = Block(lambda m, x: (y := m.head(x), m.conv(y) + m.shift), head=nn.PReLU(), conv=nn.Conv2d(4, 4, 1))
+    inner.register_buffer("shift", torch.randn(4, 1, 1))
+
+    def middle(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, z = m.inner(x)
+        return y - z * 0.7, y
+
+    model = Block(lambda m, x: m.act(m.middle(x)[0])[:, :], middle=Block(middle, inner=inner), act=nn.PReLU())
+    folded = reparam.reparameterize(trained(model, X), X, verify=False)
+    assert "shift" not in dict(folded.named_buffers())
+    assert folded.reparam_report.after.elementwise == 0
+    assert distance(model, folded, image(1, 4, 4, 9)) < EXACT
