@@ -329,7 +329,7 @@ def test_verify_ends_with_2_where_they_differ() -> None:
 def test_verify_needs_an_original(here: Path) -> None:
     (here / "a.onnx").write_bytes(b"")
     assert "no float64 truth" in refused("verify", "a.onnx", "mynet:make", "-i", "1x3x17x19")
-    assert "damaged" in refused("verify", "mynet:make", "a.onnx", "-i", "1x3x17x19")
+    assert "damaged" in refused("verify", "mynet:make", "a.onnx", "-i", "1x3x17x19", "--trust")
     (here / "a.pt2").write_bytes(b"PK")
     assert "damaged" in refused("verify", "a.pt2", "mynet:make", "-i", "1x3x17x19", "--trust")
     assert "no such file" in refused("verify", "mynet:make", "b.onnx", "-i", "1x3x17x19")
@@ -555,12 +555,12 @@ def test_export_writes_a_program_that_verifies(suffix: str, here: Path) -> None:
     assert data["file"] == file
     assert data["takes"] == "every batch and size"
     assert data["verification"]["ok"] is True
-    trust = ["--trust"] if suffix == ".pt2" else []
-    ended = run("verify", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30", *trust)
+    trust = "--trust"  # a program may hold code, and an old onnxruntime reads files that a model names
+    ended = run("verify", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30", trust)
     assert ended.code == 0, ended.err
-    assert run("verify", "mynet:make", file, "-i", "2x3x21x30", *trust).code == 2
+    assert run("verify", "mynet:make", file, "-i", "2x3x21x30", trust).code == 2
     timed = run("bench", "mynet:make", file, "-c", "best.pth", "-i", "2x3x21x30", "--rounds", "2", "--json",
-                *trust).data()  # fmt: skip
+                trust).data()  # fmt: skip
     assert [each["name"] for each in timed["models"]] == ["mynet:make", file]
     assert "exists and is not overwritten" in refused("export", "mynet:make", "-o", file)
     if suffix == ".pt2":
