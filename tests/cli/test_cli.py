@@ -564,7 +564,7 @@ def test_export_writes_a_program_that_verifies(suffix: str, here: Path) -> None:
     assert [each["name"] for each in timed["models"]] == ["mynet:make", file]
     assert "exists and is not overwritten" in refused("export", "mynet:make", "-o", file)
     if suffix == ".pt2":
-        assert run("verify", file, "mynet:make", "--other-checkpoint", "best.pth", "-i", "2x3x21x30", *trust).code == 0
+        assert run("verify", file, "mynet:make", "--other-checkpoint", "best.pth", "-i", "2x3x21x30", trust).code == 0
 
 
 def test_export_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

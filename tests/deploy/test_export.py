@@ -216,7 +216,7 @@ def test_weights_outside_the_folder_of_the_model_are_not_read(tmp_path: Path) ->
     graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
     (tmp_path / "model" / "net.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match="no ONNX model for onnxruntime|Install onnxruntime 1.24.1 or newer"):
+    with pytest.raises(InputError, match=r"no ONNX model for onnxruntime|Install onnxruntime 1\.24\.1 or newer"):
         open_program(tmp_path / "model" / "net.onnx")
 
 
