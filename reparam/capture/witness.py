@@ -37,7 +37,7 @@ _PROBES = (
 )
 _AFFORDABLE = 4  # times as large as the example
 _FEW_PIXELS = 32 * 32
-_TURNS = 3  # sizes that are tried for one decision
+_TURNS = 3  # sizes that are tried for one decision, and for each set of dimensions
 _CONSTANTS = 4  # numbers that code knows which are tried as sizes
 
 
@@ -116,15 +116,18 @@ class _Witnesses:
 
     def _turning(self, decision: Decision) -> list[Inputs]:
         """Inputs at which the expression of a branch says that it goes the other way, if they are not much larger."""
-        found: list[tuple[float, Mapping[Any, int]]] = []
+        found: dict[Any, list[tuple[float, Mapping[Any, int]]]] = defaultdict(list)  # by the dimensions that change
         given = {node.name: node.shape for node in self.main.nodes[: len(self.inputs.tensors())]}
         for sizes in self._flips(decision.expression, decision.value):
             if all(node.function is None and node.call is None and node.name in given for _, node, _ in sizes):
                 growth = math.prod(size / given[node.name][dim] for (_, node, dim), size in sizes.items())
+                changed = tuple(atom for atom, size in sizes.items() if size != atom[1].shape[atom[2]])
                 if growth <= _AFFORDABLE:
-                    found.append((abs(math.log(growth)), sizes))
-        nearest = [sizes for _, sizes in sorted(found, key=lambda each: each[0])]
-        chosen = (*nearest[: _TURNS - 1], *nearest[_TURNS - 1 :][-1:])
+                    found[changed].append((abs(math.log(growth)), sizes))
+        chosen: list[Mapping[Any, int]] = []
+        for group in found.values():
+            nearest = [sizes for _, sizes in sorted(group, key=lambda each: each[0])]
+            chosen += [*nearest[: _TURNS - 1], *nearest[_TURNS - 1 :][-1:]]
         return [*map(self._with_sizes, chosen), *self._emptied(decision)]
 
     def _emptied(self, decision: Decision) -> Iterator[Inputs]:
@@ -136,14 +139,16 @@ class _Witnesses:
                 yield self.inputs.cut(0)
 
     def _with_sizes(self, sizes: Mapping[Any, int]) -> Inputs:
-        inputs = self.inputs
+        inputs, pixels = self.inputs, dict[Node, list[int]]()
         for (_, node, dim), size in sizes.items():
             if dim == 0:
                 inputs = inputs.cut(size)
             elif dim == 1:
                 inputs = inputs.cut(length=size)
-            elif not self.fixed_size:
-                inputs = inputs.cut(pixels=(*node.shape[2:dim], size, *node.shape[dim + 1 :]))
+            else:
+                pixels.setdefault(node, [*node.shape[2:]])[dim - 2] = size
+        for lengths in () if self.fixed_size else pixels.values():
+            inputs = inputs.cut(pixels=tuple(lengths))
         return inputs
 
     def _flips(self, expression: Any, value: bool) -> Iterator[Mapping[Any, int]]:

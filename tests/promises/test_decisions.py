@@ -391,6 +391,21 @@ def test_a_norm_that_the_small_example_does_without(way: str) -> None:
         assert distance(model, folded, image(*size, seed=seed)) < EXACT, size
 
 
+@pytest.mark.parametrize("fixed", [2, 3])
+def test_a_product_of_sizes_of_which_one_is_fixed(fixed: int) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        y = m.norm(y) if x.shape[2:].numel() > 5 else y
+        return (y.transpose(2, 3) if fixed == 2 else y) @ m.weight
+
+    members = {"conv": conv(4, 4, 1), "norm": nn.BatchNorm2d(4), "weight": torch.randn(3, 2)}
+    model = trained(Block(forward, **members), image(1, 4, 3, 3))
+    folded = reparam.reparameterize(model, image(1, 4, 3, 3), verify=False)
+    for other in (1, 2, 5):
+        x = image(2, 4, other, 3) if fixed == 3 else image(2, 4, 3, other)
+        assert distance(model, folded, x) < EXACT, other
+
+
 CHAINS: dict[str, Callable[[Any], Any]] = {  # what is done with the result: three ways, of which two are alike
     "elif": lambda size: (lambda y, norm: norm(y)) if size < 3 else (lambda y, norm: norm(y)) if size < 6 else None,
     "one line": lambda size: None if not (size == 1 or size == 2 or size == 3) else (lambda y, norm: norm(y)),
