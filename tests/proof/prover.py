@@ -148,16 +148,18 @@ class Path:
             if answer != z3.sat:
                 raise Unproven(f"z3 does not know whether {conclusion}: {solver.reason_unknown()}")
         model = solver.model()
-        raise Refuted({name: model.eval(z3.Int(name), model_completion=True).as_long() for name in self.drawn})
+        drawn = {name: model.eval(z3.Int(name, solver.ctx), model_completion=True) for name in self.drawn}
+        raise Refuted({name: value.as_long() for name, value in drawn.items()})
 
     def check(self, *conditions: z3.BoolRef) -> z3.CheckSatResult:
         """Whether integers fulfil all facts and these conditions."""
         return self._solver(*conditions).check()
 
     def _solver(self, *conditions: z3.BoolRef) -> z3.Solver:
-        solver = z3.Then("simplify", "solve-eqs", "smt").solver()
+        context = z3.Context()  # of its own: how long z3 takes depends on what else a context has seen
+        solver = z3.Then("simplify", "solve-eqs", "smt", ctx=context).solver()
         solver.set("timeout", TIMEOUT)
-        solver.add(*self.facts, *conditions)
+        solver.add(*(each.translate(context) for each in (*self.facts, *conditions)))
         return solver
 
     def decide(self, condition: z3.BoolRef) -> bool:
